@@ -1,0 +1,158 @@
+"""Spectrum markers: known spectra, NumPy and scikit-learn written differently, invariances, degenerate input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from geomonitor import (
+    GeomonitorError,
+    effective_rank,
+    numerical_rank,
+    participation_ratio,
+    rankme,
+    stable_rank,
+)
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+MARKERS = [participation_ratio, numerical_rank, effective_rank, stable_rank, rankme]
+TRANSLATION_INVARIANT = [participation_ratio, numerical_rank, effective_rank]
+
+
+def with_spectrum(singular_values: Tensor, points: int = 40, width: int = 25) -> Tensor:
+    """Centred features with exactly these singular values."""
+    generator = torch.Generator().manual_seed(0)
+    rank = len(singular_values)
+    columns = torch.randn(points, rank, generator=generator, dtype=torch.float64)
+    left = torch.linalg.qr(columns - columns.mean(0)).Q
+    left = torch.linalg.qr(left - left.mean(0)).Q
+    right = torch.linalg.qr(torch.randn(width, rank, generator=generator, dtype=torch.float64)).Q
+    return left * singular_values @ right.T
+
+
+@pytest.fixture
+def decaying() -> Tensor:
+    """Centred features of a power-law spectrum down to 1e-6."""
+    return with_spectrum(torch.logspace(0, -6, 12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_flat_spectrum_counts_its_directions(marker):
+    assert marker(with_spectrum(torch.full((5,), 3.0))).item() == pytest.approx(5.0, rel=1e-4)  # rankme adds 1e-7 a value
+
+
+def test_two_level_spectrum_by_hand():
+    features = with_spectrum(torch.tensor([2.0, 1.0], dtype=torch.float64))
+    shares = [0.8, 0.2]
+    assert participation_ratio(features).item() == pytest.approx(25 / 17, rel=1e-12)
+    assert stable_rank(features).item() == pytest.approx(5 / 4, rel=1e-12)
+    entropy = -sum(p * math.log(p) for p in shares)
+    assert effective_rank(features).item() == pytest.approx(math.exp(entropy), rel=1e-12)
+
+
+@pytest.mark.parametrize(("tolerance", "rank"), [(1e-3, 6), (1e-2, 4), (1e-5, 10)])
+def test_numerical_rank_counts_singular_values_above_the_tolerance(decaying, tolerance, rank):
+    # Singular values 10 ** (-6 i / 11): 1e-3 lies between i = 5 and 6, 1e-2 between 3 and 4, 1e-5 between 9 and 10.
+    assert numerical_rank(decaying, tolerance=tolerance).item() == rank
+
+
+def test_against_scikit_learn_pca():
+    features = torch.randn(200, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    features = features * torch.linspace(0.1, 3, 30) + 7
+    pca = PCA().fit(features.numpy())
+    variance, share = pca.explained_variance_, pca.explained_variance_ratio_
+    assert participation_ratio(features).item() == pytest.approx(variance.sum() ** 2 / (variance**2).sum(), rel=1e-10)
+    assert effective_rank(features).item() == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-10)
+    assert numerical_rank(features, tolerance=0.3).item() == (
+        pca.singular_values_ >= 0.3 * pca.singular_values_[0]
+    ).sum()
+
+
+def test_raw_markers_against_numpy():
+    features = torch.rand(50, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    eigenvalues = np.clip(np.linalg.eigvalsh(features.numpy().T @ features.numpy()), 0, None)
+    assert stable_rank(features).item() == pytest.approx(
+        np.linalg.norm(features.numpy()) ** 2 / np.linalg.norm(features.numpy(), 2) ** 2, rel=1e-12
+    )
+    p = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum() + 1e-7
+    assert rankme(features).item() == pytest.approx(np.prod(p**-p), rel=1e-9)
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e12])
+def test_scale_does_not_matter(marker, decaying, scale):
+    assert marker(decaying * scale).item() == pytest.approx(marker(decaying).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_rotation_and_order_do_not_matter(marker, decaying):
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(25, 25, generator=generator, dtype=torch.float64)).Q
+    order = torch.randperm(40, generator=generator)
+    assert marker((decaying @ rotation)[order]).item() == pytest.approx(marker(decaying).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("marker", TRANSLATION_INVARIANT)
+def test_offset_does_not_matter(marker):
+    features = with_spectrum(torch.logspace(0, -2, 12, dtype=torch.float64))
+    assert marker(features + 1e3).item() == pytest.approx(marker(features).item(), rel=1e-6)
+
+
+def test_small_spread_on_a_large_offset_keeps_its_digits():
+    # Raw second moments in float32 gave 17.2 instead of 63.2 here.
+    noise = torch.randn(500, 64, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.01
+    assert participation_ratio(noise + 100).item() == pytest.approx(participation_ratio(noise).item(), rel=1e-9)
+    assert participation_ratio(noise).item() > 50
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_more_units_than_points(marker):
+    features = torch.randn(10, 300, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    padded = torch.cat([features, torch.zeros(10, 50)], dim=1)
+    assert 1 < marker(features).item() <= 10 + 1e-4
+    assert marker(padded).item() == pytest.approx(marker(features).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("constant", [0.1, 3.0, 1e6])
+def test_equal_points(constant):
+    features = torch.full((7, 4), constant)
+    assert math.isnan(participation_ratio(features))
+    assert math.isnan(effective_rank(features))
+    assert numerical_rank(features).item() == 0
+    assert stable_rank(features).item() == pytest.approx(1)
+
+
+def test_dead_layer():
+    dead = torch.zeros(7, 4)
+    assert [math.isnan(marker(dead)) for marker in MARKERS] == [True, False, True, True, True]
+    assert numerical_rank(dead).item() == 0
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
+def test_every_dtype_gives_float64(marker, dtype):
+    features = torch.randint(-5, 6, (30, 8), generator=torch.Generator().manual_seed(6)).to(dtype)
+    value = marker(features)
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(marker(features.double()).item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(3), r"shape \(Q, N\)"),
+        (torch.zeros(2, 3, 4), r"shape \(Q, N\)"),
+        (torch.zeros(0, 4), "at least one point"),
+        (torch.tensor([[1.0, math.nan], [0.0, 1.0]]), "1 of 2 rows"),
+        (torch.zeros(2, 2, dtype=torch.complex64), "real"),
+        ([[1.0]], "torch.Tensor"),
+    ],
+)
+def test_bad_input_is_named(marker, features, message):
+    with pytest.raises(ValueError, match=message) as error:
+        marker(features)
+    assert isinstance(error.value, GeomonitorError)
