@@ -1,0 +1,196 @@
+"""What a run leaves behind: one record a marker and measurement, in memory and in an append-only CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomonitor.errors import GeomonitorWarning, InputError
+
+
+class Record(NamedTuple):
+    """One marker of one layer at one moment of training."""
+
+    step: int
+    """optimiser steps done"""
+    epoch: int | None
+    """epoch, from 0; None in a loop that does not count them"""
+    layer: str
+    """alias of the layer, or "" for what belongs to the whole measurement"""
+    marker: str
+    value: float
+    """NaN where the marker is undefined or the measurement failed"""
+    standard_error: float = math.nan
+    """NaN where the marker has no sampling error"""
+
+    @property
+    def key(self) -> str:
+        """Name under which loggers get the value: ``geometry/<layer>/<marker>``, ``geometry/seconds``."""
+        return "/".join(part for part in ("geometry", self.layer, self.marker) if part)
+
+
+class Series(NamedTuple):
+    """One marker of one layer over time, in the order of the steps; all arrays have length ``n``."""
+
+    layer: str
+    marker: str
+    steps: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+    """NaN where the epoch is not known"""
+    values: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
+
+
+class History:
+    """All records of a run, in memory and, once :meth:`open` is called, in a file that survives a kill.
+
+    A record of the same step, layer and marker as an earlier one replaces it, so that a part of a run that is done
+    again after a resume does not count twice.
+
+    >>> history = History()
+    >>> history.append([Record(10, 0, "penultimate", "dimension", 2.5, 0.1)])
+    >>> history.series("penultimate", "dimension").values
+    array([2.5])
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._records: dict[tuple[int, str, str], Record] = {}
+        self._path: Path | None = None
+        self._keep(records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is written, if any."""
+        return self._path
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Keep records and write them to the file; a full or read-only disk is warned of, never an error."""
+        records = list(records)
+        self._keep(records)
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                file.write(_rows(records))
+        except OSError as error:
+            self._give_up_on_file(error)
+
+    def series(self, layer: str, marker: str) -> Series:
+        """One marker of one layer in the order of the steps; empty where there is none."""
+        rows = sorted((r for r in self if (r.layer, r.marker) == (layer, marker)), key=lambda r: r.step)
+        return Series(
+            layer,
+            marker,
+            np.array([r.step for r in rows], dtype=np.int64),
+            np.array([math.nan if r.epoch is None else r.epoch for r in rows], dtype=np.float64),
+            np.array([r.value for r in rows], dtype=np.float64),
+            np.array([r.standard_error for r in rows], dtype=np.float64),
+        )
+
+    def open(self, path: str | os.PathLike[str], protocol: dict[str, Any] | None = None) -> None:
+        """Write to ``path`` from now on, starting with what is in memory.
+
+        A file of another run that is in the way is kept as ``<name>.<n>.csv``. ``protocol`` goes into a side file of
+        the same name with the ending ``.json``.
+        """
+        self._path = Path(path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not len(self):
+                self._path.rename(_free_name(self._path))
+            _write(self._path, ",".join(Record._fields) + "\r\n" + _rows(self))
+            if protocol is not None:
+                _write(self._path.with_suffix(".json"), json.dumps(protocol, indent=2, sort_keys=True) + "\n")
+        except OSError as error:
+            self._give_up_on_file(error)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> History:
+        """Read a history file.
+
+        A last line cut off by a kill is left out with a warning.
+
+        Raises:
+            InputError: not a history file, or a broken line other than the last.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+        if cut_off:
+            warnings.warn(
+                f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2
+            )
+        rows = csv.reader(io.StringIO(whole))
+        if tuple(next(rows, ())) != Record._fields:
+            raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
+        return cls(_record(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists, for a checkpoint that loads with ``weights_only=True``."""
+        return {"records": [list(record) for record in self]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace what is in memory by a saved state."""
+        self._records.clear()
+        self._keep(Record(*row) for row in state["records"])
+
+    def clear(self) -> None:
+        """Forget all records; an open file is closed and stays as it is."""
+        self._records.clear()
+        self._path = None
+
+    def _keep(self, records: Iterable[Record]) -> None:
+        self._records.update({(r.step, r.layer, r.marker): r for r in records})
+
+    def _give_up_on_file(self, error: OSError) -> None:
+        warnings.warn(
+            f"the geometry history cannot be written to {self._path} ({error}); it stays in memory and in checkpoints",
+            GeomonitorWarning,
+            stacklevel=3,
+        )
+        self._path = None
+
+
+def _rows(records: Iterable[Record]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(records)  # floats as repr: every digit comes back
+    return text.getvalue()
+
+
+def _record(row: list[str], place: str) -> Record:
+    try:
+        step, epoch, layer, marker, value, standard_error = row
+        return Record(
+            int(step), int(epoch) if epoch else None, layer, marker, float(value), float(standard_error)
+        )
+    except ValueError:
+        raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a kill leaves the old file or the new one, never half of it."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text, encoding="utf-8", newline="")
+    beside.replace(path)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return candidate

@@ -1,0 +1,134 @@
+"""Detectors on runs that decline and on runs that do not; the measurement of the alarm is asserted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from geomonitor import DETECTORS, DropFromReference, History, InputError, Record, Series, Verdict
+from geomonitor.alerts import explain, headline
+from geomonitor.decline import judge
+
+NOISE = 0.03
+"""Relative standard error of a measurement at T = 200, and the scatter of a healthy run, in trials 2-4 %."""
+
+
+def series(values, errors=NOISE) -> Series:
+    values = np.asarray(values, dtype=float)
+    count = len(values)
+    return Series("fc", "dimension", 10 * np.arange(count), np.arange(count, dtype=float), values, errors * np.abs(values))
+
+
+def first_alarm(values, detector=None, errors=NOISE) -> int | None:
+    """Number of the measurement at which the alarm is first on, as a run sees it: one measurement after the other."""
+    detector = detector or DropFromReference()
+    return next((n for n in range(len(values)) if detector(series(values[: n + 1], errors)).declined), None)
+
+
+def noisy(level, seed: int, noise: float = NOISE) -> np.ndarray:
+    level = np.asarray(level, dtype=float)
+    return level * (1 + noise * np.random.default_rng(seed).standard_normal(len(level)))
+
+
+WARM_UP = 2 + 2 * np.exp(-np.arange(40) / 3)  # falls by half while the classes form
+FAULT = np.where(np.arange(40) < 20, 1.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "alarm"),
+    [
+        ("flat", np.full(40, 2.0), None),
+        ("warm-up curve", WARM_UP, None),
+        ("rise", np.linspace(1, 3, 40), None),
+        ("step of 30 %", 2 * FAULT, 21),  # measurements 20 and 21 are low
+        ("warm-up, then a step", WARM_UP * FAULT, 21),
+        ("step of 10 %", np.where(np.arange(40) < 20, 2.0, 1.8), None),  # smaller than drop
+        ("single outlier", np.where(np.arange(40) == 20, 1.0, 2.0), None),
+        ("gap of failed measurements", np.where((np.arange(40) > 15) & (np.arange(40) < 18), np.nan, 2 * FAULT), 21),
+        ("failed measurement within the decline", np.where(np.arange(40) == 21, np.nan, 2 * FAULT), 22),
+        ("slow drift, 1 % a measurement of forty", 2 * 0.995 ** np.arange(40), None),
+        ("fast drift after a plateau", np.r_[np.full(20, 2.0), 2 * 0.96 ** np.arange(1, 21)], 24),  # 0.96^4 < 0.85
+        ("all failed", np.full(40, np.nan), None),
+        ("too short", [3.0, 1.0, 1.0], None),
+        ("never positive", -2 * FAULT, None),
+    ],
+)
+def test_when_the_alarm_comes(name, values, alarm):
+    assert first_alarm(values) == alarm
+
+
+def test_a_finer_cadence_needs_a_longer_warm_up():
+    often = 2 + 2 * np.exp(-np.arange(400) / 30)  # the same early fall, measured ten times as often
+    assert first_alarm(often, DropFromReference(warmup_checks=100)) is None
+
+
+def test_a_drop_within_the_noise_is_none():
+    assert first_alarm(2 * FAULT, errors=0.2) is None
+
+
+def test_the_scatter_of_the_series_is_noise_too():
+    wild = np.where(np.arange(40) % 2, 2.6, 2.0) * np.where(np.arange(40) < 20, 1.0, 0.8)
+    assert first_alarm(wild, errors=0.0) is None
+
+
+def test_the_alarm_stays_until_recovery_and_comes_again():
+    values = np.r_[np.full(40, 2.0), np.full(10, 1.2), np.full(20, 2.0), np.full(3, 1.2)]
+    alarms = [DropFromReference()(series(values[: n + 1])).declined for n in range(len(values))]
+    assert [n for n in range(1, len(alarms)) if alarms[n] != alarms[n - 1]] == [41, 50, 71]
+
+
+def test_the_verdict_tells_since_when_how_much_and_against_what():
+    verdict = DropFromReference()(series(2 * FAULT[:25]))
+    assert verdict.declined
+    assert (verdict.since_step, verdict.since_epoch, verdict.checks) == (200, 20, 5)
+    assert (verdict.reference, verdict.value) == (2.0, pytest.approx(1.4))
+    assert verdict.change == pytest.approx(-0.3)
+    assert verdict.standard_error == pytest.approx(NOISE * math.hypot(2.0, 1.4))
+    assert verdict.sigmas == pytest.approx(0.6 / verdict.standard_error)
+
+
+def test_without_epochs_the_step_is_known():
+    known = series(2 * FAULT[:25])
+    verdict = DropFromReference()(known._replace(epochs=np.full(25, np.nan)))
+    assert (verdict.since_step, verdict.since_epoch) == (200, None)
+
+
+def test_false_alarms_on_healthy_runs_are_rare():
+    # The bound is one run in fifty; an alarm at any of the 40 measurements counts.
+    alarms = sum(first_alarm(noisy(WARM_UP, seed)) is not None for seed in range(300))
+    assert alarms <= 6
+
+
+def test_faulty_runs_are_found():
+    found = [first_alarm(noisy(WARM_UP * FAULT, seed)) for seed in range(50)]
+    assert sum(alarm is not None and 21 <= alarm <= 25 for alarm in found) >= 48
+
+
+def test_the_loudest_marker_speaks_for_the_layer():
+    history = History(
+        Record(10 * n, n, "fc", marker, 2 * FAULT[n] ** power, 0.06)
+        for n in range(25)
+        for marker, power in (("dimension", 1), ("rankme", 2), ("nc1", 0))
+    )
+    assert judge(history, "fc", ["nc1", "dimension", "rankme"], DropFromReference()).marker == "rankme"
+    assert not judge(history, "fc", ["nc1"], DropFromReference()).declined
+
+
+def test_words():
+    verdict = Verdict(True, "penultimate", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3)
+    text = explain(verdict)
+    for part in (headline(verdict), "40 %", "new classes", "nothing of accuracy on the known classes", "step 216"):
+        assert part in text
+    assert max(map(len, text.splitlines())) < 200
+    assert "low since step 216" in headline(verdict._replace(since_epoch=None))
+
+
+def test_the_registry_makes_detectors_by_name():
+    assert DETECTORS["drop_from_reference"](drop=0.2) == DropFromReference(drop=0.2)
+
+
+@pytest.mark.parametrize("option", [{"drop": 0}, {"drop": 1.5}, {"sigmas": -1}, {"patience_checks": 0}, {"warmup_checks": 0}])
+def test_options_without_sense_are_refused(option):
+    with pytest.raises(InputError):
+        DropFromReference(**option)

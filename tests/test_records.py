@@ -1,0 +1,125 @@
+"""History: what is written comes back digit by digit, after a kill, a resume, a full disk."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from geomonitor import GeomonitorWarning, History, InputError, Record
+
+RECORDS = [
+    Record(24, 0, "penultimate", "dimension", 0.1 + 0.2, 1e-17),
+    Record(24, 0, "penultimate", "nc1", math.nan),
+    Record(24, 0, 'a "quoted", layer', "rank", 1e300, math.nan),
+    Record(48, None, "", "seconds", 0.25),
+]
+
+
+def as_text(history: History) -> list[str]:
+    return [repr(record) for record in history]  # NaN equals NaN as text
+
+
+def test_the_file_gives_back_every_digit(tmp_path):
+    history = History()
+    history.open(tmp_path / "run" / "geometry.csv", {"seed": 0})
+    history.append(RECORDS[:2])
+    history.append(RECORDS[2:])
+    assert as_text(History.load(tmp_path / "run" / "geometry.csv")) == list(map(repr, RECORDS))
+    assert json.loads((tmp_path / "run" / "geometry.json").read_text()) == {"seed": 0}
+
+
+def test_every_append_is_on_disk_at_once(tmp_path):
+    history = History()
+    history.open(tmp_path / "h.csv")
+    for n in range(1, 4):
+        history.append([Record(n, n, "fc", "dimension", float(n))])
+        assert len(History.load(tmp_path / "h.csv")) == n
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out_and_said(tmp_path):
+    path = tmp_path / "h.csv"
+    history = History()
+    history.open(path)
+    history.append(RECORDS)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.warns(GeomonitorWarning, match="cut off"):
+        assert as_text(History.load(path)) == list(map(repr, RECORDS[:-1]))
+
+
+def test_a_measurement_made_again_after_a_resume_counts_once(tmp_path):
+    history = History([Record(10, 0, "fc", "dimension", 1.0)])
+    history.open(tmp_path / "h.csv")
+    history.append([Record(20, 1, "fc", "dimension", 2.0)])
+    history.append([Record(20, 1, "fc", "dimension", 3.0)])
+    for seen in (history, History.load(tmp_path / "h.csv")):
+        assert seen.series("fc", "dimension").values.tolist() == [1.0, 3.0]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    history = History()
+    history.open(tmp_path / "h.csv")
+    history.append([Record(10, 0, "fc", "dimension", 1.0)])
+    saved = history.state_dict()
+    history.append([Record(20, 1, "fc", "dimension", 2.0)])  # the run dies here
+    resumed = History()
+    resumed.load_state_dict(saved)
+    resumed.open(tmp_path / "h.csv")
+    assert History.load(tmp_path / "h.csv").series("fc", "dimension").steps.tolist() == [10]
+
+
+def test_a_new_run_does_not_overwrite_an_old_file(tmp_path):
+    for value in (1.0, 2.0, 3.0):
+        history = History()
+        history.open(tmp_path / "geometry.csv")
+        history.append([Record(1, 0, "fc", "dimension", value)])
+    kept = {p.name: History.load(p).series("fc", "dimension").values.tolist() for p in tmp_path.glob("*.csv")}
+    assert kept == {"geometry.csv": [3.0], "geometry.1.csv": [1.0], "geometry.2.csv": [2.0]}
+
+
+def test_state_survives_a_weights_only_checkpoint(tmp_path):
+    torch.save(History(RECORDS).state_dict(), tmp_path / "state.pt")
+    restored = History()
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert as_text(restored) == list(map(repr, RECORDS))
+
+
+def test_a_disk_that_fails_is_warned_of_once_and_nothing_is_lost(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    history = History()
+    with pytest.warns(GeomonitorWarning, match="cannot be written"):
+        history.open(blocked / "geometry.csv")
+    history.append(RECORDS)  # no second warning: warnings are errors here
+    assert as_text(history) == list(map(repr, RECORDS))
+
+
+def test_series_are_in_the_order_of_steps_and_know_missing_epochs():
+    history = History(
+        [Record(30, None, "fc", "d", 3.0), Record(10, 1, "fc", "d", 1.0, 0.5), Record(20, 2, "other", "d", 9.0)]
+    )
+    series = history.series("fc", "d")
+    assert (series.steps.tolist(), series.values.tolist()) == ([10, 30], [1.0, 3.0])
+    np.testing.assert_array_equal(series.epochs, [1, math.nan])
+    np.testing.assert_array_equal(series.standard_errors, [0.5, math.nan])
+    assert len(history.series("fc", "unknown").values) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b\r\n1,2\r\n", "no history file"), ("", "no history file")]
+    + [("step,epoch,layer,marker,value,standard_error\r\n" + row + "\r\n", "line 2") for row in ("1,2", "x,0,fc,d,1,1")],
+)
+def test_what_is_no_history_is_refused(tmp_path, text, message):
+    (tmp_path / "h.csv").write_text(text, newline="")
+    with pytest.raises(InputError, match=message):
+        History.load(tmp_path / "h.csv")
+
+
+@pytest.mark.parametrize(
+    ("record", "key"), [(RECORDS[0], "geometry/penultimate/dimension"), (RECORDS[3], "geometry/seconds")]
+)
+def test_keys(record, key):
+    assert record.key == key
