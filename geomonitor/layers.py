@@ -1,0 +1,186 @@
+"""Names of layers: from what a user writes to places in a model, whatever the model is wrapped in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from geomonitor.errors import InputError
+
+Side = Literal["input", "output"]
+PENULTIMATE = "penultimate"
+
+# Children under which torch.compile, FSDP, activation checkpointing and Fabric keep the module they wrap.
+_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What to record: the input or the output of the module at a path. Holds names only, never the module."""
+
+    path: str
+    side: Side
+    automatic: bool = False  # found by the rule for "penultimate", so the forward pass has to confirm it
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.side}"
+
+
+Layers: TypeAlias = "str | Sequence[str] | Mapping[str, str] | Mapping[str, Layer]"
+
+
+def resolve_layers(model: nn.Module, layers: Layers = PENULTIMATE) -> dict[str, Layer]:
+    """Turn what a user writes into layers that exist in the model.
+
+    A name is ``"penultimate"`` (the input of the model's last ``nn.Linear``), a module path such as
+    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Paths are those of
+    the plain model: what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and Fabric
+    add to them is left out.
+
+    Args:
+        model: the model, wrapped or not.
+        layers: one name, a list of names, or a mapping from an alias of your choice to a name.
+
+    Returns:
+        Alias to ``Layer``. Without an alias of your own it is the path, with ``_input`` added for an input.
+
+    Raises:
+        InputError: a path that does not exist (with the nearest ones), or a ``"penultimate"`` that is absent
+            or ambiguous: heads next to each other in a ``ModuleList`` or ``ModuleDict`` (candidates listed).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> {alias: str(layer) for alias, layer in resolve_layers(model, ["penultimate", "1"]).items()}
+        {'penultimate': '2:input', '1': '1:output'}
+    """
+    return resolve_in(plain_modules(model), layers)
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """List every module that is not a wrapper under the path that it has in the plain model.
+
+    Args:
+        model: the model, wrapped or not.
+
+    Returns:
+        Path to module, in the order of registration; the model itself is under ``""``.
+
+    Example:
+        >>> list(plain_modules(nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))))
+        ['', '0']
+    """
+    modules: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        modules[path] = module = _unwrapped(module)
+        for key, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{path}.{key}" if path else key)
+
+    visit(model, "")
+    return modules
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    children = dict(module._modules.items())
+    inner = next((children[key] for key in _WRAPPED_AS if children.get(key) is not None), None)
+    # DDP, DataParallel, AveragedModel, DeepSpeed. A user's own child may be called "module", too.
+    if set(children) == {"module"} and type(module).__module__.startswith(("torch.", "deepspeed.")):
+        inner = children["module"]
+    return module if inner is None else _unwrapped(inner)
+
+
+def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, Layer]:
+    """``resolve_layers`` for a model whose modules are already listed by ``plain_modules``."""
+    resolved: dict[str, Layer] = {}
+    names = [layers] if isinstance(layers, str) else layers
+    pairs = names.items() if isinstance(names, Mapping) else [("", name) for name in names]
+    for wanted_alias, name in pairs:
+        layer = name if isinstance(name, Layer) else _parsed(modules, name)
+        if layer.path not in modules:
+            raise InputError(f"the model has no layer {layer.path!r}. {_nearest(layer.path, modules)}")
+        alias = wanted_alias or _default_alias(layer)
+        if "/" in alias:
+            raise InputError(f"the alias {alias!r} has a '/', which is kept for the parts of logged names")
+        if alias in resolved:
+            raise InputError(f"two layers are called {alias!r}: give aliases, {{'alias': 'path:input'}}")
+        resolved[alias] = layer
+    if not resolved:
+        raise InputError("no layer given: expected a name such as 'penultimate', a list of names or a mapping")
+    return resolved
+
+
+def _parsed(modules: Mapping[str, nn.Module], name: str) -> Layer:
+    if name == PENULTIMATE and PENULTIMATE not in modules:
+        return Layer(_head(modules), "input", automatic=True)
+    path, _, side = name.partition(":")
+    if side not in ("", *get_args(Side)):
+        raise InputError(f"expected 'path', 'path:input' or 'path:output', found {name!r}")
+    return Layer(path, "input" if side == "input" else "output")
+
+
+def _default_alias(layer: Layer) -> str:
+    if layer.automatic:
+        return PENULTIMATE
+    return (layer.path or "model") + ("_input" if layer.side == "input" else "")
+
+
+def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Paths of every ``nn.Linear`` that can run: attention's ``out_proj`` only lends its weights."""
+    return [
+        path
+        for path, module in modules.items()
+        if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    ]
+
+
+def _head(modules: Mapping[str, nn.Module]) -> str:
+    """The path of the last linear layer, unless its place says that it is only one of several heads."""
+    linears = linear_paths(modules)
+    if not linears:
+        raise InputError(
+            "the model has no nn.Linear, so 'penultimate' means nothing here: name a layer, such as "
+            f"layers='path' or 'path:input'. The model has {listed(path for path in modules if path)}"
+        )
+    path = linears[-1]
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
+            _refuse_parallel_heads(path, modules, linears)
+    return linears[-1]
+
+
+def _refuse_parallel_heads(container: str, modules: Mapping[str, nn.Module], linears: list[str]) -> None:
+    """Tell heads side by side from blocks in a row: a block takes in what the block before it gives out."""
+    children: dict[str, list[str]] = {}
+    start = f"{container}."
+    for path in linears:
+        if path.startswith(start):
+            children.setdefault(path[len(start) :].partition(".")[0], []).append(path)
+    if len(children) < 2:
+        return
+    before, last = list(children.values())[-2:]
+    if modules[before[-1]].out_features != modules[last[0]].in_features:
+        candidates = [f"{paths[-1]}:input" for paths in children.values()]
+        raise InputError(
+            f"'penultimate' is ambiguous: {container!r} holds several heads. Choose, for example "
+            f"layers={candidates[0]!r}. Candidates: {listed(candidates)}"
+        )
+
+
+def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
+    near = difflib.get_close_matches(path, [known for known in modules if known], n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}It has {listed(known for known in modules if known)}"
+
+
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Names for an error message, cut off where a message would become unreadable."""
+    every = list(names)
+    more = f" and {len(every) - most} more (see model.named_modules())" if len(every) > most else ""
+    return (", ".join(every[:most]) or "no layers") + more
