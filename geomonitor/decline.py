@@ -77,8 +77,9 @@ class DropFromReference:
         warmup_checks: measurements before anything is judged.
         patience_checks: low measurements in a row that make a decline.
 
-    >>> history = [1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3]
-    >>> verdict = DropFromReference()(Series("fc", "dimension", *map(np.array, (range(8), range(8), history, [0.05] * 8))))
+    >>> epochs, errors = np.arange(8), np.full(8, 0.05)
+    >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
+    >>> verdict = DropFromReference()(Series("fc", "dimension", 24 * epochs, epochs, values, errors))
     >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
     (True, 6, -0.38)
     """
@@ -127,9 +128,7 @@ class DropFromReference:
         )
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
-    {"drop_from_reference": DropFromReference}
-)
+DETECTORS: Mapping[str, Callable[..., Detector]] = MappingProxyType({"drop_from_reference": DropFromReference})
 """Detectors by name, for configuration files."""
 
 

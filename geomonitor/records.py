@@ -132,9 +132,7 @@ class History:
         text = Path(path).read_text(encoding="utf-8")
         whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
         if cut_off:
-            warnings.warn(
-                f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2
-            )
+            warnings.warn(f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2)
         rows = csv.reader(io.StringIO(whole))
         if tuple(next(rows, ())) != Record._fields:
             raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
@@ -175,9 +173,7 @@ def _rows(records: Iterable[Record]) -> str:
 def _record(row: list[str], place: str) -> Record:
     try:
         step, epoch, layer, marker, value, standard_error = row
-        return Record(
-            int(step), int(epoch) if epoch else None, layer, marker, float(value), float(standard_error)
-        )
+        return Record(int(step), int(epoch) if epoch else None, layer, marker, float(value), float(standard_error))
     except ValueError:
         raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
 

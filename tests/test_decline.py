@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from geomonitor import DETECTORS, DropFromReference, History, InputError, Record, Series, Verdict
 from geomonitor.alerts import explain, headline
 from geomonitor.decline import judge
@@ -17,7 +18,9 @@ NOISE = 0.03
 def series(values, errors=NOISE) -> Series:
     values = np.asarray(values, dtype=float)
     count = len(values)
-    return Series("fc", "dimension", 10 * np.arange(count), np.arange(count, dtype=float), values, errors * np.abs(values))
+    return Series(
+        "fc", "dimension", 10 * np.arange(count), np.arange(count, dtype=float), values, errors * np.abs(values)
+    )
 
 
 def first_alarm(values, detector=None, errors=NOISE) -> int | None:
@@ -128,7 +131,9 @@ def test_the_registry_makes_detectors_by_name():
     assert DETECTORS["drop_from_reference"](drop=0.2) == DropFromReference(drop=0.2)
 
 
-@pytest.mark.parametrize("option", [{"drop": 0}, {"drop": 1.5}, {"sigmas": -1}, {"patience_checks": 0}, {"warmup_checks": 0}])
+@pytest.mark.parametrize(
+    "option", [{"drop": 0}, {"drop": 1.5}, {"sigmas": -1}, {"patience_checks": 0}, {"warmup_checks": 0}]
+)
 def test_options_without_sense_are_refused(option):
     with pytest.raises(InputError):
         DropFromReference(**option)

@@ -26,25 +26,19 @@ MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
     {
         "capacity": Marker("classes that can be separated per feature dimension", "manifolds", None, _GLUE),
         "dimension": Marker("effective dimension of the class manifolds", "manifolds", "lower", _GLUE),
-        "radius": Marker(
-            "effective radius of the class manifolds against their centres", "manifolds", None, _GLUE
-        ),
+        "radius": Marker("effective radius of the class manifolds against their centres", "manifolds", None, _GLUE),
         "utility": Marker(
             "share of the capacity's cost that within-class variation bears", "manifolds", "lower", _GLUE
         ),
         "center_alignment": Marker(_ALIGNMENT.format("centres"), "manifolds", None, _GLUE),
         "axis_alignment": Marker(_ALIGNMENT.format("axes"), "manifolds", None, _GLUE),
         "center_axis_alignment": Marker(_ALIGNMENT.format("centre and axis"), "manifolds", None, _GLUE),
-        "absolute_center_alignment": Marker(
-            "absolute " + _ALIGNMENT.format("centres"), "manifolds", None, _GLUE
-        ),
+        "absolute_center_alignment": Marker("absolute " + _ALIGNMENT.format("centres"), "manifolds", None, _GLUE),
         "absolute_axis_alignment": Marker("absolute " + _ALIGNMENT.format("axes"), "manifolds", None, _GLUE),
         "absolute_center_axis_alignment": Marker(
             "absolute " + _ALIGNMENT.format("centre and axis"), "manifolds", None, _GLUE
         ),
-        "participation_ratio": Marker(
-            "directions that carry variance", "spectrum", "lower", "Gao et al. 2017"
-        ),
+        "participation_ratio": Marker("directions that carry variance", "spectrum", "lower", "Gao et al. 2017"),
         "numerical_rank": Marker(
             "singular values above 1e-3 of the largest", "spectrum", "lower", "Masarczyk et al. 2023"
         ),

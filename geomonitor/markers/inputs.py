@@ -53,9 +53,7 @@ def require_matrix(features: Tensor) -> None:
 def require_labels(labels: Tensor, points: int) -> None:
     """Refuse labels that are not ``points`` integers; looks at shape and dtype only, never at values."""
     if labels.ndim != 1 or labels.shape[0] != points:
-        raise InputError(
-            f"labels must have shape (Q,) with one label a point, Q = {points}; got {tuple(labels.shape)}"
-        )
+        raise InputError(f"labels must have shape (Q,) with one label a point, Q = {points}; got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels must be integers; got {labels.dtype}")
 

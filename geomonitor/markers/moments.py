@@ -76,9 +76,7 @@ def merge_moments(parts: list[Moments]) -> Moments:
         share = (part.counts / total.clamp(min=1))[:, None]
         shift = part.means - merged.means
         cross = (merged.counts[:, None] * share).sqrt() * shift
-        merged = Moments(
-            total, merged.means + share * shift, _bounded(torch.cat([merged.factor, part.factor, cross]))
-        )
+        merged = Moments(total, merged.means + share * shift, _bounded(torch.cat([merged.factor, part.factor, cross])))
     return merged
 
 
@@ -94,4 +92,5 @@ def _bounded(factor: Tensor) -> Tensor:
     rows, width = factor.shape
     if rows <= 2 * width:
         return factor
-    return torch.linalg.qr(factor, mode="r").R
+    cut_back: Tensor = torch.linalg.qr(factor, mode="r").R
+    return cut_back

@@ -170,7 +170,7 @@ def _numerical_rank(spectrum: Spectrum, tolerance: float) -> Tensor:
 
 
 def _effective_rank(spectrum: Spectrum) -> Tensor:
-    return torch.special.entr(_normalized(_relative(spectrum.centered).square())).sum().exp()
+    return _exponential_entropy(_normalized(_relative(spectrum.centered).square()))
 
 
 def _stable_rank(spectrum: Spectrum) -> Tensor:
@@ -178,13 +178,16 @@ def _stable_rank(spectrum: Spectrum) -> Tensor:
 
 
 def _rankme(spectrum: Spectrum) -> Tensor:
-    return torch.special.entr(_normalized(spectrum.raw) + RANKME_EPSILON).sum().exp()
+    return _exponential_entropy(_normalized(spectrum.raw) + RANKME_EPSILON)
+
+
+def _exponential_entropy(shares: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()
 
 
 def _relative(singular_values: Tensor) -> Tensor:
-    return (
-        singular_values / singular_values.amax()
-    )  # 0 / 0 is the NaN that "undefined" is; squares cannot overflow
+    return singular_values / singular_values.amax()  # 0 / 0 is the NaN that "undefined" is; squares cannot overflow
 
 
 def _normalized(values: Tensor) -> Tensor:
@@ -194,14 +197,11 @@ def _normalized(values: Tensor) -> Tensor:
 def _singular_values(matrix: Tensor) -> Tensor:
     if not matrix.numel():
         return matrix.new_zeros(0)
+    values: Tensor
     try:
-        return torch.linalg.svdvals(matrix)
-    except (
-        torch.linalg.LinAlgError
-    ):  # seen with the GPU's solver on clustered values; LAPACK's converges there
-        warnings.warn(
-            "singular values did not converge on the GPU; computed on the CPU",
-            GeomonitorWarning,
-            stacklevel=2,
-        )
-        return torch.linalg.svdvals(matrix.cpu()).to(matrix.device)
+        values = torch.linalg.svdvals(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # seen with the GPU's solver; LAPACK's converges
+        told = "singular values did not converge on the GPU; computed on the CPU"
+        warnings.warn(told, GeomonitorWarning, stacklevel=2)
+        values = torch.linalg.svdvals(matrix.cpu()).to(matrix.device)
+    return values

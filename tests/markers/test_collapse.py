@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from geomonitor import InputError, neural_collapse
 from torch import Tensor
+
+from geomonitor import InputError, neural_collapse
 
 GENERATOR_SEED = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from geomonitor.markers.moments import Moments, add_points, empty_moments, merge_moments, pooled
 
 
@@ -44,7 +45,10 @@ def test_merged_parts_are_the_whole(cut):
 def test_pooled_groups_are_one_cloud():
     x, groups = data()
     torch.testing.assert_close(
-        gram(pooled(add_points(empty_moments(4, x), x, groups))), scatter(x, torch.zeros(300), 1), rtol=1e-12, atol=1e-12
+        gram(pooled(add_points(empty_moments(4, x), x, groups))),
+        scatter(x, torch.zeros(300), 1),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 

@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
 from geomonitor import (
     GeomonitorError,
     effective_rank,
@@ -15,8 +18,6 @@ from geomonitor import (
     rankme,
     stable_rank,
 )
-from sklearn.decomposition import PCA
-from torch import Tensor
 
 MARKERS = [participation_ratio, numerical_rank, effective_rank, stable_rank, rankme]
 TRANSLATION_INVARIANT = [participation_ratio, numerical_rank, effective_rank]
@@ -41,7 +42,9 @@ def decaying() -> Tensor:
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_flat_spectrum_counts_its_directions(marker):
-    assert marker(with_spectrum(torch.full((5,), 3.0))).item() == pytest.approx(5.0, rel=1e-4)  # rankme adds 1e-7 a value
+    assert marker(with_spectrum(torch.full((5,), 3.0))).item() == pytest.approx(
+        5.0, rel=1e-4
+    )  # rankme adds 1e-7 a value
 
 
 def test_two_level_spectrum_by_hand():
@@ -66,9 +69,9 @@ def test_against_scikit_learn_pca():
     variance, share = pca.explained_variance_, pca.explained_variance_ratio_
     assert participation_ratio(features).item() == pytest.approx(variance.sum() ** 2 / (variance**2).sum(), rel=1e-10)
     assert effective_rank(features).item() == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-10)
-    assert numerical_rank(features, tolerance=0.3).item() == (
-        pca.singular_values_ >= 0.3 * pca.singular_values_[0]
-    ).sum()
+    assert (
+        numerical_rank(features, tolerance=0.3).item() == (pca.singular_values_ >= 0.3 * pca.singular_values_[0]).sum()
+    )
 
 
 def test_raw_markers_against_numpy():

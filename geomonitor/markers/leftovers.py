@@ -1,0 +1,86 @@
+"""The samples that a batch could not finish, one by one, in feature space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls  # type: ignore[import-untyped]
+from torch import Tensor
+
+from geomonitor.markers.active_set import ActiveSets, GramProblem
+from geomonitor.markers.saturated import saturated_weights
+from geomonitor.markers.smallest_weights import Array
+
+# SciPy's own cap is three times the number of columns; a saturated sample with many exchanges may need more.
+ITERATIONS_PER_COLUMN = 10
+
+Coordinates = Callable[[int], tuple[Tensor, Tensor]]
+"""From a row of the batch to its columns ``(C, N)`` and its target ``(N,)``, both of length one."""
+SparseWeights = tuple[NDArray[np.int64], Array]
+"""Columns and their weights."""
+
+
+def finish(problem: GramProblem, sets: ActiveSets, rows: Tensor, coordinates: Coordinates) -> tuple[ActiveSets, Tensor]:
+    """Solves some rows again, one by one: by Newton's method, and by SciPy's `nnls` where that gives no exact
+    answer.
+
+    Args:
+        problem: the whole batch.
+        sets: its solutions so far.
+        rows: rows to solve.
+        coordinates: where the Gram matrices came from.
+
+    Returns:
+        the solutions, with those rows replaced; where SciPy gives up too, ``converged`` stays False. And a
+        mask ``(B,)`` of rows whose weights are known to be the smallest of all optimal ones.
+    """
+    found, settled = {}, torch.zeros_like(sets.converged)
+    for row in rows.tolist():
+        signed, target = _reduced(*coordinates(row), problem.signs[row])
+        solution = saturated_weights(signed, target)
+        weights = _by_scipy(signed, target) if solution is None else solution[0]
+        settled[row] = solution is not None and solution[1]
+        if weights is not None:
+            found[row] = np.arange(len(weights)), weights
+    converged = sets.converged.clone()
+    converged[rows] = False
+    converged[list(found)] = True
+    return replace_rows(sets, found)._replace(converged=converged), settled
+
+
+def replace_rows(sets: ActiveSets, found: Mapping[int, SparseWeights]) -> ActiveSets:
+    """Copies of the sets, wider where needed, with some rows replaced by the positive ones of other
+    weights.
+    """
+    positive = {row: (columns[values > 0], values[values > 0]) for row, (columns, values) in found.items()}
+    width = max([sets.columns.shape[1], *(len(columns) for columns, _ in positive.values())])
+    extra = (0, width - sets.columns.shape[1])
+    columns = torch.nn.functional.pad(sets.columns, extra, value=-1)
+    weights = torch.nn.functional.pad(sets.weights, extra)
+    for row, (active, values) in positive.items():
+        columns[row], weights[row] = -1, 0.0
+        columns[row, : len(active)] = torch.from_numpy(active).to(columns.device)
+        weights[row, : len(active)] = torch.from_numpy(values).to(weights.device)
+    return ActiveSets(columns, weights, sets.converged)
+
+
+def _reduced(units: Tensor, target: Tensor, signs: Tensor) -> tuple[Array, Array]:
+    """Signed columns ``(min(N, C), C)`` and target: of many dimensions the triangular factor says the
+    same.
+    """
+    signed, right = (units * signs[:, None]).cpu().numpy().T, target.cpu().numpy()
+    if signed.shape[0] > signed.shape[1]:
+        orthogonal, signed = np.linalg.qr(signed)
+        right = orthogonal.T @ right
+    return signed, right
+
+
+def _by_scipy(signed: Array, target: Array) -> Array | None:
+    try:
+        weights, _ = nnls(np.ascontiguousarray(signed), target, maxiter=ITERATIONS_PER_COLUMN * signed.shape[1])
+    except RuntimeError:  # SciPy's word for too many iterations
+        return None
+    return np.asarray(weights, dtype=np.float64)

@@ -1,0 +1,173 @@
+"""The hooks of both Lightning namespaces. They translate calls and compute nothing.
+
+``lightning.py`` and ``pytorch_lightning.py`` mix these classes with the ``Callback`` and ``EarlyStopping`` of their
+own namespace, because a Trainer of one does not know the callbacks of the other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from geomonitor.alerts import explain, headline
+from geomonitor.errors import InputError
+from geomonitor.monitor import ALARM, GeometryMonitor
+from geomonitor.probe import ProbeSet
+from geomonitor.records import Record
+
+HISTORY_FILE = "geometry.csv"
+NEVER = sys.maxsize
+
+
+class GeometryHooks:
+    """Measures the geometry of the representation while a Trainer fits; see ``GeometryCallback``."""
+
+    def __init__(
+        self,
+        probe: ProbeSet | GeometryMonitor,
+        *,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        **monitor_options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(probe, GeometryMonitor) and monitor_options:
+            raise InputError(f"give {sorted(monitor_options)} to the GeometryMonitor, not to the callback")
+        if every_n_epochs < 1 or (every_n_steps is not None and every_n_steps < 1):
+            raise InputError(f"every_n_epochs and every_n_steps count from 1; got {every_n_epochs}, {every_n_steps}")
+        self.monitor = probe if isinstance(probe, GeometryMonitor) else GeometryMonitor(probe, **monitor_options)
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.directory = directory
+        self.last_step: int | None = None
+        """optimiser step of the latest measurement of this fit"""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _require_namespace(self, trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fast_dev_run:
+            return
+        self.last_step = None
+        if trainer.global_step == 0:  # a new run, also where this object has seen another one
+            self.monitor.history.clear()
+            self.monitor.verdicts = {}
+        directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
+        if trainer.is_global_zero:
+            self.monitor.history.open(Path(directory) / HISTORY_FILE, self.monitor.protocol)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_last_batch:
+            self._measure_epoch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._measure_epoch(trainer, pl_module)  # epochs without validation
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        due = self.every_n_steps and step % self.every_n_steps == 0
+        if due and step and step != self.last_step:  # the same step comes again under gradient accumulation
+            records = self._measure(trainer, pl_module)
+            values = {record.key: record.value for record in records}
+            # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
+            _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.monitor.load_state_dict(state_dict)
+
+    def _measure_epoch(self, trainer: Any, pl_module: Any) -> None:
+        due = self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and trainer.global_step != self.last_step:
+            records = self._measure(trainer, pl_module)
+            _log(trainer, pl_module, {r.key: r.value for r in records}, on_step=False, on_epoch=True)
+
+    def _measure(self, trainer: Any, pl_module: Any) -> list[Record]:
+        if trainer.fast_dev_run:
+            return []
+        precision = trainer.precision_plugin
+
+        def forward(model: Any, inputs: Any) -> Any:
+            with precision.forward_context():
+                return self.monitor.forward(model, precision.convert_input(inputs))
+
+        self.last_step = trainer.global_step
+        records = self.monitor.measure(
+            pl_module, step=trainer.global_step, epoch=trainer.current_epoch, forward=forward
+        )
+        for verdict in self.monitor.new_alarms:
+            for logger in trainer.loggers:
+                if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
+                    text = explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
+                    logger.experiment.add_text(f"geometry/{verdict.layer}/{ALARM}", text, trainer.global_step)
+        return records
+
+
+class StopOnDecline:
+    """Ends training on all ranks alike once the geometry of a layer has declined; see ``GeometryEarlyStopping``."""
+
+    def __init__(self, layer: str = "penultimate") -> None:
+        self.layer = layer
+        self.stopping_reason_message: str | None = None
+        self._judged_step: int | None = None
+        super().__init__(  # type: ignore[call-arg]
+            monitor=f"geometry/{layer}/{ALARM}",
+            mode="min",
+            divergence_threshold=0.5,  # the alarm is 0 or 1
+            patience=NEVER,  # "does not improve" means nothing here
+            strict=False,  # no value before the first measurement
+            check_finite=False,
+            check_on_train_epoch_end=True,
+        )
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _require_namespace(self, trainer)
+        hooks = _geometry_hooks(trainer)
+        if stage == "fit" and not hooks:
+            raise InputError("GeometryEarlyStopping needs a GeometryCallback in the same Trainer: add one to callbacks")
+        super().setup(trainer, pl_module, stage)  # type: ignore[misc]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        # With every_n_steps an epoch may be the whole run: decide at the measurement, not at the epoch's end. The
+        # step is remembered because this callback may stand before the one that measures.
+        measured = [h.last_step for h in _geometry_hooks(trainer) if h.every_n_steps and h.last_step is not None]
+        if measured and max(measured) != self._judged_step and not trainer.should_stop:
+            self._judged_step = max(measured)
+            self._run_early_stopping_check(trainer)
+
+    def _run_early_stopping_check(self, trainer: Any) -> None:
+        stopping_already = trainer.should_stop
+        super()._run_early_stopping_check(trainer)  # type: ignore[misc]
+        verdicts = [h.monitor.verdicts.get(self.layer) for h in _geometry_hooks(trainer)]
+        declined = [verdict for verdict in verdicts if verdict and verdict.declined]
+        if declined and trainer.should_stop and not stopping_already and trainer.is_global_zero:
+            self.stopping_reason_message = f"geometry early stopping: {headline(declined[0])}"
+            print(self.stopping_reason_message, file=sys.stderr)
+
+
+def _geometry_hooks(trainer: Any) -> list[GeometryHooks]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
+
+
+def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> None:
+    """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
+    if values and not trainer.barebones:
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)
+
+
+def _require_namespace(callback: Any, trainer: Any) -> None:
+    """Refuse a Trainer of the other namespace: it would pass over our early stopping without a word."""
+    ours = {base.__module__.split(".")[0] for base in type(callback).__mro__} & {"lightning", "pytorch_lightning"}
+    theirs = type(trainer).__module__.split(".")[0]
+    if theirs in {"lightning", "pytorch_lightning"} and theirs not in ours:
+        raise InputError(
+            f"this Trainer comes from {theirs}: import {type(callback).__name__} from geomonitor_integrations.{theirs}"
+        )

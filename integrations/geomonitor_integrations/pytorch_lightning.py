@@ -1,0 +1,45 @@
+"""Callbacks for a Trainer of ``pytorch_lightning``."""
+
+from __future__ import annotations
+
+from geomonitor_integrations._lightning_hooks import GeometryHooks, StopOnDecline
+
+try:
+    from pytorch_lightning.callbacks import Callback, EarlyStopping
+except ImportError as error:
+    raise ImportError('pytorch_lightning is missing: pip install "geomonitor[pytorch-lightning]"') from error
+
+__all__ = ["GeometryCallback", "GeometryEarlyStopping"]
+
+
+class GeometryCallback(GeometryHooks, Callback):
+    """Measures the geometry of the representation while a Trainer fits, logs it and warns of a decline.
+
+    Logged, on every rank: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm`` (0 or 1), ``geometry/seconds``.
+    Any logger gets them; EarlyStopping, ModelCheckpoint and ReduceLROnPlateau can monitor them. All records are also in
+    ``geometry.csv`` in the directory of the run, and in checkpoints, from which a resumed run goes on.
+
+    Args:
+        probe: a held-out, in-distribution ``ProbeSet``, or a ready-made ``GeometryMonitor``.
+        every_n_epochs: epochs between two measurements.
+        every_n_steps: optimiser steps between two measurements, instead of epochs.
+        directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
+        **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
+
+    Raises:
+        InputError: an option that does not make sense, a Trainer of another namespace.
+
+    >>> import torch, geomonitor as gm
+    >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
+    >>> callback = GeometryCallback(gm.ProbeSet.from_dataset(data, per_class=20), every_n_epochs=1)
+    """
+
+
+class GeometryEarlyStopping(StopOnDecline, EarlyStopping):
+    """Ends training on all ranks alike once the geometry of a layer has declined, and says why.
+
+    Needs a ``GeometryCallback`` in the same Trainer, whose detector decides what a decline is.
+
+    Args:
+        layer: alias of the layer whose alarm stops the run.
+    """

@@ -1,0 +1,47 @@
+"""Run a function in several real processes with a gloo group, for the tests of what crosses processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def in_processes(function: Callable[..., Any], *args: Any, world_size: int = 2, seconds: float = 120) -> list[Any]:
+    """Results of ``function(rank, *args)`` by rank; a dead-lock or an error in any process fails the test.
+
+    The function has to be importable (a module's own) and its result picklable.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.spawn(_worker, (function, args, world_size, folder), nprocs=world_size, join=False)
+        try:
+            if not _joined(context, seconds):
+                raise TimeoutError(f"{function.__name__} did not end within {seconds} s on {world_size} processes")
+        finally:
+            for process in context.processes:
+                process.kill()
+        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(world_size)]
+
+
+def _joined(context: Any, seconds: float) -> bool:
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if context.join(timeout=1):
+            return True
+    return False
+
+
+def _worker(rank: int, function: Callable[..., Any], args: tuple[Any, ...], world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    torch.save(function(rank, *args), Path(folder, str(rank)))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
