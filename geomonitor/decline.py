@@ -81,7 +81,7 @@ class DropFromReference:
     >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
     >>> verdict = DropFromReference()(Series("fc", "dimension", 24 * epochs, epochs, values, errors))
     >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
-    (True, 6, -0.38)
+    (True, 6, -0.35)
     """
 
     drop: float = 0.15

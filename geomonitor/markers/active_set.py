@@ -177,12 +177,21 @@ def _solve_block(problem: GramProblem, columns: Tensor, rows: Tensor | None, ref
     factored = blocks.clone() if refinements else blocks
     factored.diagonal(dim1=1, dim2=2).add_(JITTER)
     factor, failed = torch.linalg.cholesky_ex(factored)
-    solution = torch.cholesky_solve(right[:, :, None], factor)
+    solution = _by_factor(factor, right[:, :, None])
     for _ in range(refinements):
-        solution += torch.cholesky_solve(right[:, :, None] - blocks @ solution, factor)
+        solution += _by_factor(factor, right[:, :, None] - blocks @ solution)
     solution = solution[:, :, 0].masked_fill((failed > 0)[:, None], float("nan"))
     pivot = factor.diagonal(dim1=1, dim2=2).square().amin(dim=1).masked_fill(failed > 0, 0.0)
     return LeastSquares(solution, right, factor, pivot)
+
+
+def _by_factor(factor: Tensor, right: Tensor) -> Tensor:
+    """``(L L^T)^-1 right``; `torch.cholesky_solve` copies the factors first, which takes longer than to
+    solve.
+    """
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return solution
 
 
 def _times_gram(problem: GramProblem, dense: Tensor) -> Tensor:
@@ -316,7 +325,7 @@ class _Dropped(NamedTuple):
         places = places.sort(dim=1, descending=True).values[:, :count]
         columns = torch.zeros_like(self.factor[:, :, :1]).expand(-1, -1, count).clone()
         columns.scatter_(1, places.clamp(min=0)[:, None, :], (places >= 0).to(columns.dtype)[:, None, :])
-        inverse = torch.cholesky_solve(columns, self.factor)
+        inverse = _by_factor(self.factor, columns)
         return self._replace(
             places=torch.cat((self.places, places), dim=1), inverse=torch.cat((self.inverse, inverse), dim=2)
         )

@@ -36,6 +36,11 @@ from geomonitor.markers.smallest_weights import DEPENDENT, are_dependent, smalle
 REFINEMENTS = 2
 # A sample counts as solved only if no constraint is violated by more than this, for unit columns and target.
 LARGEST_RESIDUAL = 1e-8
+# Features of low rank that were rounded to float32 are dependent up to 1e-7, which a Gram matrix in float64 cannot
+# see (1e-14). The smallest weights then solve the problem of the features before they were rounded.
+ROUNDED_RESIDUAL = 1e-6
+# A sample with a larger one than a well-posed problem leaves is solved again by a method that converges.
+RETRIED_RESIDUAL = 1e-11
 
 
 class Anchors(NamedTuple):
@@ -61,15 +66,17 @@ def solve_anchors(
         coordinates: columns and target of a row, for samples that do not converge in Gram space.
     """
     sets, pivot = _refined(problem, solve(problem))
+    gradient = signed_gradient(problem, sets.columns, sets.weights)
     settled = torch.zeros_like(sets.converged)
-    left = (~sets.converged).nonzero()[:, 0]
+    # Dependent columns in an active set (features of low rank) leave a residual that no refinement removes.
+    left = (~sets.converged | (_residual(gradient, sets) > RETRIED_RESIDUAL)).nonzero()[:, 0]
     if len(left):
         sets, settled = finish(problem, sets, left, coordinates)
-    gradient = signed_gradient(problem, sets.columns, sets.weights)
-    residual = _residual(gradient, sets)
+        gradient = signed_gradient(problem, sets.columns, sets.weights)
+    singular = pivot < DEPENDENT
+    sets, residual, optimal = _with_unique_weights(problem, sets, gradient, singular=singular, settled=settled)
     projection = _squared_projection(problem, sets)
-    sets = _with_unique_weights(problem, sets, gradient, singular=pivot < DEPENDENT, settled=settled)
-    converged = sets.converged & (residual <= LARGEST_RESIDUAL)
+    converged = sets.converged & optimal
     shares = _shares(problem, sets, norms, class_of)
     return Anchors(sets.columns, shares, projection * lengths.square(), residual, converged)
 
@@ -93,9 +100,12 @@ def _squared_projection(problem: GramProblem, sets: ActiveSets) -> Tensor:
 
 def _with_unique_weights(
     problem: GramProblem, sets: ActiveSets, gradient: Tensor, *, singular: Tensor, settled: Tensor
-) -> ActiveSets:
+) -> tuple[ActiveSets, Tensor, Tensor]:
     """Replaces weights that are not unique, which takes dependent columns, active ones or others of zero
     gradient.
+
+    Returns:
+        the sets, their residuals ``(B,)``, and whether these are small enough, ``(B,)``.
 
     Args:
         problem: the batch.
@@ -117,7 +127,15 @@ def _with_unique_weights(
         signed = gram.cpu().numpy()
         if are_dependent(signed):
             replaced[row] = columns.cpu().numpy(), smallest_weights(signed, dense[row, columns].cpu().numpy())
-    return replace_rows(sets, replaced)
+    residual = _residual(gradient, sets)
+    if not replaced:
+        return sets, residual, residual <= LARGEST_RESIDUAL
+    smallest = replace_rows(sets, replaced)
+    new_residual = _residual(signed_gradient(problem, smallest.columns, smallest.weights), smallest)
+    good = new_residual <= ROUNDED_RESIDUAL
+    residual = torch.where(good, new_residual, residual)
+    kept = {row: found for row, found in replaced.items() if good[row]}
+    return replace_rows(sets, kept), residual, good | (residual <= LARGEST_RESIDUAL)
 
 
 def _shares(problem: GramProblem, sets: ActiveSets, norms: Tensor, class_of: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _per_problem(samples: SampleScalars, classes: int) -> tuple[Tensor, Tensor]:
     s = samples.scalars
     weight = s.converged.to(s.a.dtype)
     weight = weight / weight.mean(dim=1, keepdim=True)  # (G, T), mean one, zero for samples that are left out
-    a, b, c = (_centred(field, weight) for field in (s.a, s.b, s.c))
+    a, b, c = _centred(s.a, weight), _centred(s.b, weight, s.b_effect), _centred(s.c, weight, s.c_effect)
     nothing = a.mean == 0  # no point is ever active: all features are zero, or none was ever on the wrong side
     mean_a = a.mean.masked_fill(nothing, float("nan"))
     mean_b, mean_c = b.mean.masked_fill(nothing, float("nan")), c.mean
@@ -76,16 +76,22 @@ def _per_problem(samples: SampleScalars, classes: int) -> tuple[Tensor, Tensor]:
         / (2 * radius[:, None]),
         c.deviation / mean_a[:, None] - (mean_c / mean_a.square())[:, None] * a.deviation,
     ]
-    axis = [(s.axis, s.axis_pairs), (s.center_axis, s.center_axis_pairs)]
-    absolute = [(s.absolute_axis, s.axis_pairs), (s.absolute_center_axis, s.center_axis_pairs)]
+    axis = [
+        (s.axis, s.axis_effect, s.axis_pairs),
+        (s.center_axis, s.center_axis_effect, s.center_axis_pairs),
+    ]
+    absolute = [
+        (s.absolute_axis, s.absolute_axis_effect, s.axis_pairs),
+        (s.absolute_center_axis, s.absolute_center_axis_effect, s.center_axis_pairs),
+    ]
     for center, center_influence, ratios in (
         (samples.center, s.center_influence, axis),
         (samples.absolute_center, s.absolute_center_influence, absolute),
     ):
         values.append(center)
         influence.append(_centred(center_influence, weight).deviation)
-        for total, pairs in ratios:
-            value, effect = _ratio(_centred(total, weight), _centred(pairs, weight))
+        for total, moved, pairs in ratios:
+            value, effect = _ratio(_centred(total, weight, moved), _centred(pairs, weight))
             values.append(value)
             influence.append(effect)
     return torch.stack(values, dim=1), torch.stack(influence, dim=2)
@@ -96,10 +102,12 @@ class _Mean(NamedTuple):
     deviation: Tensor  # (G, T), weighted: its mean is zero
 
 
-def _centred(field: Tensor, weight: Tensor) -> _Mean:
+def _centred(field: Tensor, weight: Tensor, effect: Tensor | None = None) -> _Mean:
+    """Mean of a field, and deviations of the field with the effect that it has through the mean anchors."""
     field = torch.where(weight > 0, field, 0.0)
     mean = (field * weight).mean(dim=1)
-    return _Mean(mean, (field - mean[:, None]) * weight)
+    total = field if effect is None else field + torch.where(weight > 0, effect, 0.0)
+    return _Mean(mean, (total - (total * weight).mean(dim=1, keepdim=True)) * weight)
 
 
 def _ratio(numerator: _Mean, denominator: _Mean) -> tuple[Tensor, Tensor]:

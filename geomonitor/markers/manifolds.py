@@ -108,16 +108,18 @@ def manifold_geometry(
         f"{dichotomies} of seed {seed}" if isinstance(dichotomies, str) else f"given, {_digest(dichotomies)}",
         "none" if chosen is None else _digest(chosen),
     )
-    points = prepare_points(features, class_of)
-    t, y = t.to(features.device), y.to(features.device)
     ranks = OneProcess() if ranks is None else ranks
-    if chosen is None:
-        samples = joint_samples(points, t, signs=y, ranks=ranks, memory_bytes=memory_bytes)
-        return effective_geometry(samples, estimate(samples, classes), protocol)
-    chosen = chosen.to(features.device)
-    pair_signs = y.expand(len(chosen), -1, -1) if y.shape[1] == 2 else y.T[chosen].mT
-    samples = pairwise_samples(points, t, signs=pair_signs, pairs=chosen, ranks=ranks, memory_bytes=memory_bytes)
-    return effective_geometry(samples, estimate(samples, 2), protocol)
+    # Derivatives by the mean anchors enter the standard errors; inference mode would forbid them.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        points = prepare_points(features, class_of)
+        t, y = t.to(features.device), y.to(features.device)
+        if chosen is None:
+            samples = joint_samples(points, t, signs=y, ranks=ranks, memory_bytes=memory_bytes)
+        else:
+            signs = y.expand(len(chosen), -1, -1) if y.shape[1] == 2 else y.T[chosen.to(y.device)].mT
+            chosen = chosen.to(features.device)
+            samples = pairwise_samples(points, t, signs=signs, pairs=chosen, ranks=ranks, memory_bytes=memory_bytes)
+        return effective_geometry(samples, estimate(samples, classes if chosen is None else 2), protocol)
 
 
 def _check_options(mode: str, pairs: object, seed: object, memory_bytes: object) -> None:

@@ -13,11 +13,8 @@ from torch import Tensor
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
 
-# Odd 64-bit multipliers make the sum of products a hash of a row's bits; equal rows are then compared entry
-# by entry.
-_HASH_SEED = 20250
-# Rows are hashed in blocks of about this many entries, so that the integer products stay small.
-_HASH_BLOCK_ENTRIES = 1 << 23
+# Norms in this range have squares that neither overflow nor vanish.
+SAFE_NORMS = (1e-140, 1e140)
 # Padding all classes to the largest is simplest, as long as it adds no more than this part.
 LARGEST_PADDING = 1.3
 
@@ -35,7 +32,7 @@ def check_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Checks features and labels once, at the public boundary.
 
     Returns:
-        features as float64 without gradient, on a device that has float64, and class numbers ``0 .. P-1``.
+        features without gradient, on a device that has float64, and class numbers ``0 .. P-1``.
 
     Raises:
         InputError: wrong rank, type or length, fewer than two classes, NaN or infinity.
@@ -58,12 +55,17 @@ def check_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     names, class_of = labels.to(features.device).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     if len(names) < 2:
         raise InputError(f"at least 2 classes are needed, found {len(names)}: pass labels of two or more classes.")
-    finite = features.isfinite().all(dim=1)
+    if not bool(features.sum(dtype=torch.float64).isfinite()):  # one pass in the usual case; a sum may overflow
+        finite = features.isfinite().all(dim=1)
+        _require_finite(finite, class_of, names)
+    return features.detach(), class_of
+
+
+def _require_finite(finite: Tensor, class_of: Tensor, names: Tensor) -> None:
     if not bool(finite.all()):
         bad = class_of[~finite].bincount(minlength=len(names)).tolist()
         found = ", ".join(f"{n} of class {name}" for n, name in zip(bad, names.tolist(), strict=True) if n)
         raise InputError(f"features must be finite, found rows with NaN or infinity: {found}.")
-    return features.detach().to(torch.float64), class_of
 
 
 def prepare_points(features: Tensor, class_of: Tensor) -> Points:
@@ -72,7 +74,7 @@ def prepare_points(features: Tensor, class_of: Tensor) -> Points:
     A zero point carries no dual mass, and one copy of a repeated point of a class carries the mass of all.
 
     Args:
-        features: ``(Q, N)``, finite, float64.
+        features: ``(Q, N)``, finite, any float dtype.
         class_of: ``(Q,)``, ``0 .. P-1``.
 
     >>> points = prepare_points(torch.tensor([[0.0, 2.0], [0.0, 0.0], [0.0, 2.0], [1.0, 0.0]]).double(),
@@ -81,20 +83,33 @@ def prepare_points(features: Tensor, class_of: Tensor) -> Points:
     ([0, 1], [0.5, 1.0])
     """
     classes = int(class_of.max()) + 1
-    largest = features.abs().amax(dim=1)  # row by row first: squares of 1e-170 would underflow
-    kept = (largest > 0).nonzero()[:, 0]
-    kept = kept[class_of[kept].argsort(stable=True)]
-    rows = features[kept] / largest[kept, None]
-    lengths = torch.linalg.vector_norm(rows, dim=1)
-    units = rows / lengths[:, None]
-    sizes = largest[kept]
-    norms = lengths * (sizes / sizes.max() if len(sizes) else sizes)
-    first = _first_copies(features[kept], class_of[kept])
+    lengths = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    if not bool(((lengths > SAFE_NORMS[0]) & (lengths < SAFE_NORMS[1])).all()):
+        features, class_of, lengths = _rescaled(features, class_of)
+        if len(features) == 0:  # one zero point stands for them all: it is never active
+            return Points(
+                features.new_zeros(1, features.shape[1]), lengths.new_zeros(1), class_of.new_zeros(1), classes
+            )
+    if bool((class_of[1:] < class_of[:-1]).any()):
+        order = class_of.argsort(stable=True)
+        features, class_of, lengths = features[order], class_of[order], lengths[order]
+    first = _first_copies(features, class_of, lengths)
     if not bool(first.all()):
-        kept, units, norms = kept[first], units[first], norms[first]
-    if len(kept) == 0:  # one zero point stands for them all: it is never active
-        return Points(features.new_zeros(1, features.shape[1]), features.new_zeros(1), class_of[:1] * 0, classes)
-    return Points(units, norms / norms.max(), class_of[kept], classes)
+        features, class_of, lengths = features[first], class_of[first], lengths[first]
+    units = features.to(torch.float64, copy=True).div_(lengths[:, None])  # one copy in float64, not two
+    return Points(units, lengths / lengths.max(), class_of, classes)
+
+
+def _rescaled(features: Tensor, class_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows that are not zero, scaled so that their squares neither overflow nor vanish, and their norms."""
+    features = features.to(torch.float64)
+    largest = features.abs().amax(dim=1)
+    kept = largest > 0
+    features, class_of, largest = features[kept], class_of[kept], largest[kept]
+    features = features / largest.amax() if len(largest) else features
+    largest = features.abs().amax(dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(features / largest, dim=1) * largest[:, 0]
+    return features, class_of, lengths
 
 
 def column_layout(class_of: Tensor, classes: int) -> tuple[Tensor, int]:
@@ -121,29 +136,22 @@ def column_layout(class_of: Tensor, classes: int) -> tuple[Tensor, int]:
     return torch.tensor(columns, device=class_of.device), length
 
 
-def _first_copies(rows: Tensor, class_of: Tensor) -> Tensor:
-    """Mask of the rows that do not repeat an earlier row of their class."""
+def _first_copies(rows: Tensor, class_of: Tensor, lengths: Tensor) -> Tensor:
+    """Mask of the rows that do not repeat an earlier row of their class.
+
+    Equal rows have equal norms, as these are computed alike; rows with equal norms are compared entry by
+    entry. A copy that this missed would do no harm: the class's anchor is the same, however its mass is
+    split.
+    """
     first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    hashes = _row_hashes(rows)
-    order = hashes.argsort(stable=True)
+    order = lengths.argsort(stable=True)
     order = order[class_of[order].argsort(stable=True)]
     before, after = order[:-1], order[1:]
-    suspects = ((hashes[before] == hashes[after]) & (class_of[before] == class_of[after])).nonzero()[:, 0]
+    suspects = ((lengths[before] == lengths[after]) & (class_of[before] == class_of[after])).nonzero()[:, 0]
     if len(suspects):
         same = (rows[before[suspects]] == rows[after[suspects]]).all(dim=1)
         first[after[suspects[same]]] = False
     return first
-
-
-def _row_hashes(rows: Tensor) -> Tensor:
-    """One integer per row; integer sums are exact, so equal rows have equal hashes in whatever order they are
-    summed.
-    """
-    generator = torch.Generator().manual_seed(_HASH_SEED)
-    multipliers = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator).to(rows.device) * 2 + 1
-    step = max(1, _HASH_BLOCK_ENTRIES // rows.shape[1])
-    blocks = [((block + 0.0).view(torch.int64) * multipliers).sum(dim=1) for block in torch.split(rows, step)]
-    return torch.cat(blocks) if blocks else rows.new_zeros(0, dtype=torch.int64)
 
 
 def _describe(value: object) -> str:

@@ -16,8 +16,8 @@ RANK_CUTOFF = 1e-10
 def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     """Squared length of the projection of ``t`` onto the span of rows ``R``: ``(R t)^T (R R^T)^+ (R t)``.
 
-    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer,
-    and an eigendecomposition where the rows are dependent.
+    Its gradient is that of the quadratic form, ``2 x dv - x^T dG x`` with ``x = G^+ v``: it exists for
+    dependent rows too, where that of a factorisation does not.
 
     Args:
         gram: ``R R^T``, shape ``(..., P, P)``.
@@ -28,8 +28,21 @@ def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
         shape ``(...)``.
 
     >>> rows, t = torch.tensor([[2.0, 0.0], [2.0, 0.0]]).double(), torch.tensor([3.0, 4.0]).double()
-    >>> projected_square(rows @ rows.T, rows @ t, torch.tensor(4.0))
-    tensor(9., dtype=torch.float64)
+    >>> round(float(projected_square(rows @ rows.T, rows @ t, torch.tensor(4.0))), 12)
+    9.0
+    """
+    with torch.no_grad():
+        coefficients = _coefficients(gram, products, scale)
+    x = coefficients[..., None]
+    quadratic = (x.mT @ gram @ x)[..., 0, 0]
+    return 2 * (coefficients * products).sum(dim=-1) - quadratic
+
+
+def _coefficients(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
+    """``(R R^T)^+ (R t)``, shape ``(..., P)``.
+
+    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer,
+    and an eigendecomposition where the rows are dependent.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     present = squares > ZERO_ROW * scale[..., None]
@@ -40,15 +53,17 @@ def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(scaled)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(dim=-1)
     singular = (failed > 0) | ~(pivots > RANK_CUTOFF)
-    solved = torch.linalg.solve_triangular(factor, right, upper=False)
-    result: Tensor = solved.square().sum(dim=(-2, -1))
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     if bool(singular.any()):
-        result[singular] = _projected_square_by_eigenvalues(scaled[singular], right[singular])
-    return result
+        solved[singular] = _by_eigenvalues(scaled[singular], right[singular])
+    return solved[..., 0] * inverse_norms
 
 
-def _projected_square_by_eigenvalues(gram: Tensor, right: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(gram)
+def _by_eigenvalues(gram: Tensor, right: Tensor) -> Tensor:
+    finite = gram.isfinite().all(dim=-1).all(dim=-1)[..., None, None]  # LAPACK raises on NaN
+    values, vectors = torch.linalg.eigh(torch.where(finite, gram, torch.eye(gram.shape[-1]).to(gram)))
     kept = values > RANK_CUTOFF * values[..., -1:]
-    coordinates = (vectors.mT @ right)[..., 0]
-    return torch.where(kept, coordinates.square() / torch.where(kept, values, 1.0), 0.0).sum(dim=-1)
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+    solved: Tensor = vectors @ (inverse[..., None] * (vectors.mT @ right))
+    return torch.where(finite, solved, torch.nan)

@@ -14,18 +14,22 @@ from geomonitor.markers.anchors import solve_anchors
 from geomonitor.markers.points import Points, column_layout
 from geomonitor.markers.ranks import Ranks, own_share
 from geomonitor.markers.scalars import (
+    EFFECTS,
     Centers,
     Scalars,
     center_alignment,
     centers,
     sample_scalars,
     sum_of_shares,
+    with_effects,
 )
 
+# A chunk gets at least the budget divided by this, however much the points and the Gram matrix take.
+LEAST_SHARE = 8
 # Numbers of size (samples, columns) that are alive at once in a round of the solver.
 _DENSE_ARRAYS = 10
-# Numbers of size (samples, active, active), if all that can be are active.
-_ACTIVE_ARRAYS = 4
+# Numbers of size (samples, active, active), and how many columns are active in ordinary samples.
+_ACTIVE_ARRAYS, _ACTIVE_PER_CLASS, _ACTIVE_LEAST = 4, 8, 64
 # Numbers of size (samples, classes, classes) that are alive at once when the scalars are computed.
 _CLASS_ARRAYS = 12
 
@@ -55,10 +59,10 @@ def joint_samples(
     units = points.units[used] * (columns >= 0)[:, None]
     norms, class_of = points.norms[used][None], points.class_of[used][None]
     gram = (units @ units.T)[None]
-    most_active = min(units.shape)
+    most_active = min(*units.shape, _ACTIVE_PER_CLASS * points.classes + _ACTIVE_LEAST)
     row_bytes = 8 * (_DENSE_ARRAYS * len(columns) + _CLASS_ARRAYS * points.classes**2 + _ACTIVE_ARRAYS * most_active**2)
     own = own_share(len(directions), ranks)
-    chunks = _chunks(own, memory_bytes // row_bytes, directions.device)
+    chunks = _chunks(own, _left(memory_bytes, units, gram) // row_bytes, directions.device)
 
     def batch(rows: Tensor) -> _Batch:
         lengths = torch.linalg.vector_norm(directions[rows], dim=1)
@@ -79,13 +83,21 @@ def joint_samples(
         total, count = total + shares, count + good
         solved.append(anchors)
     total, count = ranks.sum(total), ranks.sum(count)
-    mean = centers(gram, class_of, points.classes, total / count[:, None])
-    parts = []
+    mean_shares = total / count[:, None]
+    parts, slopes = [], gram.new_zeros(len(EFFECTS), 1, len(columns))
     for rows, anchors in zip(chunks, solved, strict=True):
         problem, lengths = current if len(chunks) == 1 else batch(rows)  # several would not fit at once
-        parts.append(sample_scalars(problem, class_of, lengths, anchors, mean))
-    scalars = Scalars(*(ranks.gather(field)[None] for field in _joined(parts, gram)))
-    return SampleScalars(scalars, *center_alignment(mean.gram))
+        scalars, part_slopes = sample_scalars(problem, class_of, lengths, anchors, mean_shares)
+        parts.append(scalars)
+        slopes += part_slopes
+    slopes = ranks.sum(slopes) / count[:, None]
+    parts = [
+        with_effects(part, slopes, anchors, mean_shares, torch.zeros_like(rows))
+        for part, rows, anchors in zip(parts, chunks, solved, strict=True)
+    ]
+    mean = centers(gram, class_of, points.classes, mean_shares)
+    gathered = Scalars(*(ranks.gather(field)[None] for field in _joined(parts, gram)))
+    return SampleScalars(gathered, *center_alignment(mean.gram))
 
 
 class _Batch(NamedTuple):
@@ -112,8 +124,9 @@ def pairwise_samples(
     pair_points = _PairPoints.of(points, unit_directions)
     samples, width = len(directions), pair_points.width
     pair_bytes = 8 * 2 * width * (2 * width + _DENSE_ARRAYS * samples)
+    size = _left(memory_bytes, points.units, pair_points.products) // pair_bytes
     parts, center_parts = [], []
-    for rows in _chunks(own_share(len(pairs), ranks), memory_bytes // pair_bytes, directions.device):
+    for rows in _chunks(own_share(len(pairs), ranks), size, directions.device):
         scalars, mean = _solve_pairs(pair_points, pairs[rows], signs[rows], lengths)
         parts.append(scalars)
         center_parts.append(torch.stack(center_alignment(mean.gram), dim=1))
@@ -195,12 +208,26 @@ def _solve_pairs(pair_points: _PairPoints, pairs: Tensor, signs: Tensor, lengths
     all_lengths = lengths.repeat(len(pairs))
     anchors = solve_anchors(problem, norms, class_of, all_lengths, coordinates)
     total, count = sum_of_shares(anchors, problem.group, len(pairs), size)
-    mean = centers(problem.gram, class_of, 2, total / count[:, None])
-    return sample_scalars(problem, class_of, all_lengths, anchors, mean), mean
+    mean_shares = total / count[:, None]
+    scalars, slopes = sample_scalars(problem, class_of, all_lengths, anchors, mean_shares)
+    scalars = with_effects(scalars, slopes / count[:, None], anchors, mean_shares, group)
+    return scalars, centers(problem.gram, class_of, 2, mean_shares)
+
+
+def _left(memory_bytes: int, *taken: Tensor) -> int:
+    """What the budget leaves for a chunk; a part of it always, so that chunks do not become absurdly
+    small.
+    """
+    left = memory_bytes - sum(tensor.numel() * tensor.element_size() for tensor in taken)
+    return max(left, memory_bytes // LEAST_SHARE)
 
 
 def _chunks(rows: range, size: int, device: torch.device) -> list[Tensor]:
-    return list(torch.split(torch.arange(rows.start, rows.stop, device=device), max(1, size))) if len(rows) else []
+    """Chunks of about equal length, of at most ``size`` rows."""
+    if not len(rows):
+        return []
+    numbers = torch.arange(rows.start, rows.stop, device=device)
+    return list(torch.tensor_split(numbers, -(-len(rows) // max(1, size))))
 
 
 def _joined(parts: list[Scalars], like: Tensor) -> Scalars:

@@ -15,7 +15,9 @@ from geomonitor.markers.pseudo_inverse import ZERO_ROW, projected_square
 class Scalars(NamedTuple):
     """What remains of a sample; every field has shape ``(B,)``.
 
-    Alignments are sums of cosines over ordered class pairs, and the numbers of pairs that have one.
+    Alignments are sums of cosines over ordered class pairs, and the numbers of pairs that have one. The
+    effects are what the sample does to the means of other fields through the mean anchors ``s0``: as large as
+    the field itself.
     """
 
     a: Tensor
@@ -31,6 +33,12 @@ class Scalars(NamedTuple):
     absolute_center_influence: Tensor
     residual: Tensor
     converged: Tensor
+    b_effect: Tensor
+    c_effect: Tensor
+    axis_effect: Tensor
+    absolute_axis_effect: Tensor
+    center_axis_effect: Tensor
+    absolute_center_axis_effect: Tensor
 
 
 class Centers(NamedTuple):
@@ -39,6 +47,9 @@ class Centers(NamedTuple):
     weights: Tensor  # (G, C, P)
     gram: Tensor  # (G, P, P), <s0_mu, s0_nu>
     products: Tensor  # (G, C, P), <u_j, s0_nu>
+
+
+EFFECTS = ("b", "c", "axis", "absolute_axis", "center_axis", "absolute_center_axis")
 
 
 def sum_of_shares(anchors: Anchors, group: Tensor, groups: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -69,7 +80,9 @@ def centers(gram: Tensor, class_of: Tensor, classes: int, mean_shares: Tensor) -
     return Centers(weights, weights.mT @ products, products)
 
 
-def sample_scalars(problem: GramProblem, class_of: Tensor, lengths: Tensor, anchors: Anchors, mean: Centers) -> Scalars:
+def sample_scalars(
+    problem: GramProblem, class_of: Tensor, lengths: Tensor, anchors: Anchors, mean_shares: Tensor
+) -> tuple[Scalars, Tensor]:
     """The scalars of a batch of samples.
 
     Args:
@@ -77,27 +90,83 @@ def sample_scalars(problem: GramProblem, class_of: Tensor, lengths: Tensor, anch
         class_of: ``(G, C)``.
         lengths: ``(B,)``, norms of the directions.
         anchors: of these samples.
-        mean: mean anchors over all samples, those of other batches and processes too.
+        mean_shares: ``(G, C)``, mean anchors over all samples, those of other batches and processes too.
+
+    Returns:
+        the scalars, effects still zero, and the derivatives by ``mean_shares`` of the sums over converged
+        samples of the fields that have effects, ``(6, G, C)``.
     """
-    group, used = problem.group, anchors.columns.clamp(min=0)
-    own = torch.nn.functional.one_hot(class_of[group].gather(1, used), mean.gram.shape[-1])
+    classes = int(class_of.max()) + 1
+    used = anchors.columns.clamp(min=0)
+    own = torch.nn.functional.one_hot(class_of[problem.group].gather(1, used), classes)
     rows = (own * anchors.shares[..., None]).mT  # (B, P, n)
     gram = rows @ active_blocks(problem, anchors.columns) @ rows.mT  # <s_mu, s_nu>
-    crossed = rows @ mean.products[group[:, None], used]  # <s_mu, s0_nu>
     unsigned = problem.products.gather(1, used) * problem.signs.gather(1, used)
-    products = (rows @ unsigned[..., None])[..., 0]
-    mean_products = _per_group(problem, mean.weights)
-    center_gram = mean.gram[group]
+    products = (rows @ unsigned[..., None])[..., 0]  # <s_mu, t>
+    with torch.enable_grad():
+        shares = mean_shares.clone().requires_grad_()
+        mean = centers(problem.gram, class_of, classes, shares)
+        crossed = rows @ mean.products[problem.group[:, None], used]  # <s_mu, s0_nu>
+        mean_products = _per_group(problem, mean.weights)
+        fields = _by_centers(gram, crossed, mean.gram[problem.group], (products - mean_products) * lengths[:, None])
+        good = anchors.converged.to(gram.dtype)
+        moving = [getattr(fields, name) for name in EFFECTS]
+        slopes = [torch.autograd.grad((field * good).sum(), shares, retain_graph=True)[0] for field in moving]
+    center_gram = mean.gram[problem.group].detach()
+    zero = torch.zeros_like(anchors.residual)
+    center = _center_influence(center_gram, crossed.detach() - center_gram)
+    scalars = Scalars(
+        a=anchors.squared_projection,
+        **{name: field.detach() for name, field in fields._asdict().items()},
+        center_influence=center[0],
+        absolute_center_influence=center[1],
+        residual=anchors.residual,
+        converged=anchors.converged,
+        **{f"{name}_effect": zero for name in EFFECTS},
+    )
+    return scalars, torch.stack(slopes)
+
+
+def with_effects(
+    scalars: Scalars, mean_slopes: Tensor, anchors: Anchors, mean_shares: Tensor, group: Tensor
+) -> Scalars:
+    """Adds what each sample does to the means of other fields by moving the mean anchors.
+
+    Args:
+        scalars: of a batch.
+        mean_slopes: ``(6, G, C)``, derivatives of means over all samples.
+        anchors: of the batch.
+        mean_shares: ``(G, C)``.
+        group: ``(B,)``.
+    """
+    own = mean_slopes[:, group[:, None], anchors.columns.clamp(min=0)]
+    effects = (own * anchors.shares).sum(dim=2) - (mean_slopes * mean_shares).sum(dim=2)[:, group]
+    return scalars._replace(**{f"{name}_effect": effect for name, effect in zip(EFFECTS, effects, strict=True)})
+
+
+class _ByCenters(NamedTuple):
+    """The scalars that depend on the mean anchors."""
+
+    b: Tensor
+    c: Tensor
+    axis: Tensor
+    absolute_axis: Tensor
+    axis_pairs: Tensor
+    center_axis: Tensor
+    absolute_center_axis: Tensor
+    center_axis_pairs: Tensor
+
+
+def _by_centers(gram: Tensor, crossed: Tensor, center_gram: Tensor, axis_products: Tensor) -> _ByCenters:
     axis_gram = gram - crossed - crossed.mT + center_gram
-    axis_products = (products - mean_products) * lengths[:, None]
-    scale = torch.maximum(gram.diagonal(dim1=1, dim2=2), center_gram.diagonal(dim1=1, dim2=2)).amax(dim=1)
-    b = projected_square(axis_gram, axis_products, scale)
-    c = projected_square(axis_gram + center_gram, axis_products, scale)
-    axis = _cosine_sums(axis_gram, _norms(axis_gram, scale), _norms(axis_gram, scale))
-    center_norms = _norms(center_gram, scale)
-    center_axis = _cosine_sums(crossed.mT - center_gram, center_norms, _norms(axis_gram, scale))
-    center = _center_influence(center_gram, crossed - center_gram, center_norms)
-    return Scalars(anchors.squared_projection, b, c, *axis, *center_axis, *center, anchors.residual, anchors.converged)
+    scale = torch.maximum(gram.diagonal(dim1=1, dim2=2), center_gram.diagonal(dim1=1, dim2=2)).amax(dim=1).detach()
+    axis_norms, center_norms = _norms(axis_gram, scale), _norms(center_gram, scale)
+    return _ByCenters(
+        projected_square(axis_gram, axis_products, scale),
+        projected_square(axis_gram + center_gram, axis_products, scale),
+        *_cosine_sums(axis_gram, axis_norms, axis_norms),
+        *_cosine_sums(crossed.mT - center_gram, center_norms, axis_norms),
+    )
 
 
 def center_alignment(center_gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +188,10 @@ def _per_group(problem: GramProblem, weights: Tensor) -> Tensor:
 
 
 def _norms(gram: Tensor, scale: Tensor) -> Tensor:
-    """Norms of rows, zero where they are rounding error."""
+    """Norms of rows, zero (with derivative zero) where they are rounding error."""
     squares = gram.diagonal(dim1=1, dim2=2)
-    return torch.where(squares > ZERO_ROW * scale[:, None], squares, 0.0).sqrt()
+    present = squares > ZERO_ROW * scale[:, None]
+    return torch.where(present, squares, 1.0).sqrt() * present
 
 
 def _cosines(products: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +199,7 @@ def _cosines(products: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Ten
     lengths = left[:, :, None] * right[:, None, :]
     defined = lengths > 0
     defined.diagonal(dim1=1, dim2=2).fill_(False)
-    return torch.where(defined, products / lengths, 0.0), defined
+    return torch.where(defined, products, 0.0) / torch.where(defined, lengths, 1.0), defined
 
 
 def _cosine_sums(products: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,8 +207,9 @@ def _cosine_sums(products: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor,
     return cosines.sum(dim=(1, 2)), cosines.abs().sum(dim=(1, 2)), defined.sum(dim=(1, 2)).to(products.dtype)
 
 
-def _center_influence(center_gram: Tensor, axis_center: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+def _center_influence(center_gram: Tensor, axis_center: Tensor) -> tuple[Tensor, Tensor]:
     """First-order change of the mean cosine of centres when they move by this sample's ``s1``."""
+    norms = _norms(center_gram, center_gram.diagonal(dim1=1, dim2=2).amax(dim=1))
     cosines, defined = _cosines(center_gram, norms, norms)
     lengths = torch.where(defined, norms[:, :, None] * norms[:, None, :], 1.0)
     stretch = axis_center.diagonal(dim1=1, dim2=2) / torch.where(norms > 0, norms.square(), 1.0)

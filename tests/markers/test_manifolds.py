@@ -166,6 +166,10 @@ def test_identity(kind: str) -> None:
     torch.testing.assert_close(g.capacity, g.utility * (1 + g.radius**-2) / g.dimension, rtol=RELATIVE, atol=0)
 
 
+# Means of three seeds scatter by 2 %, which is half of the tolerance of 4 %; means of six by 1.3 %.
+SEEDS = range(6)
+
+
 class TestKnownValues:
     def test_points_in_general_position_have_capacity_two(self) -> None:
         features, labels = gaussian_clouds(8, 1, 200, 0.0)
@@ -174,19 +178,20 @@ class TestKnownValues:
 
     @pytest.mark.parametrize(("axes", "expected"), [(2, 2.27), (4, 4.03), (6, 5.55), (8, 6.93), (10, 8.11)])
     def test_dimension_of_spheres(self, axes: int, expected: float) -> None:
-        found = [manifold_geometry(*spheres(2, 200, 1000, axes=axes, seed=s)).dimension for s in range(3)]
+        found = [manifold_geometry(*spheres(2, 200, 1000, axes=axes, seed=s), seed=s).dimension for s in SEEDS]
         assert float(torch.stack(found).mean()) == pytest.approx(expected, rel=0.04)
 
     @pytest.mark.parametrize(("radius", "expected"), [(0.8, 0.87), (1.0, 1.03), (1.4, 1.34), (2.0, 1.78)])
     def test_radius_of_spheres(self, radius: float, expected: float) -> None:
-        found = [manifold_geometry(*spheres(2, 200, 1000, axes=4, radius=radius, seed=s)) for s in range(3)]
+        found = [manifold_geometry(*spheres(2, 200, 1000, axes=4, radius=radius, seed=s), seed=s) for s in SEEDS]
         assert float(torch.stack([g.radius for g in found]).mean()) == pytest.approx(expected, rel=0.04)
         assert float(torch.stack([g.dimension for g in found]).mean()) == pytest.approx(4.03, rel=0.04)
 
     @pytest.mark.parametrize(("correlation", "expected"), [(0.0, 1.02), (0.4, 1.22), (0.8, 1.83)])
     def test_center_correlation_goes_into_the_radius(self, correlation: float, expected: float) -> None:
         found = [
-            manifold_geometry(*spheres(2, 200, 1000, axes=4, center_correlation=correlation, seed=s)) for s in range(3)
+            manifold_geometry(*spheres(2, 200, 1000, axes=4, center_correlation=correlation, seed=s), seed=s)
+            for s in SEEDS
         ]
         assert float(torch.stack([g.radius for g in found]).mean()) == pytest.approx(expected, rel=0.06)
         assert float(torch.stack([g.dimension for g in found]).mean()) == pytest.approx(4.03, rel=0.04)
@@ -385,3 +390,35 @@ class TestDraws:
         before = torch.random.get_rng_state()
         manifold_geometry(*gaussian_clouds(3, 4, 8, 1.0), directions=5)
         assert torch.equal(before, torch.random.get_rng_state())
+
+
+class TestFeaturesOfLowRank:
+    """Many points in few dimensions: the dual is not unique, and active columns depend on one another."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("rectified", [True, False])
+    @pytest.mark.parametrize(
+        ("points", "rank", "dimension", "classes"), [(80, 6, 16, 4), (60, 6, 32, 2), (120, 3, 8, 6)]
+    )
+    def test_every_sample_is_solved(self, points, rank, dimension, classes, rectified, dtype):
+        generator = torch.Generator().manual_seed(1)
+        drawn = [
+            torch.randn(*shape, generator=generator) for shape in ((points, rank), (rank, dimension), (1, dimension))
+        ]
+        features = (drawn[0] @ drawn[1] + drawn[2]).to(dtype)
+        features = features.relu() if rectified else features
+        g = manifold_geometry(features, torch.arange(points) % classes, directions=40)
+        assert bool(g.converged)
+        assert 0 < g.dimension < min(rank + 1, dimension) if not rectified else g.dimension > 0
+
+    def test_does_not_depend_on_the_order_of_points(self):
+        generator = torch.Generator().manual_seed(2)
+        features = torch.randn(80, 6, generator=generator, dtype=torch.float64) @ torch.randn(
+            6, 16, generator=generator, dtype=torch.float64
+        )
+        labels, order = torch.arange(80) % 4, torch.randperm(80, generator=generator)
+        one = manifold_geometry(features, labels, directions=40)
+        other = manifold_geometry(features[order], labels[order], directions=40)
+        # smallest weights are found to 1e-13 of their length, and their cosines divide by small axes
+        for name in ("capacity", "dimension", "utility"):
+            assert float(getattr(other, name)) == pytest.approx(float(getattr(one, name)), rel=1e-6)

@@ -1,0 +1,76 @@
+"""Make the pictures of the README again, from the runs that ``make demo`` left.
+
+    pip install selenium; python docs/screenshots.py
+
+Looks at a real TensorBoard page in headless Chromium; needs chromium and chromedriver on the PATH.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+from selenium import webdriver
+
+RUNS = Path("runs/mnist_collapse")
+DOCS = Path(__file__).parent
+TAGS = "penultimate/(dimension|utility|capacity|participation|nc1$|alarm)|val_accuracy"
+SETTLED_SECONDS = 20
+
+
+def main() -> None:
+    """Copy the plot of the demo and photograph its TensorBoard page."""
+    if not (RUNS / "faulty").is_dir():
+        sys.exit(f"{RUNS} holds no runs: make demo first")
+    shutil.copy(RUNS / "mnist_collapse.png", DOCS / "mnist_collapse.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    board = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", RUNS, "--port", str(port), "--host", "127.0.0.1"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        page = f"http://127.0.0.1:{port}"
+        wait_for(f"{page}/data/runs")
+        photograph(f"{page}/?smoothing=0&tagFilter={quote(TAGS)}#timeseries", DOCS / "tensorboard.png", (1500, 1480))
+        photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 520))
+    finally:
+        board.terminate()
+
+
+def wait_for(address: str, seconds: float = 60) -> None:
+    """Until the page answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address)
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def photograph(address: str, picture: Path, size: tuple[int, int]) -> None:
+    """One screenshot, once the page has drawn its curves (which it does outside the page's own thread)."""
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--window-size={size[0]},{size[1]}")
+    options.binary_location = shutil.which("chromium") or ""
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        browser.get(address)
+        time.sleep(SETTLED_SECONDS)
+        browser.save_screenshot(str(picture))
+    print(picture)
+
+
+if __name__ == "__main__":
+    main()
