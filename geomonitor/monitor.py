@@ -26,6 +26,7 @@ from geomonitor.isolation import undisturbed
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode
+from geomonitor.markers.threads import threads_for
 from geomonitor.metrics import ClassStructure, FeatureSpectrum, ManifoldGeometry
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record
@@ -201,7 +202,8 @@ class GeometryMonitor:
             failure = error
         if not _all_processes(failure is None, device):
             raise failure or MeasurementError("the probe pass failed in another process")
-        return {layer: self._with_errors(metric.compute()) for layer, metric in metrics.items()}
+        with threads_for(len(self.probe), device):
+            return {layer: self._with_errors(metric.compute()) for layer, metric in metrics.items()}
 
     def _probe_pass(
         self,

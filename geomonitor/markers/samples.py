@@ -23,6 +23,7 @@ from geomonitor.markers.scalars import (
     sum_of_shares,
     with_effects,
 )
+from geomonitor.markers.threads import threads_for
 
 # A chunk gets at least the budget divided by this, however much the points and the Gram matrix take.
 LEAST_SHARE = 8
@@ -78,7 +79,8 @@ def joint_samples(
         def coordinates(row: int, rows: Tensor = rows, lengths: Tensor = lengths) -> tuple[Tensor, Tensor]:
             return units, directions[rows[row]] / _nonzero(lengths[row])
 
-        anchors = solve_anchors(problem, norms, class_of, lengths, coordinates)
+        with threads_for(len(columns), gram.device):
+            anchors = solve_anchors(problem, norms, class_of, lengths, coordinates)
         shares, good = sum_of_shares(anchors, problem.group, 1, len(columns))
         total, count = total + shares, count + good
         solved.append(anchors)
@@ -87,7 +89,8 @@ def joint_samples(
     parts, slopes = [], gram.new_zeros(len(EFFECTS), 1, len(columns))
     for rows, anchors in zip(chunks, solved, strict=True):
         problem, lengths = current if len(chunks) == 1 else batch(rows)  # several would not fit at once
-        scalars, part_slopes = sample_scalars(problem, class_of, lengths, anchors, mean_shares)
+        with threads_for(len(columns), gram.device):
+            scalars, part_slopes = sample_scalars(problem, class_of, lengths, anchors, mean_shares)
         parts.append(scalars)
         slopes += part_slopes
     slopes = ranks.sum(slopes) / count[:, None]
@@ -127,7 +130,8 @@ def pairwise_samples(
     size = _left(memory_bytes, points.units, pair_points.products) // pair_bytes
     parts, center_parts = [], []
     for rows in _chunks(own_share(len(pairs), ranks), size, directions.device):
-        scalars, mean = _solve_pairs(pair_points, pairs[rows], signs[rows], lengths)
+        with threads_for(2 * width, directions.device):
+            scalars, mean = _solve_pairs(pair_points, pairs[rows], signs[rows], lengths)
         parts.append(scalars)
         center_parts.append(torch.stack(center_alignment(mean.gram), dim=1))
     joined = [field.view(-1, samples) for field in _joined(parts, points.units)]
