@@ -12,10 +12,10 @@ import geomonitor
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
     {"errors", "isolation"},
-    {"datasets", "origins", "probe"},
-    {"layers", "capture"},
+    {"datasets", "origins", "probe", "shifts"},
+    {"layers", "capture", "outputs"},
     {"markers"},
-    {"reservoir", "metrics"},
+    {"reservoir", "metric_states", "metrics"},
     {"records"},
     {"decline"},
     {"alerts"},

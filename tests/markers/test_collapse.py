@@ -35,7 +35,7 @@ def by_full_matrices(features: Tensor, labels: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("noise", [1.0, 0.1, 1e-3])
 def test_against_full_matrices(noise):
     features, labels = clouds(noise)
-    assert list(map(float, neural_collapse(features, labels))) == pytest.approx(
+    assert list(map(float, neural_collapse(features, labels)[:2])) == pytest.approx(
         by_full_matrices(features, labels), rel=1e-9
     )
 
@@ -44,7 +44,7 @@ def test_unequal_class_sizes_against_full_matrices():
     features, labels = clouds(0.5)
     kept = torch.cat([torch.arange(10), torch.arange(30, 120)])
     features, labels = features[kept], labels[kept]
-    assert list(map(float, neural_collapse(features, labels))) == pytest.approx(
+    assert list(map(float, neural_collapse(features, labels)[:2])) == pytest.approx(
         by_full_matrices(features, labels), rel=1e-9
     )
 
@@ -71,14 +71,14 @@ def test_the_cut_off_leaves_out_weak_directions_between_classes():
 def test_full_collapse_is_zero():
     means = torch.eye(3)
     nc = neural_collapse(means.repeat(4, 1), torch.arange(3).repeat(4))
-    assert [v.item() for v in nc] == pytest.approx([0, 0], abs=1e-25)
+    assert [v.item() for v in nc[:2]] == pytest.approx([0, 0], abs=1e-25)
 
 
 @pytest.mark.parametrize("change", ["scale", "offset", "rotation", "order", "labels"])
 def test_invariances(change):
     features, labels = clouds(0.3)
     generator = torch.Generator().manual_seed(1)
-    expected = [v.item() for v in neural_collapse(features, labels)]
+    expected = [v.item() for v in neural_collapse(features, labels)[:5]]
     if change == "scale":
         features = features * 1e12
     elif change == "offset":
@@ -91,7 +91,7 @@ def test_invariances(change):
     else:
         labels = 100 - 7 * labels
     # 1e3 costs three digits of sixteen, and nc1 squares what is left
-    assert [v.item() for v in neural_collapse(features, labels)] == pytest.approx(expected, rel=1e-8)
+    assert [v.item() for v in neural_collapse(features, labels)[:5]] == pytest.approx(expected, rel=1e-8)
 
 
 def test_coinciding_means_are_undefined():
