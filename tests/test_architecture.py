@@ -19,7 +19,7 @@ STAGES = [
     {"records"},
     {"decline"},
     {"alerts"},
-    {"monitor", "__init__"},
+    {"monitor", "cli", "__init__"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate"}
