@@ -191,6 +191,7 @@ class PointMetric(FeatureMetric):
             InputError: wrong shape or dtype, or another width than before.
         """
         features, labels = self._checked(features, labels)
+        features = features.to(torch.float64)  # a rank without points cannot know another dtype, and has to send it
         if ids is None:
             ids = self.seen + torch.arange(len(features), device=features.device)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -215,7 +216,8 @@ class PointMetric(FeatureMetric):
         return reservoir.points_and_labels(points)
 
     def _empty_part(self) -> dict[str, Tensor]:
-        part = reservoir.empty_reservoir(self.num_classes, self.per_class, torch.zeros(0, 0, device=self.device))
+        width_zero = torch.zeros(0, 0, dtype=torch.float64, device=self.device)
+        part = reservoir.empty_reservoir(self.num_classes, self.per_class, width_zero)
         return {"features": part.features, "priorities": part.priorities}
 
     def _reservoir(self) -> Reservoir | None:

@@ -342,6 +342,7 @@ class GeometryMonitor:
         for layer, metric in metrics.items():
             points = metric["points"].latest_points
             assert isinstance(points, Tensor)  # computed just now
+            points = points.float()  # half the size in a checkpoint
             self._latest_points[layer] = points
             if layer not in self.references:
                 self.references[layer] = points
