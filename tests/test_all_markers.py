@@ -107,7 +107,7 @@ class TokenClassifier(nn.Module):
 
 
 def sequences(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences of 8 to 24 tokens; the class is which of the tokens 1 to 5 is most frequent; one label in 20 is wrong."""
+    """Sequences of 8 to 24 tokens; the class is which of the tokens 1 to 5 is most frequent; one in 20 is wrong."""
     stream = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 5
     ids = torch.randint(1, 30, (count, 24), generator=stream)
