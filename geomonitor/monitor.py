@@ -244,6 +244,8 @@ class GeometryMonitor:
             failure = error
         if not _all_processes(failure is None, device):
             raise failure or MeasurementError("the probe pass failed in another process")
+        # All or none: a process that computes would wait for one that does not.
+        logits_found = self._needs_logits and _all_processes(logits_found, device)
         of_logits = self._logit_values(logit_metrics, logits_found)
         computed = {layer: metric.compute() | of_logits for layer, metric in layer_metrics.items()}
         if "drift" in self.markers:
@@ -260,7 +262,7 @@ class GeometryMonitor:
     ) -> bool:
         """Run this process's part of the probe set through the model, without a trace, into the metrics.
 
-        Returns whether there were logits: the same in all processes, because it depends on shapes alone.
+        Returns whether all outputs of this process held logits.
         """
         device = _device_of(model)
         classes = torch.tensor(self.probe.classes)

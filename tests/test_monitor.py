@@ -460,3 +460,26 @@ def test_shifts_are_part_of_the_protocol():
 @pytest.mark.parametrize("group", ["default", "paper", "all"])
 def test_groups_by_name(group):
     assert monitor(markers=group).markers == gm.MARKER_GROUPS[group]
+
+
+def test_markers_of_the_logits_alone():
+    measured = monitor(markers=["accuracy", "margin"], watch=["accuracy"]).measure(network(), step=1)
+    assert [record.marker for record in measured] == ["accuracy", "margin", "alarm", "seconds"]
+    assert 0 <= measured[0].value <= 1
+
+
+def _logits_on_one_process_only(rank: int) -> dict[str, float]:
+    import warnings
+
+    def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+        return model(inputs) if rank else model(inputs)[:3]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gm.GeomonitorWarning)
+        return values(monitor(markers=["accuracy", "nc1"], watch=["nc1"], forward=forward).measure(network(), step=1))
+
+
+def test_logits_in_one_process_only_are_logits_in_none_and_nobody_waits():
+    for result in in_processes(_logits_on_one_process_only):
+        assert math.isnan(result[PROBE_KEY + "accuracy"])
+        assert math.isfinite(result[PROBE_KEY + "nc1"])
