@@ -483,3 +483,21 @@ def test_logits_in_one_process_only_are_logits_in_none_and_nobody_waits():
     for result in in_processes(_logits_on_one_process_only):
         assert math.isnan(result[PROBE_KEY + "accuracy"])
         assert math.isfinite(result[PROBE_KEY + "nc1"])
+
+
+def test_one_decomposition_of_the_features_a_layer(monkeypatch):
+    shapes = []
+    for name in ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals"):
+        original = getattr(torch.linalg, name)
+
+        def counted(matrix: Tensor, *args, _original=original, **options):
+            shapes.append(tuple(matrix.shape[-2:]))
+            return _original(matrix, *args, **options)
+
+        monkeypatch.setattr(torch.linalg, name, counted)
+    names = [name for name in gm.MARKER_GROUPS["all"] if gm.MARKERS[name].state != "manifolds"]
+    layers = {"hidden": "2:output", "head": "4:input"}
+    monitor(markers=names, watch=["nc1"], layers=layers).measure(network(), step=1)
+    width, points = 32, CLASSES * PER_CLASS
+    # For each layer: all features once, each class once, and the few class means.
+    assert sorted(shapes) == sorted(len(layers) * [(points, width), *CLASSES * [(PER_CLASS, width)], (CLASSES, width)])
