@@ -14,7 +14,13 @@ from geomonitor.markers.collapse import NeuralCollapse, neural_collapse
 from geomonitor.markers.effective_geometry import EffectiveGeometry
 from geomonitor.markers.manifolds import manifold_geometry
 from geomonitor.markers.spectrum import effective_rank, numerical_rank, participation_ratio, rankme, stable_rank
-from geomonitor.metrics import ClassStructure, FeatureSpectrum, ManifoldGeometry
+from geomonitor.metrics import (
+    ClassStructure,
+    FeatureSpectrum,
+    LogitStatistics,
+    ManifoldGeometry,
+    PointStatistics,
+)
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record, Series
@@ -36,9 +42,11 @@ __all__ = [
     "GeomonitorWarning",
     "History",
     "InputError",
+    "LogitStatistics",
     "ManifoldGeometry",
     "MeasurementError",
     "NeuralCollapse",
+    "PointStatistics",
     "ProbeSet",
     "Record",
     "Series",

@@ -6,163 +6,28 @@ number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from geomonitor import reservoir
 from geomonitor.errors import InputError
-from geomonitor.markers import moments as moment
 from geomonitor.markers.collapse import collapse_of
 from geomonitor.markers.dichotomies import Dichotomies
-from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
+from geomonitor.markers.inputs import require_labels, require_matrix
+from geomonitor.markers.logits import point_statistics, statistics_of
 from geomonitor.markers.manifolds import Mode, manifold_geometry
+from geomonitor.markers.point_markers import point_markers
 from geomonitor.markers.ranks import ProcessGroup
 from geomonitor.markers.spectrum import spectrum_markers, spectrum_of
-from geomonitor.reservoir import Reservoir
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from geomonitor.metric_states import MomentMetric, PointMetric
 
 
-class _FeatureMetric(Metric):
-    """What the three metrics share: the checks of a batch, and list states that sync although ranks differ.
-
-    Every list state is a list of *parts* that can be merged: one after ``update``, one per rank after a sync. Ranks
-    always send exactly one part, an empty one if they saw nothing, so that no rank waits for another.
-    """
-
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-
-    rejected_labels: Tensor
-    nonfinite_rows: Tensor
-
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if num_classes < 1:
-            raise InputError(f"num_classes must be positive; got {num_classes}")
-        self.num_classes = num_classes
-        self.add_state("rejected_labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("nonfinite_rows", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def _checked(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch with unusable points moved to class ``num_classes``, which every state ignores.
-
-        They are counted on the device and reported by ``compute``: asking here would wait for the device.
-        """
-        require_matrix(features)
-        require_labels(labels, len(features))
-        features = on_float64_device(features.detach())
-        if features.dtype in (torch.float16, torch.bfloat16) or not features.is_floating_point():
-            features = features.float()  # exact, and every backend can send it
-        labels = labels.to(features.device)
-        known = (labels >= 0) & (labels < self.num_classes)
-        finite = torch.isfinite(features).all(dim=1)
-        self.rejected_labels = self.rejected_labels + (~known).sum()
-        counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=labels.device)
-        counts = counts.index_add(0, torch.where(known, labels, self.num_classes), (~finite).to(torch.int64))
-        self.nonfinite_rows = self.nonfinite_rows + counts[:-1]
-        usable = (known & finite)[:, None]
-        return torch.where(usable, features, 0.0), torch.where(usable[:, 0], labels, self.num_classes)
-
-    def _require_clean(self) -> None:
-        if int(self.rejected_labels):
-            raise InputError(
-                f"labels must be integers in 0 .. {self.num_classes - 1}; {int(self.rejected_labels)} were not. "
-                "Raise num_classes or map the labels."
-            )
-        if bool(self.nonfinite_rows.any()):
-            where = {c: n for c, n in enumerate(self.nonfinite_rows.tolist()) if n}
-            raise InputError(
-                f"features must be finite; rows with NaN or infinite values, class: rows = {where}. "
-                "Look for an overflow in the layer (half precision?), or drop these rows."
-            )
-
-    def _empty_part(self) -> dict[str, Tensor]:
-        """One part without points, to be sent by a rank that saw none."""
-        raise NotImplementedError
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
-        """Follow the module to another device but never to another dtype: ``bf16-true`` training converts modules."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            device = fn(tensor.new_empty(0, dtype=torch.float32)).device
-            return tensor if device.type == "mps" else tensor.to(device)  # MPS has no float64
-
-        return super()._apply(moved, exclude_state)  # type: ignore[return-value]
-
-    def sync(
-        self,
-        dist_sync_fn: Callable[..., Any] | None = None,
-        process_group: Any | None = None,
-        should_sync: bool = True,
-        distributed_available: Callable[[], bool] | None = None,
-    ) -> None:
-        """Gather the parts of all ranks; see ``torchmetrics.Metric.sync``."""
-        available = distributed_available or self.distributed_available_fn
-        if should_sync and not self._is_synced and callable(available) and available():
-            for name, part in self._empty_part().items():
-                if not getattr(self, name):
-                    setattr(self, name, [part])
-        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the markers of the last ``compute``, or given values of it; needs matplotlib.
-
-        Args:
-            val: a result of ``compute`` or a list of them (one a step); by default ``compute()``.
-            ax: a matplotlib axis to draw on.
-
-        Returns:
-            matplotlib figure and axis.
-        """
-        return self._plot(val, ax)
-
-
-class _MomentMetric(_FeatureMetric):
-    """A metric whose state is the moments of the points in each class: at most ``2 N x N`` numbers."""
-
-    counts: list[Tensor]
-    means: list[Tensor]
-    factors: list[Tensor]
-
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        for name in ("counts", "means", "factors"):
-            self.add_state(name, [], dist_reduce_fx=None)
-
-    def _empty_part(self) -> dict[str, Tensor]:
-        part = moment.empty_moments(self.num_classes, torch.zeros(0, 0, device=self.device))
-        return {"counts": part.counts, "means": part.means, "factors": part.factor}
-
-    def _moments(self) -> moment.Moments | None:
-        parts = [moment.Moments(*part) for part in zip(self.counts, self.means, self.factors, strict=True)]
-        parts = [part for part in parts if part.means.shape[1]]
-        return moment.merge_moments(parts) if parts else None
-
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        now = self._moments()
-        if now is None:
-            now = moment.empty_moments(self.num_classes, features)
-        _require_width(features, now.means.shape[1])
-        now = moment.add_points(now, features, labels)
-        self.counts, self.means, self.factors = [now.counts], [now.means], [now.factor]
-
-    def _all_moments(self) -> moment.Moments:
-        self._require_clean()
-        moments = self._moments()
-        if moments is None or not bool(moments.counts.sum() > 0):
-            raise InputError("no points to compute from: call update(features, labels) first")
-        return moments
-
-
-class FeatureSpectrum(_MomentMetric):
-    """Markers of the spectrum of all features: participation ratio, numerical, effective and stable rank, RankMe.
+class FeatureSpectrum(MomentMetric):
+    """Markers of the spectrum of all features: participation ratio, numerical, effective and stable rank,
+    RankMe, power law, outliers.
 
     State: mergeable float64 moments, at most ``2 N x N`` numbers, however many points come.
 
@@ -198,13 +63,14 @@ class FeatureSpectrum(_MomentMetric):
         return spectrum_markers(spectrum_of(self._all_moments()))
 
 
-class ClassStructure(_MomentMetric):
-    """Markers of class structure: neural collapse (NC1).
+class ClassStructure(MomentMetric):
+    """Markers of class structure: neural collapse (NC1 to NC3), class-distance normalised variance.
 
     State: mergeable float64 moments, at most ``P x N + 2 N x N`` numbers, however many points come.
 
     Args:
         num_classes: labels are integers in ``0 .. num_classes - 1``.
+        weight: ``(num_classes, N)`` weights of a linear head on these features; without them NC3 is NaN.
 
     >>> metric = ClassStructure(num_classes=2)
     >>> metric.update(torch.tensor([[1.0, 0.1], [-1.0, 0.1]]), torch.tensor([0, 1]))
@@ -213,8 +79,9 @@ class ClassStructure(_MomentMetric):
     0.01
     """
 
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, *, weight: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
+        self.weight = None if weight is None else weight.detach()
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add points.
@@ -234,10 +101,10 @@ class ClassStructure(_MomentMetric):
         Raises:
             InputError: a class without points, labels out of range, NaN or infinite features (how many of which class).
         """
-        return collapse_of(self._all_moments())._asdict()
+        return collapse_of(self._all_moments(), self.weight)._asdict()
 
 
-class ManifoldGeometry(_FeatureMetric):
+class ManifoldGeometry(PointMetric):
     """Manifold capacity, dimension, radius, utility and alignments of the class manifolds (GLUE).
 
     State: at most ``per_class`` points of each class, chosen by ``seed`` and sample id: the same points in any batch
@@ -251,13 +118,9 @@ class ManifoldGeometry(_FeatureMetric):
     >>> metric = ManifoldGeometry(num_classes=2, per_class=5)
     >>> for _ in range(3):
     ...     metric.update(torch.randn(8, 20), torch.tensor([0, 1] * 4))
-    >>> sorted(metric.compute())[:3]
-    ['absolute_axis_alignment', 'absolute_center_alignment', 'absolute_center_axis_alignment']
+    >>> list(metric.compute())[:4]
+    ['capacity', 'dimension', 'radius', 'utility']
     """
-
-    features: list[Tensor]
-    priorities: list[Tensor]
-    seen: Tensor
 
     def __init__(
         self,
@@ -271,47 +134,11 @@ class ManifoldGeometry(_FeatureMetric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        if per_class < 1:
-            raise InputError(f"per_class must be positive; got {per_class}")
-        self.per_class = per_class
+        super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
         self.directions = directions
         self.dichotomies = dichotomies
         self.mode = mode
         self.pairs = pairs
-        self.seed = seed
-        self.add_state("features", [], dist_reduce_fx=None)
-        self.add_state("priorities", [], dist_reduce_fx=None)
-        self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
-        """Add points.
-
-        Args:
-            features: ``(B, N)``, any real dtype.
-            labels: ``(B,)`` integers in ``0 .. num_classes - 1``.
-            ids: ``(B,)`` integers that name each sample, the same at every epoch; a sample that comes twice counts
-                once. By default the position in the stream; with several processes, the position in a stream dealt out
-                one sample a rank, as ``DistributedSampler(shuffle=False)`` does.
-
-        Raises:
-            InputError: wrong shape or dtype, or another width than before.
-        """
-        features, labels = self._checked(features, labels)
-        if ids is None:
-            ids = self.seen + torch.arange(len(features), device=features.device)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                ids = ids * torch.distributed.get_world_size() + torch.distributed.get_rank()
-        else:
-            require_labels(ids, len(features))
-            ids = ids.to(features.device)
-        self.seen = self.seen + len(features)
-        now = self._reservoir()
-        if now is None:
-            now = reservoir.empty_reservoir(self.num_classes, self.per_class, features)
-        _require_width(features, now.features.shape[2])
-        now = reservoir.add_points(now, features, labels, reservoir.priority(ids, self.seed))
-        self.features, self.priorities = [now.features], [now.priorities]
 
     def compute(self) -> dict[str, Tensor]:
         """The markers of :func:`geomonitor.manifold_geometry` by name, each with its ``..._standard_error``.
@@ -340,16 +167,122 @@ class ManifoldGeometry(_FeatureMetric):
         errors = {f"{name}_standard_error": error for name, error in geometry.standard_error._asdict().items()}
         return values | errors
 
-    def _empty_part(self) -> dict[str, Tensor]:
-        part = reservoir.empty_reservoir(self.num_classes, self.per_class, torch.zeros(0, 0, device=self.device))
-        return {"features": part.features, "priorities": part.priorities}
 
-    def _reservoir(self) -> Reservoir | None:
-        parts = [Reservoir(*part) for part in zip(self.features, self.priorities, strict=True)]
-        parts = [part for part in parts if part.features.shape[2]]
-        return reservoir.merge_reservoirs(parts) if parts else None
+class PointStatistics(PointMetric):
+    """Markers of single points and pairs: activity, distances, spectra within classes, TwoNN, NC4, drift.
+
+    State: at most ``per_class`` points of each class, chosen by ``seed`` and sample id as in ``ManifoldGeometry``.
+
+    Args:
+        num_classes: labels are integers in ``0 .. num_classes - 1``.
+        per_class: points kept of each class.
+        seed: which points.
+        weight, bias: ``(num_classes, N)`` and ``(num_classes,)`` of a linear head on these features; without weights
+            NC4 is NaN.
+        reference: ``(Q, K)`` features of the same points at another time, as ``latest_points`` gives them; without them
+            the drift is NaN.
+        markers: names to compute; by default all. What shares its work with a name may come, too.
+
+    >>> metric = PointStatistics(num_classes=2)
+    >>> metric.update(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 1]))
+    >>> metric.compute()["feature_distance"].item()
+    5.0
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        per_class: int = 50,
+        seed: int = 0,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        reference: Tensor | None = None,
+        markers: Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
+        self.weight = None if weight is None else weight.detach()
+        self.bias = None if bias is None else bias.detach()
+        self.reference = reference
+        self.markers = None if markers is None else frozenset(markers)
+        self.latest_points: Tensor | None = None
+        """points of the latest ``compute``, of all processes: a later ``reference``"""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The markers whose state is ``"points"`` in ``geomonitor.MARKERS``, 0-dim float64.
+
+        Raises:
+            InputError: no points, labels out of range, NaN or infinite features, a reference of other points.
+        """
+        points, labels = self._points()
+        self.latest_points = points
+        return point_markers(
+            points,
+            labels,
+            weight=self.weight,
+            bias=self.bias,
+            reference=self.reference,
+            markers=self.markers,
+        )
 
 
-def _require_width(features: Tensor, width: int) -> None:
-    if features.shape[1] != width:
-        raise InputError(f"features must keep their width; got {features.shape[1]} units after {width}")
+class LogitStatistics(PointMetric):
+    """Markers of the logits: accuracy, confidence, entropy, energy, margin, AUROC, calibration.
+
+    State: five numbers for each of at most ``per_class`` points of a class, chosen as in ``ManifoldGeometry``.
+
+    Args:
+        num_classes: labels are integers in ``0 .. num_classes - 1``.
+        per_class: points kept of each class.
+        seed: which points.
+        columns: the column of the logits that belongs to each class; by default column i to class i.
+
+    >>> metric = LogitStatistics(num_classes=2)
+    >>> metric.update(torch.tensor([[2.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+    >>> metric.compute()["accuracy"].item()
+    0.5
+    """
+
+    content = "logits"
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        per_class: int = 50,
+        seed: int = 0,
+        columns: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
+        self.columns = tuple(range(num_classes) if columns is None else columns)
+        if len(self.columns) != num_classes:
+            raise InputError(f"columns must name one column for each of {num_classes} classes; got {self.columns}")
+
+    def update(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
+        """Add points.
+
+        Args:
+            features: ``(B, C)`` logits.
+            labels: ``(B,)`` integers in ``0 .. num_classes - 1``.
+            ids: ``(B,)`` names of the samples, as in ``ManifoldGeometry``.
+
+        Raises:
+            InputError: wrong shape or dtype, or fewer columns than the classes need.
+        """
+        require_matrix(features)
+        require_labels(labels, len(features))
+        if features.shape[1] < 2 or not all(0 <= column < features.shape[1] for column in self.columns):
+            raise InputError(f"classes have columns {self.columns}, but the logits have shape {tuple(features.shape)}")
+        places = torch.tensor(self.columns, device=labels.device)
+        statistics = point_statistics(features, places[labels.clamp(0, self.num_classes - 1)])
+        super().update(statistics, labels, ids)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The markers of :mod:`geomonitor.markers.logits` by name, 0-dim float64.
+
+        Raises:
+            InputError: no points, labels out of range, NaN or infinite logits.
+        """
+        return statistics_of(self._points()[0])._asdict()

@@ -22,14 +22,17 @@ from geomonitor.alerts import GeometryDeclineWarning, explain
 from geomonitor.capture import Layer, Pool, captured, resolve_layers
 from geomonitor.decline import Detector, DropFromReference, Verdict, judge
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
-from geomonitor.isolation import undisturbed
+from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.dichotomies import Dichotomies
+from geomonitor.markers.drift import drift
 from geomonitor.markers.manifolds import Mode
 from geomonitor.markers.threads import threads_for
-from geomonitor.metrics import ClassStructure, FeatureSpectrum, ManifoldGeometry
+from geomonitor.metrics import ClassStructure, FeatureSpectrum, LogitStatistics, ManifoldGeometry, PointStatistics
+from geomonitor.outputs import Head, head_of, logits_in
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record
+from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
 ALARM = "alarm"
 """Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
@@ -46,15 +49,20 @@ class GeometryMonitor:
         probe: the held-out, in-distribution points to measure on.
         layers: where to measure: ``"penultimate"`` (what goes into the last ``nn.Linear``), a module path with
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
-        markers: ``"default"``, ``"all"`` or names of ``geomonitor.MARKERS``.
+        markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker; ``None`` for no verdicts.
         watch: names of the markers that the detector judges.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
         forward: ``forward(model, inputs)`` runs the model on one probe batch; by default ``model(inputs)``, or
-            ``model(**inputs)`` where the batch is a dict.
+            ``model(**inputs)`` where the batch is a dict. Logits ``(B, C)`` are looked for in what it returns (a
+            tensor, ``.logits``, ``["logits"]``, the first of a tuple), with the labels as columns; where there are
+            none, the markers of the logits are NaN, with one warning.
         batch_size: points in one forward pass of the probe.
+        shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
+            (``"noise"``, ``"blur"``, ``"brightness"``, ``"contrast"``, ``"rotation"``; images only), or a dict
+            ``name -> function`` of the whole batch of inputs. Each costs one more forward pass of the probe set.
         on_error: ``"warn"``: a measurement that fails is warned of once and its values are NaN; ``"raise"``.
 
     >>> import geomonitor as gm
@@ -82,6 +90,7 @@ class GeometryMonitor:
         pool: Pool = "auto",
         forward: Forward | None = None,
         batch_size: int = 128,
+        shifts: Sequence[str] | Mapping[str, Shift] = (),
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if on_error not in ("warn", "raise"):
@@ -90,9 +99,13 @@ class GeometryMonitor:
             raise InputError(f"a probe set needs at least 2 classes; this one has {probe.classes}")
         self.probe = probe
         self.layers = layers
-        self.markers = _marker_names(markers)
+        self.shifts = named_shifts(shifts)
+        names = _marker_names(markers, more=[SHIFT_MARKER + name for name in self.shifts])
+        self.shifts |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in self.shifts}
+        self.markers = tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in self.shifts)]))
+        self._try_shifts()
         self.detector = detector
-        self.watch = _marker_names(watch)
+        self.watch = _marker_names(watch, more=self.markers)
         if not set(self.watch) <= set(self.markers):
             raise InputError(f"watch must name measured markers {self.markers}; got {self.watch}")
         self.geometry_options: dict[str, Any] = {
@@ -107,7 +120,11 @@ class GeometryMonitor:
         """the latest verdict by layer"""
         self.new_alarms: list[Verdict] = []
         """verdicts that the latest measurement turned to "declined" """
-        self._failures: set[str] = set()
+        self.references: dict[str, Tensor] = {}
+        """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
+        self._reference_given = False
+        self._latest_points: dict[str, Tensor] = {}
+        self._told: set[str] = set()
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -122,6 +139,7 @@ class GeometryMonitor:
             "layers": layers,
             "pool": self.pool if isinstance(self.pool, str) else getattr(self.pool, "__qualname__", "custom"),
             **self.geometry_options,
+            **({"shifts": sorted(self.shifts)} if self.shifts else {}),
         }
 
     def measure(
@@ -163,8 +181,12 @@ class GeometryMonitor:
         return [*records, *alarms, seconds]
 
     def state_dict(self) -> dict[str, Any]:
-        """History and protocol as plain Python values, for a checkpoint that loads with ``weights_only=True``."""
-        return {"protocol": self.protocol, "history": self.history.state_dict()}
+        """History, protocol and references in plain Python and tensors: it loads with ``weights_only=True``."""
+        return {
+            "protocol": self.protocol,
+            "history": self.history.state_dict(),
+            "references": {layer: points.cpu() for layer, points in self.references.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
         """Go on where a saved monitor stopped.
@@ -185,60 +207,159 @@ class GeometryMonitor:
             )
         if changed:
             self.history.clear()
+            self.references = {}
         else:
             self.history.load_state_dict(state["history"])
+            self.references = dict(state.get("references", {}))
         self.verdicts = {}
+
+    def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
+        """Measure the drift from now on to another representation than that of the first measurement.
+
+        Args:
+            references: features of the probe by layer, as ``state_dict()["references"]`` of a saved monitor has them;
+                by default those of the latest measurement, for instance when it was the best one.
+        """
+        self.references = dict(self._latest_points if references is None else references)
+        self._reference_given = True
 
     def _values(
         self, model: nn.Module, layers: Mapping[str, Layer], forward: Forward
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Marker and standard error by layer and name; every process makes the same calls, whatever happens to it."""
         device = _device_of(model)
-        metrics = {layer: self._metrics().to(_float64_device(device)) for layer in layers}
+        where = _float64_device(device)
+        if not len(self.history) and not self._reference_given:
+            self.references = {}  # a new run, whose first measurement is the reference
+        layer_metrics = {
+            layer: self._layer_metrics(layer, head_of(model, place, self.probe.classes)).to(where)
+            for layer, place in layers.items()
+        }
+        # The logits as the model sees the probe set, and under each shift: one metric each, by the marker's prefix.
+        logit_metrics = {name: self._logit_metric().to(where) for name in ("", *self.shifts)}
         failure: Exception | None = None
+        logits_found = False
         try:
-            self._probe_pass(model, layers, metrics, forward)
+            logits_found = self._probe_pass(model, layers, layer_metrics, logit_metrics, forward)
         except Exception as error:  # noqa: BLE001 - told to the other processes first
             failure = error
         if not _all_processes(failure is None, device):
             raise failure or MeasurementError("the probe pass failed in another process")
+        # All or none: a process that computes would wait for one that does not.
+        logits_found = self._needs_logits and _all_processes(logits_found, device)
         with threads_for(len(self.probe), device):
-            return {layer: self._with_errors(metric.compute()) for layer, metric in metrics.items()}
+            of_logits = self._logit_values(logit_metrics, logits_found)
+            computed = {layer: metric.compute() | of_logits for layer, metric in layer_metrics.items()}
+        if "drift" in self.markers:
+            self._keep_points(layer_metrics, computed)
+        return {layer: self._with_errors(values) for layer, values in computed.items()}
 
     def _probe_pass(
         self,
         model: nn.Module,
         layers: Mapping[str, Layer],
-        metrics: Mapping[str, MetricCollection],
+        layer_metrics: Mapping[str, MetricCollection],
+        logit_metrics: Mapping[str, LogitStatistics],
         forward: Forward,
-    ) -> None:
-        """Run this process's part of the probe set through the model, without a trace, into the metrics."""
+    ) -> bool:
+        """Run this process's part of the probe set through the model, without a trace, into the metrics.
+
+        Returns whether all outputs of this process held logits.
+        """
         device = _device_of(model)
         classes = torch.tensor(self.probe.classes)
         rank, world_size = _rank_and_world_size()
+        found = self._needs_logits
         with undisturbed(model):
             # In lockstep every process runs as many forward passes as the others: sharded models need that.
             for batch in self.probe.loader(self.batch_size, rank=rank, world_size=world_size, lockstep=True):
                 inputs = _to_device(batch.inputs, device)
                 mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
                 with captured(model, layers, pool=self.pool, mask=mask) as features:
-                    forward(model, inputs)
+                    outputs = {"": forward(model, inputs)}
+                for name, shift in self.shifts.items():
+                    outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
                 labels = torch.searchsorted(classes, batch.labels)
-                for layer, metric in metrics.items():
+                for layer, metric in layer_metrics.items():
                     metric.update(_of_batch(features[layer], layer, len(labels)), labels, ids=batch.ids)
+                for name, output in outputs.items():
+                    logits = logits_in(output, self.probe.classes) if found else None
+                    found = logits is not None and (len(logits) == len(labels) or not len(labels))
+                    if found and logits is not None:
+                        logit_metrics[name].update(logits[: len(labels)], labels, ids=batch.ids)
+        return found
 
-    def _metrics(self) -> MetricCollection:
+    def _layer_metrics(self, layer: str, head: Head) -> MetricCollection:
         """The metrics whose markers are asked for, one for each kind of state."""
-        classes = len(self.probe.classes)
-        wanted = {MARKERS[name].state for name in self.markers}
+        classes, per_class = len(self.probe.classes), self.probe.per_class
+        wanted = {MARKERS[name].state for name in self.markers if name in MARKERS}
         metrics: dict[str, Metric | MetricCollection] = {}
         if "manifolds" in wanted:
-            metrics["manifolds"] = ManifoldGeometry(classes, per_class=self.probe.per_class, **self.geometry_options)
+            metrics["manifolds"] = ManifoldGeometry(classes, per_class=per_class, **self.geometry_options)
         if "spectrum" in wanted:
             metrics["spectrum"] = FeatureSpectrum()
         if "classes" in wanted:
-            metrics["classes"] = ClassStructure(classes)
+            metrics["classes"] = ClassStructure(classes, weight=head.weight)
+        if "points" in wanted:
+            metrics["points"] = PointStatistics(
+                classes,
+                per_class=per_class,
+                weight=head.weight,
+                bias=head.bias,
+                reference=self.references.get(layer),
+                markers=self.markers,
+            )
         return MetricCollection(metrics, compute_groups=False)
+
+    def _logit_metric(self) -> LogitStatistics:
+        classes = len(self.probe.classes)
+        return LogitStatistics(classes, per_class=self.probe.per_class, columns=self.probe.classes)
+
+    @property
+    def _needs_logits(self) -> bool:
+        return bool(self.shifts) or any(MARKERS[name].state == "logits" for name in self.markers if name in MARKERS)
+
+    def _logit_values(self, metrics: Mapping[str, LogitStatistics], found: bool) -> dict[str, Tensor]:
+        """Markers of the logits; NaN, and a warning, where the model gives none: an encoder has no accuracy."""
+        undefined = torch.tensor(math.nan)
+        values = dict.fromkeys([name for name, row in MARKERS.items() if row.state == "logits"], undefined)
+        values |= dict.fromkeys([SHIFT_MARKER + name for name in self.shifts], undefined)
+        if not self._needs_logits:
+            return values
+        if not found:
+            self._tell_once(
+                f"the model's output holds no logits (B, C) with a column for each of the labels {self.probe.classes}: "
+                "accuracy and the other markers of logits are NaN. Give GeometryMonitor a forward that returns logits, "
+                "or markers without these."
+            )
+            return values
+        try:
+            for name, metric in metrics.items():
+                computed = metric.compute()
+                values |= {SHIFT_MARKER + name: computed["accuracy"]} if name else computed
+        except InputError as error:  # raised in all processes alike, after their sync
+            self._tell_once(f"the markers of logits are NaN: {error}")
+        return values
+
+    def _keep_points(self, metrics: Mapping[str, MetricCollection], computed: dict[str, dict[str, Tensor]]) -> None:
+        """Remember what a later drift is measured to; the first measurement is its own reference."""
+        for layer, metric in metrics.items():
+            points = metric["points"].latest_points
+            assert isinstance(points, Tensor)  # computed just now
+            points = points.float()  # half the size in a checkpoint
+            self._latest_points[layer] = points
+            if layer not in self.references:
+                self.references[layer] = points
+                computed[layer]["drift"] = drift(points, points)
+
+    def _try_shifts(self) -> None:
+        """Refuse built-in shifts of what is no image at once, not at the first measurement."""
+        if None in self.shifts.values():
+            with preserved_rng():
+                batch = next(self.probe.loader(1))
+                for name, shift in self.shifts.items():
+                    if shift is None:
+                        shifted(name, None, batch.inputs, batch.ids)
 
     def _with_errors(self, computed: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
         return {
@@ -264,23 +385,23 @@ class GeometryMonitor:
         return alarms
 
     def _warn_of_failure(self, error: Exception, step: int) -> None:
-        """Tell each cause once."""
         cause = f"{type(error).__name__}: {error}"
-        if cause not in self._failures:
-            self._failures.add(cause)
-            warnings.warn(
-                f"the geometry could not be measured at step {step}; its values are NaN, training goes on. {cause}",
-                GeomonitorWarning,
-                stacklevel=3,
-            )
+        told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. {cause}"
+        self._tell_once(told, cause)
+
+    def _tell_once(self, message: str, cause: str | None = None) -> None:
+        """Warn of each cause once in the life of this monitor."""
+        if (cause or message) not in self._told:
+            self._told.add(cause or message)
+            warnings.warn(message, GeomonitorWarning, stacklevel=4)
 
 
-def _marker_names(markers: str | Sequence[str]) -> tuple[str, ...]:
+def _marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
     if isinstance(markers, str):
         markers = MARKER_GROUPS.get(markers, (markers,))
     for name in markers:
-        if name not in MARKERS:
-            near = difflib.get_close_matches(name, [*MARKERS, *MARKER_GROUPS])
+        if name not in MARKERS and name not in more:
+            near = difflib.get_close_matches(name, [*MARKERS, *MARKER_GROUPS, *more])
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(MARKERS)}"
             raise InputError(f"no marker or group is called {name!r}; {hint}")
     return tuple(dict.fromkeys(markers))

@@ -12,14 +12,14 @@ import geomonitor
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
     {"errors", "isolation"},
-    {"datasets", "origins", "probe"},
-    {"layers", "capture"},
+    {"datasets", "origins", "probe", "shifts"},
+    {"layers", "capture", "outputs"},
     {"markers"},
-    {"reservoir", "metrics"},
+    {"reservoir", "metric_states", "metrics"},
     {"records"},
     {"decline"},
     {"alerts"},
-    {"monitor", "__init__"},
+    {"monitor", "cli", "__init__"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate"}

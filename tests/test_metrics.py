@@ -12,7 +12,10 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 import geomonitor as gm
+from geomonitor.markers.logits import logit_statistics
+from geomonitor.markers.point_markers import point_markers
 from geomonitor.markers.spectrum import feature_spectrum, spectrum_markers
+from geomonitor.reservoir import priority
 from tests.processes import in_processes
 
 CLASSES, PER_CLASS, WIDTH = 4, 20, 30
@@ -27,12 +30,35 @@ def data(points: int = 200) -> tuple[Tensor, Tensor, Tensor]:
     return centers[labels] + torch.randn(points, WIDTH, generator=generator), labels, torch.arange(points)
 
 
+def head() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator)
+
+
+def points_metric() -> gm.PointStatistics:
+    weight, bias = head()
+    reference = torch.randn(CLASSES * PER_CLASS, 7, generator=torch.Generator().manual_seed(2))
+    return gm.PointStatistics(CLASSES, per_class=PER_CLASS, weight=weight, bias=bias, reference=reference)
+
+
+def columns() -> list[int]:
+    """The unit in which each class is strongest."""
+    return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0)).argmax(1).tolist()
+
+
+def logits_metric() -> gm.LogitStatistics:
+    """The features are its logits, too."""
+    return gm.LogitStatistics(CLASSES, per_class=PER_CLASS, columns=columns())
+
+
 def metrics() -> MetricCollection:
     return MetricCollection(
         {
             "manifolds": gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=40),
             "spectrum": gm.FeatureSpectrum(),
-            "classes": gm.ClassStructure(CLASSES),
+            "classes": gm.ClassStructure(CLASSES, weight=head()[0]),
+            "points": points_metric(),
+            "logits": logits_metric(),
         },
         compute_groups=False,
     )
@@ -58,9 +84,9 @@ def whole() -> dict[str, float]:
 def test_spectrum_and_classes_equal_the_pure_functions(whole):
     features, labels, _ = data()
     for name, value in spectrum_markers(feature_spectrum(features)).items():
-        assert whole[name] == pytest.approx(value.item(), rel=EXACT)
-    for name, value in gm.neural_collapse(features, labels)._asdict().items():
-        assert whole[name] == pytest.approx(value.item(), rel=EXACT)
+        assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
+    for name, value in gm.neural_collapse(features, labels, weight=head()[0])._asdict().items():
+        assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
 
 
 def test_manifolds_equal_the_pure_function_on_the_chosen_points():
@@ -74,10 +100,58 @@ def test_manifolds_equal_the_pure_function_on_the_chosen_points():
         assert value.item() == pytest.approx(expected.item(), rel=1e-9)  # another order of points
 
 
+def test_points_and_logits_equal_the_pure_functions_on_the_chosen_points():
+    features, labels, ids = data(CLASSES * PER_CLASS)  # all of them are chosen
+    points, logits = points_metric(), logits_metric()
+    points.update(features, labels, ids)
+    logits.update(features, labels, ids)
+    order = [row for label in range(CLASSES) for row in _by_priority(ids[labels == label])]
+    weight, bias = head()
+    expected = point_markers(features[order], labels[order], weight=weight, bias=bias, reference=points.reference)
+    assert {k: v.item() for k, v in points.compute().items()} == {k: v.item() for k, v in expected.items()}
+    assert torch.equal(points.latest_points, features[order])
+    expected = logit_statistics(features, torch.tensor(columns())[labels])._asdict()
+    assert {k: v.item() for k, v in logits.compute().items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=EXACT, nan_ok=True
+    )
+
+
+def _by_priority(ids: Tensor) -> list[int]:
+    return ids[priority(ids, 0).argsort()].tolist()
+
+
+def test_the_names_of_a_metric_are_those_of_the_table(whole):
+    measured = {name for name in whole if not name.endswith("_standard_error")}
+    assert measured == set(gm.MARKER_GROUPS["all"])
+    assert not any(math.isnan(whole[name]) for name in measured - {"confident_accuracy"})
+
+
+def test_only_what_is_asked_for_is_worked_out():
+    features, labels, ids = data()
+    metric = gm.PointStatistics(CLASSES, markers=["dead_units"])
+    metric.update(features, labels, ids)
+    assert "dead_units" in metric.compute()
+    assert "feature_distance" not in metric.compute()
+
+
+def test_logits_without_a_column_for_each_class_are_refused():
+    with pytest.raises(gm.InputError, match=r"columns \(0, 1, 2\), but the logits have shape \(4, 2\)"):
+        gm.LogitStatistics(3).update(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(gm.InputError, match="one column for each of 3 classes"):
+        gm.LogitStatistics(3, columns=[1, 2])
+
+
+@pytest.mark.parametrize("make", [gm.FeatureSpectrum, lambda: gm.PointStatistics(2), lambda: gm.LogitStatistics(2)])
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_no_points_are_named(make):
+    with pytest.raises(gm.InputError, match="no points"):
+        make().compute()
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_any_batch_split_in_any_order(whole, size):
     order = torch.randperm(200, generator=torch.Generator().manual_seed(size))
-    assert computed(batches(order, size)) == pytest.approx(whole, rel=EXACT)
+    assert computed(batches(order, size)) == pytest.approx(whole, rel=EXACT, nan_ok=True)
 
 
 def test_without_ids_the_position_in_the_stream_chooses():
@@ -109,7 +183,7 @@ def _rank_part(rank: int, case: str) -> dict[str, float]:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(whole, case):
     for result in in_processes(_rank_part, case):
-        assert result == pytest.approx({name: whole[name] for name in result}, rel=EXACT)
+        assert result == pytest.approx({name: whole[name] for name in result}, rel=EXACT, nan_ok=True)
 
 
 def _stream_part(rank: int) -> float:
@@ -120,16 +194,16 @@ def _stream_part(rank: int) -> float:
 
 
 def test_two_processes_without_ids_follow_the_distributed_sampler(whole):
-    assert in_processes(_stream_part) == pytest.approx([whole["dimension"]] * 2, rel=EXACT)
+    assert in_processes(_stream_part) == pytest.approx([whole["dimension"]] * 2, rel=EXACT, nan_ok=True)
 
 
 def test_reset_and_second_use(whole):
     collection = metrics()
-    collection.update(torch.randn(20, 5), torch.arange(20) % CLASSES, ids=torch.arange(20))
+    collection.update(torch.randn(20, 40), torch.arange(20) % CLASSES, ids=torch.arange(20))
     collection.reset()
     features, labels, ids = data()  # another width after a reset
     collection.update(features, labels, ids=ids)
-    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT)
+    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT, nan_ok=True)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.clone()])
@@ -139,7 +213,7 @@ def test_copies_go_on_where_the_original_was(whole, copied):
     collection.update(first[0], first[1], ids=first[2])
     collection = copied(collection)
     collection.update(second[0], second[1], ids=second[2])
-    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT)
+    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT, nan_ok=True)
 
 
 def test_state_dict_round_trip(whole):
@@ -150,7 +224,7 @@ def test_state_dict_round_trip(whole):
     source.update(first[0], first[1], ids=first[2])
     target.load_state_dict(source.state_dict())
     target.update(second[0], second[1], ids=second[2])
-    assert {k: v.item() for k, v in target.compute().items()} == pytest.approx(whole, rel=EXACT)
+    assert {k: v.item() for k, v in target.compute().items()} == pytest.approx(whole, rel=EXACT, nan_ok=True)
 
 
 @pytest.mark.parametrize("metric", [gm.FeatureSpectrum(), gm.ClassStructure(2)])
@@ -179,7 +253,7 @@ def test_half_precision_batches_are_exact():
     for dtype in (torch.float16, torch.bfloat16):
         rounded = features.to(dtype)
         assert computed([(rounded, labels, ids)]) == pytest.approx(
-            computed([(rounded.double(), labels, ids)]), rel=1e-12
+            computed([(rounded.double(), labels, ids)]), rel=1e-12, nan_ok=True
         )
 
 
@@ -237,7 +311,8 @@ def test_wrong_batches_are_errors_at_update(make, args, message):
 def test_update_never_waits_for_the_device():
     """On the meta device any ``.item()``, ``bool(tensor)`` or value-dependent shape raises."""
     features, labels = torch.randn(8, 5, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
-    for metric in (gm.FeatureSpectrum(), gm.ClassStructure(3), gm.ManifoldGeometry(3, per_class=2)):
+    by_points = [make(3, per_class=2) for make in (gm.ManifoldGeometry, gm.PointStatistics, gm.LogitStatistics)]
+    for metric in (gm.FeatureSpectrum(), gm.ClassStructure(3), *by_points):
         metric.to("meta")
         for _ in range(4):
             metric.update(features, labels)

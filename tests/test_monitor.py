@@ -57,7 +57,7 @@ def test_the_records_are_the_markers_of_the_layer():
     }
     for name, value in expected.items():
         assert measured[f"geometry/penultimate/{name}"] == pytest.approx(value.item(), rel=1e-9)
-    assert set(measured) == {f"geometry/penultimate/{name}" for name in [*gm.MARKERS, "alarm"]}
+    assert set(measured) == {f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "alarm"]}
 
 
 def test_standard_errors_come_with_the_sampled_markers_only():
@@ -75,7 +75,7 @@ def test_default_markers_and_seconds():
 
 def test_batch_size_does_not_matter():
     runs = [values(monitor(batch_size=size, markers="all").measure(network(), step=1)) for size in (7, 60)]
-    assert runs[0] == pytest.approx(runs[1], rel=1e-5)  # float32 forward passes of other shapes
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5, nan_ok=True)  # float32 forward passes of other shapes
 
 
 def test_several_layers_with_aliases():
@@ -264,13 +264,15 @@ def test_dict_inputs_with_a_padding_mask():
 
     torch.manual_seed(0)
     model = Tokens()
-    measured = [
-        values(
-            gm.GeometryMonitor(gm.ProbeSet.from_dataset(items(p), per_class=8), directions=40).measure(model, step=1)
-        )
-        for p in (0, 7)
-    ]
-    assert measured[0] == measured[1]  # what stands under the mask does not matter
+    measured = []
+    for padding in (0, 7):
+        watcher = gm.GeometryMonitor(gm.ProbeSet.from_dataset(items(padding), per_class=8), directions=40)
+        with pytest.warns(gm.GeomonitorWarning, match="no logits"):  # it gives some for each token
+            measured.append(values(watcher.measure(model, step=1)))
+    assert math.isnan(measured[0]["geometry/penultimate/accuracy"])
+    assert measured[0] == pytest.approx(
+        measured[1], rel=1e-15, nan_ok=True
+    )  # what stands under the mask does not matter
     assert math.isfinite(measured[0]["geometry/penultimate/dimension"])
 
 
@@ -283,7 +285,7 @@ def _measure_in_parts(rank: int, per_class: int) -> dict[str, float]:
 def test_processes_share_the_probe_pass_and_agree(per_class, world_size):
     alone = _measure_in_parts(0, per_class)
     for result in in_processes(_measure_in_parts, per_class, world_size=world_size):
-        assert result == pytest.approx(alone, rel=1e-6)  # float32 forward passes of other shapes
+        assert result == pytest.approx(alone, rel=1e-6, nan_ok=True)  # float32 forward passes of other shapes
 
 
 def _fail_on_one(rank: int) -> list[str]:
@@ -303,3 +305,199 @@ def test_a_failure_in_one_process_is_a_failure_in_all_and_nobody_waits():
     told = in_processes(_fail_on_one)
     assert "failed in another process" in told[0][0]
     assert "out of cheese" in told[1][0]
+
+
+PROBE_KEY = "geometry/penultimate/"
+
+
+def test_logits_come_from_the_same_forward_pass():
+    calls = []
+
+    def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+        calls.append(len(inputs))
+        return model(inputs)
+
+    model, probe = network(), probe_set()
+    measured = values(monitor(markers="all", forward=forward).measure(model, step=1))
+    assert sum(calls) == len(probe)
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([probe.dataset[i][0] for i in probe.indices]))
+    assert measured[PROBE_KEY + "accuracy"] == (logits.argmax(1) == probe.labels).double().mean().item()
+    p = logits.double().softmax(1)
+    assert measured[PROBE_KEY + "entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-6)
+
+
+class Encoder(nn.Module):
+    """Gives no logits, as encoders trained without labels do."""
+
+    def __init__(self, output) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 16)
+        self.output = output
+
+    def forward(self, x: Tensor):
+        return self.output(self.head(x))
+
+
+@pytest.mark.parametrize("output", [lambda z: {"embedding": z}, lambda z: z[:, :5], lambda z: None])
+def test_a_model_without_logits_has_the_rest_of_the_geometry(output):
+    watcher, model = monitor(), Encoder(output)
+    with pytest.warns(gm.GeomonitorWarning, match="no logits") as told:
+        measured = values(watcher.measure(model, step=1))
+    assert len(told) == 1
+    missing = [name for name, value in measured.items() if math.isnan(value)]
+    assert missing == [PROBE_KEY + "accuracy"]
+    watcher.measure(model, step=2)  # told once: warnings are errors here
+    values(monitor(markers=["dimension", "nc1"]).measure(model, step=1))  # not asked for, not told
+
+
+def test_logits_that_are_nan_leave_the_features_alone():
+    model = network()
+    with torch.no_grad():
+        model[4].bias[0] = math.nan
+    with pytest.warns(gm.GeomonitorWarning, match="logits are NaN: logits must be finite"):
+        measured = values(monitor().measure(model, step=1))
+    assert math.isnan(measured[PROBE_KEY + "accuracy"])
+    assert math.isfinite(measured[PROBE_KEY + "participation_ratio"])
+
+
+def test_the_head_is_found_where_the_layer_feeds_it():
+    model, probe = network().eval(), probe_set()
+    measured = values(monitor(markers="all", layers={"head": "4:input", "hidden": "2:output"}).measure(model, step=1))
+    with torch.no_grad():
+        x = model[:4](torch.stack([probe.dataset[i][0] for i in probe.indices]))
+    nc3 = gm.neural_collapse(x, probe.labels, weight=model[4].weight[3:7]).nc3
+    assert measured["geometry/head/nc3"] == pytest.approx(nc3.item(), rel=1e-9)
+    assert 0 <= measured["geometry/head/nc4"] <= 1
+    assert math.isnan(measured["geometry/hidden/nc3"])
+    assert math.isnan(measured["geometry/hidden/nc4"])
+
+
+def test_drift_starts_at_zero_and_survives_a_checkpoint(tmp_path):
+    first, changed = network(), network()
+    with torch.no_grad():
+        changed[0].weight.mul_(torch.linspace(0.1, 3, 32)[:, None])
+    watcher = monitor(markers=["dimension", "drift"])
+    assert values(watcher.measure(first, step=1))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
+    torch.save(watcher.state_dict(), tmp_path / "state.pt")
+    moved = values(watcher.measure(changed, step=2))[PROBE_KEY + "drift"]
+    assert moved > 0.01
+    restored = monitor(markers=["dimension", "drift"])
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert values(restored.measure(changed, step=2))[PROBE_KEY + "drift"] == moved
+    assert values(restored.measure(first, step=3))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
+    restored.history.clear()  # a new run in the same object
+    assert values(restored.measure(changed, step=1))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
+
+
+def test_drift_to_the_best_measurement_or_to_a_saved_one():
+    first, changed = network(), network()
+    with torch.no_grad():
+        changed[0].weight.mul_(torch.linspace(0.1, 3, 32)[:, None])
+    watcher = monitor(markers=["dimension", "drift"])
+    watcher.measure(first, step=1)
+    watcher.measure(changed, step=2)
+    watcher.set_reference()
+    assert values(watcher.measure(changed, step=3))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
+    other = monitor(markers=["dimension", "drift"])
+    other.set_reference(watcher.state_dict()["references"])
+    assert values(other.measure(first, step=1))[PROBE_KEY + "drift"] > 0.01
+
+
+def image_monitor(**options) -> gm.GeometryMonitor:
+    stream = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % CLASSES
+    pictures = torch.randn(CLASSES, 1, 8, 8, generator=stream)[labels] + torch.randn(80, 1, 8, 8, generator=stream)
+    probe = gm.ProbeSet.from_dataset(TensorDataset(pictures, labels), per_class=PER_CLASS)
+    return gm.GeometryMonitor(probe, **{"directions": 40, "on_error": "raise", "markers": ["dimension"]} | options)
+
+
+def image_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+
+
+def _shifted_accuracies(rank: int = 0) -> dict[str, float]:
+    shifts = {"noise": None, "none": lambda x: x, "upside_down": lambda x: x.flip(2)}
+    options = {"shifts": shifts, "markers": ["dimension", "accuracy", "accuracy_under_blur"], "batch_size": 17}
+    return values(image_monitor(**options).measure(image_network(), step=1))
+
+
+def test_accuracy_under_shifts():
+    measured = _shifted_accuracies()
+    names = [name.removeprefix(PROBE_KEY) for name in measured]
+    shifted = [f"accuracy_under_{name}" for name in ("blur", "noise", "none", "upside_down")]
+    assert names == ["dimension", "accuracy", *shifted, "alarm"]
+    assert measured[PROBE_KEY + "accuracy_under_none"] == measured[PROBE_KEY + "accuracy"]
+    assert _shifted_accuracies() == measured
+    assert all(result == pytest.approx(measured, rel=1e-6) for result in in_processes(_shifted_accuracies))
+
+
+def test_every_built_in_shift_by_name():
+    names = ("noise", "blur", "brightness", "contrast", "rotation")
+    measured = image_monitor(shifts=names).measure(image_network(), step=1)
+    found = {record.marker: record.value for record in measured}
+    assert all(0 <= found[f"accuracy_under_{name}"] <= 1 for name in names)
+
+
+def test_shifts_of_what_is_no_image_are_refused_at_once():
+    state = torch.get_rng_state()
+    with pytest.raises(gm.InputError, match=r"'blur' needs float images"):
+        monitor(shifts=["blur"])
+    with pytest.raises(gm.InputError, match="built-in shifts are"):
+        image_monitor(shifts=["fog"])
+    with pytest.raises(gm.InputError, match="did you mean 'accuracy_under_blur'"):
+        image_monitor(markers=["dimension", "accuracy_under_blurr"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_shifts_are_part_of_the_protocol():
+    saved = image_monitor(shifts=["noise"])
+    with pytest.raises(gm.InputError, match="shifts"):
+        image_monitor(shifts=["blur"]).load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("group", ["default", "paper", "all"])
+def test_groups_by_name(group):
+    assert monitor(markers=group).markers == gm.MARKER_GROUPS[group]
+
+
+def test_markers_of_the_logits_alone():
+    measured = monitor(markers=["accuracy", "margin"], watch=["accuracy"]).measure(network(), step=1)
+    assert [record.marker for record in measured] == ["accuracy", "margin", "alarm", "seconds"]
+    assert 0 <= measured[0].value <= 1
+
+
+def _logits_on_one_process_only(rank: int) -> dict[str, float]:
+    import warnings
+
+    def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+        return model(inputs) if rank else model(inputs)[:3]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gm.GeomonitorWarning)
+        return values(monitor(markers=["accuracy", "nc1"], watch=["nc1"], forward=forward).measure(network(), step=1))
+
+
+def test_logits_in_one_process_only_are_logits_in_none_and_nobody_waits():
+    for result in in_processes(_logits_on_one_process_only):
+        assert math.isnan(result[PROBE_KEY + "accuracy"])
+        assert math.isfinite(result[PROBE_KEY + "nc1"])
+
+
+def test_one_decomposition_of_the_features_a_layer(monkeypatch):
+    shapes = []
+    for name in ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals"):
+        original = getattr(torch.linalg, name)
+
+        def counted(matrix: Tensor, *args, _original=original, **options):
+            shapes.append(tuple(matrix.shape[-2:]))
+            return _original(matrix, *args, **options)
+
+        monkeypatch.setattr(torch.linalg, name, counted)
+    names = [name for name in gm.MARKER_GROUPS["all"] if gm.MARKERS[name].state != "manifolds"]
+    layers = {"hidden": "2:output", "head": "4:input"}
+    monitor(markers=names, watch=["nc1"], layers=layers).measure(network(), step=1)
+    width, points = 32, CLASSES * PER_CLASS
+    # For each layer: all features once, each class once, and the few class means.
+    assert sorted(shapes) == sorted(len(layers) * [(points, width), *CLASSES * [(PER_CLASS, width)], (CLASSES, width)])

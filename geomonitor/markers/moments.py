@@ -23,6 +23,8 @@ class Moments(NamedTuple):
     """``(G, N)`` mean of each group; zero where a group is empty."""
     factor: Tensor
     """``(R, N)`` with ``factor.T @ factor`` = scatter of all points around the mean of their own group."""
+    spread: Tensor
+    """``(G,)`` squared distances of the points of each group from its mean, summed."""
 
 
 def empty_moments(groups: int, features: Tensor) -> Moments:
@@ -33,6 +35,7 @@ def empty_moments(groups: int, features: Tensor) -> Moments:
         new(groups, dtype=torch.float64),
         new((groups, width), dtype=torch.float64),
         new((0, width), dtype=torch.float64),
+        new(groups, dtype=torch.float64),
     )
 
 
@@ -60,11 +63,13 @@ def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
     total = moments.counts + counts
     shift = means - moments.means
     cross = (moments.counts / total.clamp(min=1)).sqrt()[:, None] * shift
+    spread = member.T @ (inside * (x - member @ means)).square().sum(dim=1) + counts * cross.square().sum(dim=1)
     rows = inside * (x - member @ (means - cross))
     return Moments(
         total,
         moments.means + (counts / total.clamp(min=1))[:, None] * shift,
         _bounded(torch.cat([moments.factor, rows])),
+        moments.spread + spread,
     )
 
 
@@ -76,7 +81,12 @@ def merge_moments(parts: list[Moments]) -> Moments:
         share = (part.counts / total.clamp(min=1))[:, None]
         shift = part.means - merged.means
         cross = (merged.counts[:, None] * share).sqrt() * shift
-        merged = Moments(total, merged.means + share * shift, _bounded(torch.cat([merged.factor, part.factor, cross])))
+        merged = Moments(
+            total,
+            merged.means + share * shift,
+            _bounded(torch.cat([merged.factor, part.factor, cross])),
+            merged.spread + part.spread + cross.square().sum(dim=1),
+        )
     return merged
 
 
@@ -85,7 +95,8 @@ def pooled(moments: Moments) -> Moments:
     counts = moments.counts.sum(dim=0, keepdim=True)
     mean = (moments.counts @ moments.means / counts)[None]
     between = moments.counts.sqrt()[:, None] * (moments.means - mean)
-    return Moments(counts, mean, torch.cat([moments.factor, between]))
+    spread = moments.spread.sum(dim=0, keepdim=True) + between.square().sum()
+    return Moments(counts, mean, torch.cat([moments.factor, between]), spread)
 
 
 def _bounded(factor: Tensor) -> Tensor:

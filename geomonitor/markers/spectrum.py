@@ -1,7 +1,8 @@
 r"""Markers of the spectrum of the features: how many directions they use, and how evenly.
 
 All are functions of the singular values :math:`s_i` of the centred features, or (RankMe, stable rank) of the features
-as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. One spectrum serves them all.
+as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. One spectrum, of one decomposition,
+serves them all.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from torch import Tensor
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.markers.inputs import feature_matrix
 from geomonitor.markers.moments import Moments, add_points, empty_moments
+from geomonitor.markers.rank_one import with_row
 
 PAPER_RANK_TOLERANCE = 1e-3
 """Numerical rank counts singular values down to this share of the largest (Chou et al. 2026, appendix)."""
 
 RANKME_EPSILON = 1e-7
 """Added to each normalised singular value, as in Garrido et al. 2023, eq. 1: keeps the logarithm finite."""
+
+DECAY_RANKS = (11, 100)
+"""First and last rank of the eigenvalues to which the power law is fitted (Ghosh et al. 2022)."""
+FEWEST_DECAY_RANKS = 3
+"""Two points lie on a line whatever the spectrum is; with fewer than three, slope and R^2 say nothing."""
 
 CENTERING_ROUNDING = 8 * torch.finfo(torch.float64).eps
 """Centred features below this share of the raw ones are the rounding of the mean: they stand for exact zeros."""
@@ -33,17 +40,25 @@ class Spectrum(NamedTuple):
     """of the features less their mean"""
     raw: Tensor
     """of the features as they are"""
+    points: int
+    """Q"""
+    units: int
+    """N"""
 
 
 def spectrum_of(moments: Moments) -> Spectrum:
-    """The spectrum of all points in ``moments`` (one group)."""
-    count = moments.counts.sum()
-    mean_row = count.sqrt() * moments.means
-    kept = min(int(count), moments.factor.shape[1])
-    raw = _singular_values(torch.cat([moments.factor, mean_row]))[:kept]
-    centered = _singular_values(moments.factor)[:kept]
+    """The spectrum of all points in ``moments`` (one group), from one decomposition of their factor.
+
+    The factor has at most as many rows as there are points and columns as there are units, so that this is the smaller
+    of the ``N x N`` and the ``Q x Q`` problem; the raw spectrum differs by one row, see :mod:`.rank_one`.
+    """
+    points, units = int(moments.counts.sum()), moments.factor.shape[1]
+    values, right = _decomposed(moments.factor)
+    kept = min(points, units)
+    raw = with_row(values, right, points**0.5 * moments.means[0])[:kept]
     rounding = CENTERING_ROUNDING * raw.amax()
-    return Spectrum(torch.where(centered > rounding, centered, 0.0), raw)
+    centered = values[:kept]
+    return Spectrum(torch.where(centered > rounding, centered, 0.0), raw, points, units)
 
 
 def feature_spectrum(features: Tensor) -> Spectrum:
@@ -53,7 +68,7 @@ def feature_spectrum(features: Tensor) -> Spectrum:
         features: ``(Q, N)``, one point a row; any real dtype.
 
     Returns:
-        ``Spectrum(centered, raw)``.
+        ``Spectrum(centered, raw, points, units)``.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.
@@ -149,14 +164,69 @@ def rankme(features: Tensor) -> Tensor:
     return _rankme(feature_spectrum(features))
 
 
+class SpectralDecay(NamedTuple):
+    """A power law fitted to a spectrum, 0-dim float64 tensors."""
+
+    exponent: Tensor
+    """alpha in ``eigenvalue ~ rank ** -alpha``"""
+    r2: Tensor
+    """share of the variance of the log eigenvalues that the line explains, at most 1"""
+
+
+def spectral_decay(features: Tensor) -> SpectralDecay:
+    r"""Exponent alpha of a power law :math:`\lambda_i \propto i^{-\alpha}`, and how well it fits.
+
+    Weighted least squares of :math:`\log\lambda_i` on :math:`\log i` with weights :math:`1/i` (ranks are dense where
+    the logarithm is large), over ranks 11 to 100 as far as the eigenvalues are positive.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        ``SpectralDecay(exponent, r2)``; NaN where fewer than three eigenvalues are left (Q or N below 14).
+
+    Source: Agrawal et al. 2022 (alpha-ReQ), arXiv:2202.05808; ranks as geometry.md 2.
+
+    >>> spectral_decay(torch.randn(8, 8)).exponent.item()
+    nan
+    """
+    return _spectral_decay(feature_spectrum(features))
+
+
+def spectral_outliers(features: Tensor) -> Tensor:
+    r"""Number of eigenvalues of the covariance above what noise of the same total variance can give.
+
+    :math:`\lambda_i > \sigma^2 (1 + \sqrt{N / Q})^2` (Marchenko-Pastur edge), with :math:`\sigma^2` the mean
+    eigenvalue: the variance an entry has. Signals raise it, too, so that the count errs on the low side.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        0-dim float64, a whole number; NaN where all points are equal.
+
+    Source: Marchenko and Pastur 1967; Baik, Ben Arous, Peche 2005.
+
+    >>> spike = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+    >>> spike[:, 0] *= 10
+    >>> spectral_outliers(spike).item()
+    1.0
+    """
+    return _spectral_outliers(feature_spectrum(features))
+
+
 def spectrum_markers(spectrum: Spectrum) -> dict[str, Tensor]:
     """Every marker of this file from one spectrum, by name, 0-dim float64 each."""
+    decay = _spectral_decay(spectrum)
     return {
         "participation_ratio": _participation_ratio(spectrum),
         "numerical_rank": _numerical_rank(spectrum, PAPER_RANK_TOLERANCE),
         "effective_rank": _effective_rank(spectrum),
         "stable_rank": _stable_rank(spectrum),
         "rankme": _rankme(spectrum),
+        "spectral_decay": decay.exponent,
+        "spectral_decay_r2": decay.r2,
+        "spectral_outliers": _spectral_outliers(spectrum),
     }
 
 
@@ -181,6 +251,31 @@ def _rankme(spectrum: Spectrum) -> Tensor:
     return _exponential_entropy(_normalized(spectrum.raw) + RANKME_EPSILON)
 
 
+def _spectral_decay(spectrum: Spectrum) -> SpectralDecay:
+    first, last = DECAY_RANKS
+    s = spectrum.centered
+    # Zeros of the spectrum come out of the decomposition as rounding; they are on no power law.
+    rounding = torch.finfo(torch.float64).eps * max(spectrum.points, spectrum.units)
+    kept = s[first - 1 : last]
+    kept = kept[kept > rounding * s.amax()]
+    if len(kept) < FEWEST_DECAY_RANKS:
+        undefined = s.new_tensor(torch.nan)
+        return SpectralDecay(undefined, undefined)
+    rank = torch.arange(first, first + len(kept), dtype=torch.float64, device=s.device)
+    weight = _normalized(1 / rank)
+    x, y = rank.log(), 2 * (kept / kept[0]).log()
+    x, y = x - weight @ x, y - weight @ y
+    slope = (weight @ (x * y)) / (weight @ x.square())
+    residual = weight @ (y - slope * x).square()
+    return SpectralDecay(-slope, 1 - residual / (weight @ y.square()))
+
+
+def _spectral_outliers(spectrum: Spectrum) -> Tensor:
+    eigenvalues = _relative(spectrum.centered).square()
+    edge = eigenvalues.sum() / spectrum.units * (1 + (spectrum.units / spectrum.points) ** 0.5) ** 2
+    return torch.where(edge.isnan(), torch.nan, (eigenvalues > edge).sum().to(torch.float64))
+
+
 def _exponential_entropy(shares: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(shares).sum()
     return entropy.exp()
@@ -194,14 +289,12 @@ def _normalized(values: Tensor) -> Tensor:
     return values / values.sum()
 
 
-def _singular_values(matrix: Tensor) -> Tensor:
-    if not matrix.numel():
-        return matrix.new_zeros(0)
-    values: Tensor
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors."""
     try:
-        values = torch.linalg.svdvals(matrix)
+        _, values, right = torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # seen with the GPU's solver; LAPACK's converges
-        told = "singular values did not converge on the GPU; computed on the CPU"
+        told = "the singular value decomposition did not converge on the GPU; computed on the CPU"
         warnings.warn(told, GeomonitorWarning, stacklevel=2)
-        values = torch.linalg.svdvals(matrix.cpu()).to(matrix.device)
-    return values
+        _, values, right = torch.linalg.svd(matrix.cpu(), full_matrices=False)
+    return values.to(matrix.device), right.to(matrix.device)

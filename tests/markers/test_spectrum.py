@@ -18,6 +18,7 @@ from geomonitor import (
     rankme,
     stable_rank,
 )
+from geomonitor.markers.spectrum import feature_spectrum, spectral_decay, spectral_outliers, spectrum_markers
 
 MARKERS = [participation_ratio, numerical_rank, effective_rank, stable_rank, rankme]
 TRANSLATION_INVARIANT = [participation_ratio, numerical_rank, effective_rank]
@@ -159,3 +160,92 @@ def test_bad_input_is_named(marker, features, message):
     with pytest.raises(ValueError, match=message) as error:
         marker(features)
     assert isinstance(error.value, GeomonitorError)
+
+
+def power_law(exponent: float, count: int = 120) -> Tensor:
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
+    return with_spectrum(ranks ** (-exponent / 2), points=150, width=130)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 3.0])
+def test_a_power_law_has_its_exponent(exponent):
+    decay = spectral_decay(power_law(exponent))
+    assert decay.exponent.item() == pytest.approx(exponent, rel=1e-6)
+    assert decay.r2.item() == pytest.approx(1)
+
+
+def test_decay_against_numpy_polyfit():
+    features = torch.randn(200, 150, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 3
+    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(features.numpy().T)))[::-1][10:100]
+    rank = np.arange(11, 101)
+    slope, intercept = np.polyfit(np.log(rank), np.log(eigenvalues), 1, w=rank**-0.5)  # polyfit squares its weights
+    decay = spectral_decay(features)
+    assert decay.exponent.item() == pytest.approx(-slope, rel=1e-9)
+    y, fitted = np.log(eigenvalues), intercept + slope * np.log(rank)
+    mean = np.average(y, weights=1 / rank)
+    r2 = 1 - np.average((y - fitted) ** 2, weights=1 / rank) / np.average((y - mean) ** 2, weights=1 / rank)
+    assert decay.r2.item() == pytest.approx(r2, rel=1e-9)
+
+
+def test_decay_stops_where_the_spectrum_does():
+    assert spectral_decay(power_law(2.0, count=40)).exponent.item() == pytest.approx(2, rel=1e-6)
+    assert math.isnan(spectral_decay(power_law(2.0, count=12)).exponent)
+    assert math.isnan(spectral_decay(torch.ones(50, 50)).exponent)
+
+
+@pytest.mark.parametrize("spikes", [0, 1, 7])
+def test_spikes_above_noise_are_counted(spikes):
+    noise = torch.randn(400, 100, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    noise[:, :spikes] *= 6  # eigenvalue 36 and more, edge 2.25 times the mean eigenvalue of 1 to 3.5
+    assert spectral_outliers(noise).item() == spikes
+    assert spectral_outliers(1e-9 * noise + 1e-6).item() == spikes
+
+
+def test_outliers_against_the_written_edge():
+    features = torch.randn(60, 80, generator=torch.Generator().manual_seed(9), dtype=torch.float64).exp()
+    covariance = np.cov(features.numpy().T, bias=True)
+    edge = np.trace(covariance) / 80 * (1 + math.sqrt(80 / 60)) ** 2
+    assert spectral_outliers(features).item() == (np.linalg.eigvalsh(covariance) > edge).sum()
+    assert math.isnan(spectral_outliers(torch.ones(5, 3)))
+
+
+@pytest.mark.parametrize("change", ["scale", "offset", "rotation", "order"])
+def test_shape_of_the_spectrum_does_not_mind(change):
+    features = power_law(1.5)
+    stream = torch.Generator().manual_seed(10)
+    expected = [*spectral_decay(features), spectral_outliers(features)]
+    if change == "scale":
+        features = 1e-12 * features
+    elif change == "offset":
+        features = features + 1e3
+    elif change == "rotation":
+        features = features @ torch.linalg.qr(torch.randn(130, 130, generator=stream, dtype=torch.float64)).Q
+    else:
+        features = features[torch.randperm(150, generator=stream)]
+    found = [*spectral_decay(features), spectral_outliers(features)]
+    assert [v.item() for v in found] == pytest.approx([v.item() for v in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300)])
+def test_one_decomposition_serves_every_marker(shape, monkeypatch):
+    calls = []
+    for name in ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals", "qr"):
+        original = getattr(torch.linalg, name)
+        monkeypatch.setattr(
+            torch.linalg,
+            name,
+            lambda a, *args, _f=original, _n=name, **kw: (calls.append((_n, a.shape)), _f(a, *args, **kw))[1],
+        )
+    features = torch.randn(*shape, generator=torch.Generator().manual_seed(11)) + 5
+    values = spectrum_markers(feature_spectrum(features))
+    decompositions = [call for call in calls if call[0] != "qr"]  # QR cuts a tall factor back to a square one
+    assert len(decompositions) == 1
+    assert min(decompositions[0][1]) == min(shape)  # the smaller of N x N and Q x Q
+    assert set(values) > {"participation_ratio", "rankme", "stable_rank", "spectral_decay", "spectral_outliers"}
+
+
+def test_the_raw_spectrum_without_a_second_decomposition_is_that_of_lapack():
+    for shape in ((300, 40), (40, 300)):
+        features = torch.randn(*shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64) + 5
+        expected = np.linalg.svd(features.numpy(), compute_uv=False)
+        assert feature_spectrum(features).raw.numpy() == pytest.approx(expected, abs=1e-13 * expected[0])

@@ -1,0 +1,89 @@
+"""The command line: ``geomonitor markers`` prints the table of markers. Needs the extra ``cli`` (typer and rich)."""
+
+from __future__ import annotations
+
+from geomonitor.markers import MARKER_GROUPS, MARKERS
+from geomonitor.markers.table import Marker
+
+_COLUMNS = ("marker", "what it is", "state", "cost", "worse", "groups", "source")
+
+_INTRODUCTION = """\
+# Markers
+
+Every marker that geomonitor measures. This page is made by `geomonitor markers --markdown`; a test keeps it up to date.
+The formulas stand in the docstrings of `geomonitor/markers/`.
+
+- **state**: the `Metric` that gives it: `manifolds` `ManifoldGeometry`, `spectrum` `FeatureSpectrum`, `classes`
+  `ClassStructure`, `points` `PointStatistics`, `logits` `LogitStatistics`; `shifts` the latter on shifted inputs.
+- **cost**: `low` sums over the features; `medium` a decomposition or all pairs of points, shared by the markers of a
+  state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set.
+- **worse**: the direction that goes with worse transfer to *new classes*, or that is plainly worse (accuracy); a dash
+  where neither does, or nobody knows. It says nothing of corrupted images of known classes: measure those with
+  `GeometryMonitor(..., shifts=["noise", "blur"])`.
+- **groups**: what `markers="default"` and `markers="paper"` take. `"all"` takes everything but cost `forward`.
+- NaN means undefined: no logits in the model's output, no linear head behind the layer, all features equal.
+"""
+
+
+def markers_page() -> str:
+    """The table of markers as a page of Markdown: ``docs/markers.md``.
+
+    >>> "| `dimension` | effective dimension of the class manifolds |" in markers_page()
+    True
+    """
+    lines = [_INTRODUCTION, f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
+    for name, marker in MARKERS.items():
+        cells = [f"`{name}`", *_cells(name, marker)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Entry point of the command ``geomonitor``."""
+    try:
+        import rich.console
+        import typer
+    except ImportError as error:
+        raise SystemExit(f'the command line needs typer and rich ({error}): pip install "geomonitor[cli]"') from error
+
+    app = typer.Typer(help="Watch the geometry of a network's representation.", add_completion=False)
+
+    @app.callback()
+    def geomonitor() -> None:
+        """Watch the geometry of a network's representation."""
+
+    @app.command()
+    def markers(
+        group: str = typer.Option("", help=f"only those of a group: {', '.join(MARKER_GROUPS)}"),
+        markdown: bool = typer.Option(False, help="print docs/markers.md"),
+    ) -> None:
+        """Print every marker: what it is, what it costs, which direction is worse, where it comes from."""
+        if group and group not in MARKER_GROUPS:
+            raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
+        if markdown:
+            typer.echo(markers_page(), nl=False)
+            return
+        console = rich.console.Console(highlight=False)
+        for name in MARKER_GROUPS[group] if group else MARKERS:
+            row = MARKERS[name]
+            worse = f", worse when {row.worse}" if row.worse else ""
+            console.print(f"[bold]{name}[/bold]  [cyan]{row.state}, cost {row.cost}{worse}[/cyan]")
+            console.print(f"    {row.description} [dim]({row.source})[/dim]")
+
+    app()
+
+
+def _cells(name: str, marker: Marker) -> list[str]:
+    groups = [group for group, names in MARKER_GROUPS.items() if group != "all" and name in names]
+    return [
+        marker.description,
+        marker.state,
+        marker.cost,
+        marker.worse or "-",
+        ", ".join(groups) or "-",
+        marker.source,
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+r"""Markers of the logits on the probe set: how right, how sure, and whether the two go together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
+from geomonitor.errors import InputError
+from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
+
+CONFIDENT = 0.95
+"""Confidence from which a point counts as confident (Chou et al. 2026)."""
+
+CALIBRATION_BINS = 15
+"""Bins of equal width of the expected calibration error (Guo et al. 2017)."""
+
+
+class LogitMarkers(NamedTuple):
+    """Markers of the logits, each a 0-dim float64 tensor."""
+
+    accuracy: Tensor
+    """share of points whose largest logit is that of their class"""
+    confidence: Tensor
+    """mean largest softmax probability"""
+    entropy: Tensor
+    """mean entropy of the softmax, in nats"""
+    energy: Tensor
+    """mean of ``-logsumexp`` of the logits"""
+    margin: Tensor
+    """mean of the logit of the class less the largest other one"""
+    auroc: Tensor
+    """area under the ROC curve of the confidence as a test for a right answer; NaN if all or none are right"""
+    confident_accuracy: Tensor
+    """share of right answers where the confidence is at least 0.95; NaN if it nowhere is; the paper's ATC score"""
+    calibration_error: Tensor
+    """expected calibration error, 15 bins"""
+
+
+def logit_statistics(logits: Tensor, labels: Tensor) -> LogitMarkers:
+    r"""Markers of logits against labels.
+
+    Args:
+        logits: ``(Q, C)``, any real dtype; ``-inf`` is a class that cannot be.
+        labels: ``(Q,)`` integers in ``0 .. C - 1``.
+
+    Returns:
+        ``LogitMarkers``; all but ``energy`` and ``margin`` (any) and ``entropy`` (up to log C) in ``[0, 1]``.
+
+    Raises:
+        InputError: wrong shape, fewer than two classes, labels out of range.
+
+    Source: energy as in Liu et al. 2020; AUROC and calibration error from torchmetrics. The paper's "ATC score" is
+    ``confident_accuracy``, not the quantity of Garg et al. 2022.
+
+    >>> s = logit_statistics(torch.tensor([[4.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1]))
+    >>> round(s.accuracy.item(), 3), s.confident_accuracy.item(), round(s.margin.item(), 3), s.auroc.item()
+    (0.667, 0.5, 0.667, 0.5)
+    """
+    require_matrix(logits)
+    require_labels(labels, len(logits))
+    if not len(labels) or logits.shape[1] < 2 or not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+        raise InputError(
+            f"expected points with logits (Q, C) of at least 2 classes and labels in 0 .. C - 1; got logits "
+            f"{tuple(logits.shape)} and {'no labels' if not len(labels) else f'labels up to {int(labels.max())}'}"
+        )
+    return statistics_of(point_statistics(logits, labels))
+
+
+def point_statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """What the markers need of each point; shapes do not depend on values, so nothing waits for the device.
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B,)`` in ``0 .. C - 1``.
+
+    Returns:
+        ``(B, 5)`` float64: right or not, confidence, entropy, energy, margin.
+    """
+    z = on_float64_device(logits.detach()).to(torch.float64)
+    labels = labels.to(z.device)[:, None]
+    probabilities = z.softmax(dim=1)
+    own = z.gather(1, labels)[:, 0]
+    others = z.scatter(1, labels, -torch.inf).amax(dim=1)
+    columns = (
+        (z.argmax(dim=1) == labels[:, 0]).to(torch.float64),
+        probabilities.amax(dim=1),
+        torch.special.entr(probabilities).sum(dim=1),
+        -z.logsumexp(dim=1),
+        own - others,
+    )
+    return torch.stack(columns, dim=1)
+
+
+def statistics_of(points: Tensor) -> LogitMarkers:
+    """The markers from :func:`point_statistics` of all points."""
+    right, confidence, entropy, energy, margin = points.T
+    undefined = right.new_tensor(torch.nan)
+    confident = confidence >= CONFIDENT
+    both = bool((right == 1).any()) and bool((right == 0).any())
+    sure = confidence.clamp(0, 1)  # a probability, whatever the rounding of the softmax
+    return LogitMarkers(
+        accuracy=right.mean(),
+        confidence=confidence.mean(),
+        entropy=entropy.mean(),
+        energy=energy.mean(),
+        margin=margin.mean(),
+        auroc=binary_auroc(sure, right.long()).to(torch.float64) if both else undefined,
+        confident_accuracy=right[confident].mean() if bool(confident.any()) else undefined,
+        calibration_error=binary_calibration_error(sure, right.long(), n_bins=CALIBRATION_BINS).to(torch.float64),
+    )

@@ -1,0 +1,190 @@
+"""The table of markers: what each is, what it is computed from, what it costs, which direction is worse, its source."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts"]
+Cost = Literal["low", "medium", "high", "forward"]
+
+
+class Marker(NamedTuple):
+    """A row of the table of markers."""
+
+    description: str
+    state: State
+    """the kind of state it is computed from, that is, which Metric gives it"""
+    cost: Cost
+    """``"low"``: sums over the features; ``"medium"``: a decomposition or all pairs of points, shared by all markers of
+    its state; ``"high"``: an optimisation problem a sample; ``"forward"``: one more forward pass of the probe set"""
+    worse: Literal["lower", "higher", None]
+    """direction that goes with worse transfer to new classes, or that is plainly worse (accuracy); None where neither
+    does, or nobody knows. Taken from the paper where the sign is the same in 15 of its 16 groups"""
+    source: str
+
+
+_GLUE = "Chou et al. 2026, arXiv:2603.01879"
+_COSINE = "mean cosine between {}, over ordered pairs of classes"
+_ENTROPY = "Roy and Vetterli 2007; Del Giudice 2021"
+_STABLE = "Rudelson and Vershynin 2007"
+_RANKME = "Garrido et al. 2023, arXiv:2210.02885"
+_DECAY = "Agrawal et al. 2022, arXiv:2202.05808"
+_TUNNEL = "Masarczyk et al. 2023"
+_EDGE = "Marchenko and Pastur 1967"
+_NC = "Papyan, Han, Donoho 2020"
+_OWN = "geomonitor"
+
+_GEOMETRY = MappingProxyType(
+    {
+        "capacity": Marker("classes that can be separated per feature dimension", "manifolds", "high", None, _GLUE),
+        "dimension": Marker("effective dimension of the class manifolds", "manifolds", "high", "lower", _GLUE),
+        "radius": Marker(
+            "effective radius of the class manifolds against their centres", "manifolds", "high", None, _GLUE
+        ),
+        "utility": Marker(
+            "share of the capacity's cost that within-class variation bears", "manifolds", "high", "lower", _GLUE
+        ),
+        "center_alignment": Marker(_COSINE.format("centres"), "manifolds", "high", "lower", _GLUE),
+        "axis_alignment": Marker(_COSINE.format("axes"), "manifolds", "high", None, _GLUE),
+        "center_axis_alignment": Marker(_COSINE.format("centre and axis"), "manifolds", "high", None, _GLUE),
+        "absolute_center_alignment": Marker("absolute " + _COSINE.format("centres"), "manifolds", "high", None, _GLUE),
+        "absolute_axis_alignment": Marker("absolute " + _COSINE.format("axes"), "manifolds", "high", None, _GLUE),
+        "absolute_center_axis_alignment": Marker(
+            "absolute " + _COSINE.format("centre and axis"), "manifolds", "high", None, _GLUE
+        ),
+    }
+)
+
+_SPECTRUM = MappingProxyType(
+    {
+        "participation_ratio": Marker(
+            "directions that carry variance", "spectrum", "medium", "lower", "Gao et al. 2017"
+        ),
+        "numerical_rank": Marker("singular values above 1e-3 of the largest", "spectrum", "medium", "lower", _TUNNEL),
+        "effective_rank": Marker("exponential entropy of the eigenvalues", "spectrum", "medium", "lower", _ENTROPY),
+        "stable_rank": Marker(
+            "squared Frobenius norm over squared spectral norm, not centred", "spectrum", "medium", "lower", _STABLE
+        ),
+        "rankme": Marker(
+            "exponential entropy of the singular values, not centred", "spectrum", "medium", "lower", _RANKME
+        ),
+        "spectral_decay": Marker(
+            "exponent of the power law of the eigenvalues, ranks 11 to 100", "spectrum", "medium", None, _DECAY
+        ),
+        "spectral_decay_r2": Marker("how well that power law fits, at most 1", "spectrum", "medium", None, _DECAY),
+        "spectral_outliers": Marker("eigenvalues above the edge of pure noise", "spectrum", "medium", None, _EDGE),
+    }
+)
+
+_PER_CLASS = MappingProxyType(
+    {
+        f"{name}_per_class": Marker(
+            f"{row.description}; within each class, averaged", "points", "medium", row.worse, row.source
+        )
+        for name, row in _SPECTRUM.items()
+    }
+)
+
+_CLASSES = MappingProxyType(
+    {
+        "nc1": Marker("within-class covariance in units of the between-class one", "classes", "low", "lower", _NC),
+        "nc1_ratio": Marker("within-class variance over between-class variance", "classes", "low", "lower", _NC),
+        "cdnv": Marker(
+            "variance of two classes over their squared distance", "classes", "low", None, "Galanti et al. 2021"
+        ),
+        "nc2_equinorm": Marker(
+            "variation of the norms of the class means; 0 in a simplex", "classes", "low", None, _NC
+        ),
+        "nc2_equiangular": Marker("distance of the class means' angles from a simplex", "classes", "low", None, _NC),
+        "nc3": Marker(
+            "distance of the head's weights from the class means; NaN without a linear head",
+            "classes",
+            "low",
+            None,
+            _NC,
+        ),
+        "nc4": Marker(
+            "share of points on which head and nearest class mean disagree; NaN without a linear head",
+            "points",
+            "low",
+            None,
+            _NC,
+        ),
+    }
+)
+
+_POINTS = MappingProxyType(
+    {
+        "feature_distance": Marker("mean distance of two points", "points", "medium", None, _GLUE),
+        "within_class_distance": Marker("mean distance of two points of a class", "points", "medium", "lower", _GLUE),
+        "angle": Marker("mean angle of two points seen from the origin, radians", "points", "medium", None, _GLUE),
+        "active_fraction": Marker("share of entries above 1e-6 in magnitude", "points", "low", "lower", _GLUE),
+        "dead_units": Marker("share of units that no point activates", "points", "low", "higher", _OWN),
+        "mean_covariance": Marker("mean absolute covariance of two units", "points", "low", "lower", _GLUE),
+        "mean_norm": Marker("mean length of a feature vector", "points", "low", None, _OWN),
+        "norm_variation": Marker("standard deviation of the lengths over their mean", "points", "low", None, _OWN),
+        "intrinsic_dimension": Marker(
+            "dimension that nearest neighbours see (TwoNN)", "points", "medium", None, "Facco et al. 2017"
+        ),
+        "drift": Marker(
+            "1 - CKA to the reference measurement of the same points", "points", "medium", None, "Kornblith et al. 2019"
+        ),
+    }
+)
+
+_LOGITS = MappingProxyType(
+    {
+        "accuracy": Marker("share of probe points classified right", "logits", "low", "lower", _OWN),
+        "confidence": Marker("mean largest softmax probability", "logits", "low", None, _GLUE),
+        "entropy": Marker("mean entropy of the softmax, nats", "logits", "low", None, _GLUE),
+        "energy": Marker("mean of -logsumexp of the logits", "logits", "low", None, "Liu et al. 2020"),
+        "margin": Marker("logit of the class less the largest other one", "logits", "low", None, _GLUE),
+        "auroc": Marker("how well confidence tells right answers from wrong ones", "logits", "low", "lower", _GLUE),
+        "confident_accuracy": Marker(
+            'accuracy where the confidence is at least 0.95 (the paper\'s "ATC score")', "logits", "low", "lower", _GLUE
+        ),
+        "calibration_error": Marker(
+            "expected calibration error, 15 bins", "logits", "low", "higher", "Naeini et al. 2015; Guo et al. 2017"
+        ),
+    }
+)
+
+_SHIFTS = MappingProxyType(
+    {
+        f"accuracy_under_{shift}": Marker(f"accuracy on {what}", "shifts", "forward", "lower", _OWN)
+        for shift, what in (
+            ("noise", "images with Gaussian noise"),
+            ("blur", "blurred images"),
+            ("brightness", "brighter images"),
+            ("contrast", "images of half the contrast"),
+            ("rotation", "images turned by 20 degrees"),
+        )
+    }
+)
+
+MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
+    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS
+)
+"""Every marker by the name under which it is computed, recorded and logged."""
+
+MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "default": (
+            *("capacity", "dimension", "radius", "utility"),
+            *("participation_ratio", "participation_ratio_per_class", "numerical_rank"),
+            *("nc1", "dead_units", "accuracy"),
+        ),
+        # The eighteen columns of the paper's figure 4. Two differ: accuracy is that of the held-out probe set (its
+        # acc_test), and capacity stands where it has acc_train, which held-out points cannot tell.
+        "paper": (
+            *("capacity", "dimension", "radius", "utility"),
+            *("center_alignment", "axis_alignment", "center_axis_alignment"),
+            *("participation_ratio", "numerical_rank", "nc1"),
+            *("active_fraction", "mean_covariance", "feature_distance", "within_class_distance", "angle"),
+            *("accuracy", "auroc", "entropy"),
+        ),
+        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward"),
+    }
+)
+"""Names for several markers at once; ``"all"`` is all that needs no further forward pass."""
