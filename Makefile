@@ -21,9 +21,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The table of the demo over five seeds that stands in the README.
+# The table of the demo over ten seeds that stands in the README.
 table: $(STAMP)
-	$(BIN)/python examples/mnist_collapse.py --seeds 5
+	$(BIN)/python examples/mnist_collapse.py --seeds 10
+
+# Speed and memory of the geometry, and the cost of the other markers; takes a while.
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed
+	$(BIN)/python -m tests.benchmarks.memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -216,15 +216,15 @@ def plot(runs: list[tuple[str, Story]], path: Path) -> Path:
     return path
 
 
-def print_table(data: Data, seeds: int) -> None:
+def print_table(data: Data, seeds: int, output: Path) -> None:
     """Every seed with and without the fault: Markdown, as it stands in the README."""
     warnings.simplefilter("ignore", gm.GeometryDeclineWarning)
     print("| seed | fault at | alarm at | dimension | validation accuracy | unseen digits | healthy run |")
     print("|---|---|---|---|---|---|---|")
     found = false = 0
     for seed in range(seeds):
-        faulty, _ = train(data, seed, faulty=True, tell=False)
-        healthy, _ = train(data, seed, faulty=False, tell=False)
+        faulty, _ = train(data, seed, faulty=True, directory=output / f"seed{seed}-faulty", tell=False)
+        healthy, _ = train(data, seed, faulty=False, directory=output / f"seed{seed}-healthy", tell=False)
         alarm, wrong = alarm_epoch(faulty), alarm_epoch(healthy)
         found, false = found + (alarm is not None and alarm >= FAULT_EPOCH), false + (wrong is not None)
         before, after = faulty.epochs[FAULT_EPOCH - 1], faulty.epochs[-1]
@@ -249,7 +249,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available|LeafSpec).*")
     data = load_data()
     if options.seeds:
-        print_table(data, options.seeds)
+        print_table(data, options.seeds, options.output.with_name("mnist_table"))
     else:
         tell_story(data, options.output)
 

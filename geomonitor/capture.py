@@ -82,7 +82,7 @@ def captured(
     """
     modules = plain_modules(model)
     resolved = resolve_in(modules, layers)
-    _check_pooling(pool, mask)
+    check_pooling(pool, mask)
     pooling = _Pooling(pool, mask)
     features: dict[str, Tensor] = {}
     linears_run: list[str] = []
@@ -101,7 +101,8 @@ def captured(
     _check_run(resolved, features, modules, linears_run)
 
 
-def _check_pooling(pool: Pool, mask: Tensor | None) -> None:
+def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
+    """Refuse an unknown pooling rule, and a mask that leaves a row without tokens."""
     if not callable(pool) and pool not in get_args(PoolName):
         raise InputError(f"pool must be one of {', '.join(get_args(PoolName))} or a function, not {pool!r}")
     if mask is None:

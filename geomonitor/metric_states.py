@@ -81,6 +81,11 @@ class FeatureMetric(Metric):
         """One part without points, to be sent by a rank that saw none."""
         raise NotImplementedError
 
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Add points, exactly as ``update`` does; the geometry of a single batch means nothing, so none is returned."""
+        self.update(*args, **kwargs)
+        return {}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         """Follow the module to another device but never to another dtype: ``bf16-true`` training converts modules."""
 

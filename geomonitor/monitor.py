@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from geomonitor.alerts import GeometryDeclineWarning, explain
-from geomonitor.capture import Layer, Pool, captured, resolve_layers
-from geomonitor.decline import Detector, DropFromReference, Verdict, judge
+from geomonitor.capture import Layer, Pool, captured, check_pooling, resolve_layers
+from geomonitor.decline import DETECTORS, Detector, DropFromReference, Verdict, judge
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.drift import drift
-from geomonitor.markers.manifolds import Mode
+from geomonitor.markers.manifolds import Mode, manifold_geometry
 from geomonitor.markers.threads import threads_for
 from geomonitor.metrics import ClassStructure, FeatureSpectrum, LogitStatistics, ManifoldGeometry, PointStatistics
 from geomonitor.outputs import Head, head_of, logits_in
@@ -42,6 +42,10 @@ SECONDS = "seconds"
 Forward = Callable[[nn.Module, Any], Any]
 
 
+class ElsewhereError(MeasurementError):
+    """Another process could not measure, so no process does."""
+
+
 class GeometryMonitor:
     """Measures the geometry of a model's representation on a fixed probe set, and judges whether it declines.
 
@@ -50,7 +54,7 @@ class GeometryMonitor:
         layers: where to measure: ``"penultimate"`` (what goes into the last ``nn.Linear``), a module path with
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
-        detector: what judges each watched marker; ``None`` for no verdicts.
+        detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
         watch: names of the markers that the detector judges.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
@@ -80,7 +84,7 @@ class GeometryMonitor:
         *,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
-        detector: Detector | None = DropFromReference(),
+        detector: Detector | str | None = DropFromReference(),
         watch: Sequence[str] = ("dimension",),
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
@@ -104,13 +108,18 @@ class GeometryMonitor:
         self.shifts |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in self.shifts}
         self.markers = tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in self.shifts)]))
         self._try_shifts()
-        self.detector = detector
+        self.detector = _detector(detector)
         self.watch = _marker_names(watch, more=self.markers)
-        if not set(self.watch) <= set(self.markers):
-            raise InputError(f"watch must name measured markers {self.markers}; got {self.watch}")
+        if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
+            raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
         self.geometry_options: dict[str, Any] = {
             "directions": directions, "dichotomies": dichotomies, "mode": mode, "pairs": pairs, "seed": seed
         }  # fmt: skip
+        # Tried once on four points: a typo is an error here, not NaN for a whole run.
+        manifold_geometry(torch.eye(4), torch.tensor([0, 0, 1, 1]), **self.geometry_options)
+        check_pooling(pool)
+        if batch_size < 1:
+            raise InputError(f"batch_size counts points, from 1; got {batch_size}")
         self.pool = pool
         self.forward = forward or _call
         self.batch_size = batch_size
@@ -244,7 +253,7 @@ class GeometryMonitor:
         except Exception as error:  # noqa: BLE001 - told to the other processes first
             failure = error
         if not _all_processes(failure is None, device):
-            raise failure or MeasurementError("the probe pass failed in another process")
+            raise failure or ElsewhereError("the probe pass failed in another process")
         # All or none: a process that computes would wait for one that does not.
         logits_found = self._needs_logits and _all_processes(logits_found, device)
         with threads_for(len(self.probe), device):
@@ -375,9 +384,16 @@ class GeometryMonitor:
             return alarms
         for layer in layers:
             before = self.history.series(layer, ALARM).values
-            verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector)
+            try:
+                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector)
+            except Exception as error:  # a detector must not end a run either
+                if self.on_error == "raise":
+                    raise
+                self._tell_once(f"the detector failed, so nothing is judged. {error!r}", _cause(error))
+                alarms.append(Record(step, epoch, layer, ALARM, math.nan))
+                continue
             alarms.append(Record(step, epoch, layer, ALARM, float(verdict.declined)))
-            if verdict.declined and not (len(before) and before[-1]):
+            if verdict.declined and not (len(before) and before[-1] == 1):
                 self.new_alarms.append(verdict)
         if _rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
@@ -385,9 +401,10 @@ class GeometryMonitor:
         return alarms
 
     def _warn_of_failure(self, error: Exception, step: int) -> None:
-        cause = f"{type(error).__name__}: {error}"
-        told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. {cause}"
-        self._tell_once(told, cause)
+        if isinstance(error, ElsewhereError) and _rank_and_world_size()[0] != 0:
+            return  # the process that failed tells why, and the first one that it happened
+        told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
+        self._tell_once(f"{told}{type(error).__name__}: {error}", _cause(error))
 
     def _tell_once(self, message: str, cause: str | None = None) -> None:
         """Warn of each cause once in the life of this monitor."""
@@ -405,6 +422,24 @@ def _marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tup
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(MARKERS)}"
             raise InputError(f"no marker or group is called {name!r}; {hint}")
     return tuple(dict.fromkeys(markers))
+
+
+def _detector(detector: Detector | str | None) -> Detector | None:
+    if isinstance(detector, str):
+        if detector not in DETECTORS:
+            raise InputError(f"no detector is called {detector!r}; there are {', '.join(DETECTORS)}")
+        return DETECTORS[detector]()
+    if detector is not None and not callable(detector):
+        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
+    return detector
+
+
+def _cause(error: Exception) -> str:
+    """Kind and place of an error: the same cause is told once, also where numbers in its message change."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{type(error).__name__} {trace and (trace.tb_frame.f_code.co_filename, trace.tb_lineno)}"
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -113,7 +113,10 @@ class History:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and not len(self):
-                self._path.rename(_free_name(self._path))
+                free, protocol_path = _free_name(self._path), self._path.with_suffix(".json")
+                self._path.rename(free)
+                if protocol_path.exists():
+                    protocol_path.rename(free.with_suffix(".json"))
             _write(self._path, ",".join(Record._fields) + "\r\n" + _rows(self))
             if protocol is not None:
                 _write(self._path.with_suffix(".json"), json.dumps(protocol, indent=2, sort_keys=True) + "\n")

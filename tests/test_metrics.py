@@ -234,6 +234,17 @@ def test_moment_states_are_bounded(metric):
     assert metric.factors[0].shape[0] <= 20
 
 
+def test_forward_is_update(whole):
+    collection = metrics()
+    for features, labels, ids in batches(torch.arange(200), 40):
+        collection(features, labels, ids=ids)
+    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT, nan_ok=True)
+    stream = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=40)
+    for features, labels, _ in batches(torch.arange(200), 40):
+        stream(features, labels)
+    assert stream.compute()["dimension"].item() == pytest.approx(whole["dimension"], rel=EXACT)
+
+
 def test_manifold_state_is_bounded_and_forward_works():
     metric = gm.ManifoldGeometry(2, per_class=5, directions=10)
     for _ in range(10):

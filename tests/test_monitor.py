@@ -217,7 +217,7 @@ def test_another_probe_set_is_refused():
     ("option", "message"),
     [
         ({"markers": "dimensoin"}, "did you mean 'dimension'"),
-        ({"markers": ["dimension"], "watch": ["nc1"]}, "watch must name measured markers"),
+        ({"markers": ["dimension"], "watch": ["nc1"]}, "watch must name at least one of the measured markers"),
         ({"on_error": "ignore"}, "on_error"),
     ],
 )

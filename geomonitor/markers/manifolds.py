@@ -57,6 +57,10 @@ def manifold_geometry(
     is the mean over class pairs, each a problem with ``P = 2``; the identity then holds for each pair, not
     for the means. Pairs in which a measure is undefined are not in its mean.
 
+    Where many dual weights are optimal (identical points in two classes; a direction inside the cone of more points
+    than dimensions) the smallest are taken, the limit of a vanishing ridge: capacity does not depend on that choice,
+    the other measures do.
+
     Alignments are means of cosines over ordered class pairs and samples: of centres (rows of ``S0``), of axes
     (rows of ``S1``), and of the one with the other; the absolute ones are means of absolute cosines.
 

@@ -6,12 +6,16 @@ own namespace, because a Trainer of one does not know the callbacks of the other
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from geomonitor.alerts import explain, headline
+from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
 from geomonitor.monitor import ALARM, GeometryMonitor
 from geomonitor.probe import ProbeSet
@@ -31,6 +35,7 @@ class GeometryHooks:
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         directory: str | os.PathLike[str] | None = None,
+        allow_protocol_change: bool = False,
         **monitor_options: Any,
     ) -> None:
         super().__init__()
@@ -42,6 +47,9 @@ class GeometryHooks:
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.directory = directory
+        self.allow_protocol_change = allow_protocol_change
+        self._restored = False
+        self._run: Path | None = None
         self.last_step: int | None = None
         """optimiser step of the latest measurement of this fit"""
 
@@ -51,13 +59,16 @@ class GeometryHooks:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run:
             return
+        resolve_layers(pl_module, self.monitor.layers)  # a layer that does not exist is an error before any training
         self.last_step = None
-        if trainer.global_step == 0:  # a new run, also where this object has seen another one
-            self.monitor.history.clear()
+        run = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # log_dir is a broadcast: every rank
+        if not self._restored and (trainer.global_step == 0 or run != self._run):
+            self.monitor.history.clear()  # this object has seen another run
             self.monitor.verdicts = {}
-        directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
+        self._restored, self._run = False, run
         if trainer.is_global_zero:
-            self.monitor.history.open(Path(directory) / HISTORY_FILE, self.monitor.protocol)
+            self.monitor.history.open(run / HISTORY_FILE, self.monitor.protocol)
+            _add_text(trainer, "geometry/protocol", json.dumps(self.monitor.protocol, indent=2))
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
@@ -70,7 +81,9 @@ class GeometryHooks:
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
         due = self.every_n_steps and step % self.every_n_steps == 0
-        if due and step and step != self.last_step:  # the same step comes again under gradient accumulation
+        if (
+            due and step and step != self.last_step and not trainer.fast_dev_run
+        ):  # the same step comes again under gradient accumulation
             records = self._measure(trainer, pl_module)
             values = {record.key: record.value for record in records}
             # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
@@ -82,17 +95,20 @@ class GeometryHooks:
         return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.monitor.load_state_dict(state_dict)
+        self.monitor.load_state_dict(state_dict, allow_protocol_change=self.allow_protocol_change)
+        self._restored = True
 
     def _measure_epoch(self, trainer: Any, pl_module: Any) -> None:
-        due = self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and trainer.global_step != self.last_step:
+        if self.every_n_steps is not None or trainer.fast_dev_run or trainer.global_step == self.last_step:
+            return
+        if trainer.current_epoch % self.every_n_epochs == 0:
             records = self._measure(trainer, pl_module)
             _log(trainer, pl_module, {r.key: r.value for r in records}, on_step=False, on_epoch=True)
+        else:  # after a resume Lightning has forgotten the values that callbacks and schedulers watch
+            for record in self.monitor.history:
+                trainer.callback_metrics.setdefault(record.key, torch.tensor(0.0)).fill_(record.value)
 
     def _measure(self, trainer: Any, pl_module: Any) -> list[Record]:
-        if trainer.fast_dev_run:
-            return []
         precision = trainer.precision_plugin
 
         def forward(model: Any, inputs: Any) -> Any:
@@ -104,10 +120,8 @@ class GeometryHooks:
             pl_module, step=trainer.global_step, epoch=trainer.current_epoch, forward=forward
         )
         for verdict in self.monitor.new_alarms:
-            for logger in trainer.loggers:
-                if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
-                    text = explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
-                    logger.experiment.add_text(f"geometry/{verdict.layer}/{ALARM}", text, trainer.global_step)
+            text = explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
+            _add_text(trainer, f"geometry/{verdict.layer}/{ALARM}", text)
         return records
 
 
@@ -135,6 +149,15 @@ class StopOnDecline:
             raise InputError("GeometryEarlyStopping needs a GeometryCallback in the same Trainer: add one to callbacks")
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        judged = [h.monitor.layers for h in _geometry_hooks(trainer) if h.monitor.detector is not None]
+        aliases = [alias for layers in judged for alias in resolve_layers(pl_module, layers)]
+        if self.layer not in aliases:
+            raise InputError(
+                f"no GeometryCallback judges a layer {self.layer!r}, so nothing could ever stop this run: "
+                f"GeometryEarlyStopping(layer=...) can watch {aliases or 'none, as no callback has a detector'}"
+            )
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         # With every_n_steps an epoch may be the whole run: decide at the measurement, not at the epoch's end. The
         # step is remembered because this callback may stand before the one that measures.
@@ -161,6 +184,13 @@ def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> 
     """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
     if values and not trainer.barebones:
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)
+
+
+def _add_text(trainer: Any, tag: str, text: str) -> None:
+    """To the loggers that show text (TensorBoard)."""
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
+            logger.experiment.add_text(tag, text, trainer.global_step)
 
 
 def _require_namespace(callback: Any, trainer: Any) -> None:

@@ -21,9 +21,10 @@ class GeometryCallback(GeometryHooks, Callback):
 
     Args:
         probe: a held-out, in-distribution ``ProbeSet``, or a ready-made ``GeometryMonitor``.
-        every_n_epochs: epochs between two measurements.
+        every_n_epochs: epochs between two measurements, from the first epoch on.
         every_n_steps: optimiser steps between two measurements, instead of epochs.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
+        allow_protocol_change: start a new series where a checkpoint was measured by another protocol, not an error.
         **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
 
     Raises:

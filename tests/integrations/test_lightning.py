@@ -161,7 +161,7 @@ def test_early_stopping_checkpoints_and_plateau_see_the_values(pl, tmp_path):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ({"every_n_epochs": 2}, [12, 24]),
+        ({"every_n_epochs": 2}, [6, 18]),
         ({"every_n_steps": 5}, [5, 10, 15, 20]),
     ],
 )
@@ -237,6 +237,52 @@ def test_early_stopping_on_a_decline_says_why(pl, tmp_path, capsys, cadence, sto
     assert stopper.stopped_epoch == (stop_step + late - 1) // 6
     said = capsys.readouterr().err
     assert said.count("geometry early stopping: dimension of 'penultimate' fell by 50 %") == 1
+
+
+def test_a_stop_that_could_never_come_is_refused(pl, tmp_path):
+    for options in ({"layers": {"hidden": "body"}}, {"detector": None}):
+        with pytest.raises(gm.InputError, match="nothing could ever stop this run"):
+            fit(pl, tmp_path, [callback(pl, **options), pl.GeometryEarlyStopping()])
+
+
+def test_a_layer_that_does_not_exist_is_an_error_before_training(pl, tmp_path):
+    module = net(pl.L)
+    with pytest.raises(gm.InputError, match="bdy"):
+        fit(pl, tmp_path, [callback(pl, layers="bdy")], module)
+    assert module.learning_rates == []
+
+
+def test_keys_are_there_at_epochs_without_a_measurement(pl, tmp_path):
+    stopper = pl.callbacks.EarlyStopping("geometry/penultimate/dimension", mode="max", patience=9)
+    geometry = callback(pl, every_n_epochs=2)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(pl, tmp_path, [geometry, stopper], net(pl.L, plateau=True), max_epochs=4, logger=logger)
+    logger.save()
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("geometry/penultimate/dimension")]
+    assert [int(row["epoch"]) for row in rows] == [0, 2]  # nothing is logged twice
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_keys_are_there_after_a_resume_before_the_next_measurement(pl, tmp_path):
+    keeper = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True)
+    module = net(pl.L, plateau=True)
+    fit(pl, tmp_path, [callback(pl, every_n_epochs=4), keeper], module, max_epochs=2, enable_checkpointing=True)
+    resumed = callback(pl, every_n_epochs=4)
+    module = net(pl.L, plateau=True)
+    trainer, _ = fit(pl, tmp_path, [resumed], module, max_epochs=3, ckpt=tmp_path / "last.ckpt")
+    measured = resumed.monitor.history.series("penultimate", "dimension").values
+    assert len(measured) == 1
+    assert trainer.callback_metrics["geometry/penultimate/dimension"].item() == pytest.approx(measured[0], rel=1e-6)
+
+
+def test_a_detector_that_fails_does_not_end_the_run(pl, tmp_path):
+    def broken(series: Series) -> gm.Verdict:
+        raise ZeroDivisionError
+
+    with pytest.warns(gm.GeomonitorWarning, match="the detector failed"):
+        trainer, _ = fit(pl, tmp_path, [callback(pl, detector=broken, on_error="warn")])
+    assert trainer.global_step == 18
 
 
 def test_no_decline_no_stop(pl, tmp_path):
@@ -339,7 +385,13 @@ def test_every_hook_is_one_that_lightning_calls(pl):
     assert ours <= known
 
 
-@pytest.mark.parametrize("option", [{"every_n_epochs": 0}, {"every_n_steps": 0}, {"markers": "dimensoin"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"every_n_epochs": 0}, {"every_n_steps": 0}, {"markers": "dimensoin"}, {"dichotomies": "ovr"}, {"mode": "pair"},
+        {"pool": "avg"}, {"pairs": 3}, {"directions": 1}, {"batch_size": 0}, {"watch": ()}, {"detector": "page"},
+    ],
+)  # fmt: skip
 def test_wrong_options_are_named(pl, option):
     with pytest.raises(gm.InputError):
         callback(pl, **option)
