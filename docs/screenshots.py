@@ -40,7 +40,7 @@ def main() -> None:
         page = f"http://127.0.0.1:{port}"
         wait_for(f"{page}/data/runs")
         photograph(f"{page}/?smoothing=0&tagFilter={quote(TAGS)}#timeseries", DOCS / "tensorboard.png", (1500, 1480))
-        photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 520))
+        photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 760))
     finally:
         board.terminate()
 

@@ -21,6 +21,10 @@ GAUSSIAN_MAD = 1.4826
 """A median absolute deviation times this estimates the standard deviation of a Gaussian."""
 
 
+SCATTER_CHECKS = 9
+"""Measurements that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
+
+
 class Verdict(NamedTuple):
     """Whether a marker has declined, and the evidence."""
 
@@ -111,7 +115,7 @@ class DropFromReference:
             if not low:
                 since = now
                 reference, reference_error = float(np.median(values[recent])), float(np.median(errors[recent]))
-                scatter = _scatter(values[recent])
+                scatter = _scatter(values[max(0, min(now // 2, now - SCATTER_CHECKS)) : now])
             noise = max(math.hypot(errors[now], reference_error), scatter)
             gap = reference - values[now]
             low = low + 1 if reference > 0 and gap > self.drop * reference and gap > self.sigmas * noise else 0

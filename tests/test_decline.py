@@ -66,6 +66,12 @@ def test_a_finer_cadence_needs_a_longer_warm_up():
     assert first_alarm(often, DropFromReference(warmup_checks=100)) is None
 
 
+def test_a_restless_series_of_few_measurements_still_shows_its_fault():
+    # A run of the demo: four differences alone would take its scatter for half of the drop.
+    restless = [3.57, 2.02, 1.90, 1.82, 1.94, 1.92, 1.76, 1.96, 1.81, 1.44, 1.33, 1.30, 1.32, 1.19]
+    assert first_alarm(restless) == 10
+
+
 def test_a_drop_within_the_noise_is_none():
     assert first_alarm(2 * FAULT, errors=0.2) is None
 
