@@ -13,34 +13,8 @@ __all__ = ["GeometryCallback", "GeometryEarlyStopping"]
 
 
 class GeometryCallback(GeometryHooks, Callback):
-    """Measures the geometry of the representation while a Trainer fits, logs it and warns of a decline.
-
-    Logged, on every rank: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm`` (0 or 1), ``geometry/seconds``.
-    Any logger gets them; EarlyStopping, ModelCheckpoint and ReduceLROnPlateau can monitor them. All records are also in
-    ``geometry.csv`` in the directory of the run, and in checkpoints, from which a resumed run goes on.
-
-    Args:
-        probe: a held-out, in-distribution ``ProbeSet``, or a ready-made ``GeometryMonitor``.
-        every_n_epochs: epochs between two measurements, from the first epoch on.
-        every_n_steps: optimiser steps between two measurements, instead of epochs.
-        directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
-        allow_protocol_change: start a new series where a checkpoint was measured by another protocol, not an error.
-        **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
-
-    Raises:
-        InputError: an option that does not make sense, a Trainer of another namespace.
-
-    >>> import torch, geomonitor as gm
-    >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
-    >>> callback = GeometryCallback(gm.ProbeSet.from_dataset(data, per_class=20), every_n_epochs=1)
-    """
+    """See :class:`geomonitor_integrations.lightning.GeometryCallback`; this one is for ``pytorch_lightning``."""
 
 
 class GeometryEarlyStopping(StopOnDecline, EarlyStopping):
-    """Ends training on all ranks alike once the geometry of a layer has declined, and says why.
-
-    Needs a ``GeometryCallback`` in the same Trainer, whose detector decides what a decline is.
-
-    Args:
-        layer: alias of the layer whose alarm stops the run.
-    """
+    """See :class:`geomonitor_integrations.lightning.GeometryEarlyStopping`; this one is for ``pytorch_lightning``."""
