@@ -68,7 +68,8 @@ class EffectiveGeometry(NamedTuple):
     max_kkt_residual: Tensor
     """largest violation of the optimality conditions, for points and directions of length one"""
     converged: Tensor
-    """bool: every sample was solved"""
+    """bool: every sample was solved: a residual of at most 1e-8, or, where features of low rank were rounded to float32
+    and the smallest weights are taken, 1e-6 (those weights solve the problem of the features before rounding)"""
     excluded: Tensor
     """int64: number of samples that were not, and are in no mean"""
 
