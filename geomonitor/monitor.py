@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from geomonitor.alerts import GeometryDeclineWarning, explain
 from geomonitor.capture import Layer, Pool, captured, check_pooling, resolve_layers
@@ -25,12 +24,11 @@ from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.dichotomies import Dichotomies
-from geomonitor.markers.drift import drift
 from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.markers.threads import threads_for
-from geomonitor.metrics import ClassStructure, FeatureSpectrum, LogitStatistics, ManifoldGeometry, PointStatistics
-from geomonitor.outputs import Head, head_of, logits_in
+from geomonitor.measurement import Measurement, Plan
+from geomonitor.outputs import head_of
 from geomonitor.probe import ProbeSet
+from geomonitor.processes import all_processes, rank_and_world_size
 from geomonitor.records import History, Record
 from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
@@ -169,7 +167,7 @@ class GeometryMonitor:
             InputError: a layer that does not exist or is ambiguous; wrong configuration is always an error.
             Exception: what made the measurement fail, where ``on_error="raise"``.
         """
-        started = time.perf_counter()
+        started, now = time.perf_counter(), time.time()
         layers = resolve_layers(model, self.layers)
         try:
             values = self._values(model, layers, forward or self.forward)
@@ -179,13 +177,13 @@ class GeometryMonitor:
             self._warn_of_failure(error, step)
             values = {layer: dict.fromkeys(self.markers, (math.nan, math.nan)) for layer in layers}
         records = [
-            Record(step, epoch, layer, marker, *of_layer[marker])
+            Record(step, epoch, layer, marker, *of_layer[marker], time=now)
             for layer, of_layer in values.items()
             for marker in self.markers
         ]
         self.history.append(records)
-        alarms = self._judge(list(layers), step, epoch)
-        seconds = Record(step, epoch, "", SECONDS, time.perf_counter() - started)
+        alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
+        seconds = Record(step, epoch, "", SECONDS, time.perf_counter() - started, time=now)
         self.history.append([*alarms, seconds])
         return [*records, *alarms, seconds]
 
@@ -237,48 +235,28 @@ class GeometryMonitor:
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Marker and standard error by layer and name; every process makes the same calls, whatever happens to it."""
         device = _device_of(model)
-        where = _float64_device(device)
         if not len(self.history) and not self._reference_given:
             self.references = {}  # a new run, whose first measurement is the reference
-        layer_metrics = {
-            layer: self._layer_metrics(layer, head_of(model, place, self.probe.classes)).to(where)
-            for layer, place in layers.items()
-        }
-        # The logits as the model sees the probe set, and under each shift: one metric each, by the marker's prefix.
-        logit_metrics = {name: self._logit_metric().to(where) for name in ("", *self.shifts)}
+        heads = {layer: head_of(model, place, self.probe.classes) for layer, place in layers.items()}
+        measurement = Measurement(self._plan, heads, self.references, device, self._tell_once)
         failure: Exception | None = None
-        logits_found = False
         try:
-            logits_found = self._probe_pass(model, layers, layer_metrics, logit_metrics, forward)
+            self._probe_pass(model, layers, measurement, forward)
         except Exception as error:  # noqa: BLE001 - told to the other processes first
             failure = error
-        if not _all_processes(failure is None, device):
+        if not all_processes(failure is None, device):
             raise failure or ElsewhereError("the probe pass failed in another process")
-        # All or none: a process that computes would wait for one that does not.
-        logits_found = self._needs_logits and _all_processes(logits_found, device)
-        with threads_for(len(self.probe), device):
-            of_logits = self._logit_values(logit_metrics, logits_found)
-            computed = {layer: metric.compute() | of_logits for layer, metric in layer_metrics.items()}
-        if "drift" in self.markers:
-            self._keep_points(layer_metrics, computed)
-        return {layer: self._with_errors(values) for layer, values in computed.items()}
+        values = measurement.compute()
+        self._latest_points = measurement.latest_points
+        self.references = {**measurement.latest_points, **self.references}
+        return values
 
     def _probe_pass(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, Layer],
-        layer_metrics: Mapping[str, MetricCollection],
-        logit_metrics: Mapping[str, LogitStatistics],
-        forward: Forward,
-    ) -> bool:
-        """Run this process's part of the probe set through the model, without a trace, into the metrics.
-
-        Returns whether all outputs of this process held logits.
-        """
+        self, model: nn.Module, layers: Mapping[str, Layer], measurement: Measurement, forward: Forward
+    ) -> None:
+        """Run this process's part of the probe set through the model, without a trace, into the measurement."""
         device = _device_of(model)
-        classes = torch.tensor(self.probe.classes)
-        rank, world_size = _rank_and_world_size()
-        found = self._needs_logits
+        rank, world_size = rank_and_world_size()
         with undisturbed(model):
             # In lockstep every process runs as many forward passes as the others: sharded models need that.
             for batch in self.probe.loader(self.batch_size, rank=rank, world_size=world_size, lockstep=True):
@@ -288,78 +266,11 @@ class GeometryMonitor:
                     outputs = {"": forward(model, inputs)}
                 for name, shift in self.shifts.items():
                     outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
-                labels = torch.searchsorted(classes, batch.labels)
-                for layer, metric in layer_metrics.items():
-                    metric.update(_of_batch(features[layer], layer, len(labels)), labels, ids=batch.ids)
-                for name, output in outputs.items():
-                    logits = logits_in(output, self.probe.classes) if found else None
-                    found = logits is not None and (len(logits) == len(labels) or not len(labels))
-                    if found and logits is not None:
-                        logit_metrics[name].update(logits[: len(labels)], labels, ids=batch.ids)
-        return found
-
-    def _layer_metrics(self, layer: str, head: Head) -> MetricCollection:
-        """The metrics whose markers are asked for, one for each kind of state."""
-        classes, per_class = len(self.probe.classes), self.probe.per_class
-        wanted = {MARKERS[name].state for name in self.markers if name in MARKERS}
-        metrics: dict[str, Metric | MetricCollection] = {}
-        if "manifolds" in wanted:
-            metrics["manifolds"] = ManifoldGeometry(classes, per_class=per_class, **self.geometry_options)
-        if "spectrum" in wanted:
-            metrics["spectrum"] = FeatureSpectrum()
-        if "classes" in wanted:
-            metrics["classes"] = ClassStructure(classes, weight=head.weight)
-        if "points" in wanted:
-            metrics["points"] = PointStatistics(
-                classes,
-                per_class=per_class,
-                weight=head.weight,
-                bias=head.bias,
-                reference=self.references.get(layer),
-                markers=self.markers,
-            )
-        return MetricCollection(metrics, compute_groups=False)
-
-    def _logit_metric(self) -> LogitStatistics:
-        classes = len(self.probe.classes)
-        return LogitStatistics(classes, per_class=self.probe.per_class, columns=self.probe.classes)
+                measurement.update(features, outputs, batch.labels, batch.ids)
 
     @property
-    def _needs_logits(self) -> bool:
-        return bool(self.shifts) or any(MARKERS[name].state == "logits" for name in self.markers if name in MARKERS)
-
-    def _logit_values(self, metrics: Mapping[str, LogitStatistics], found: bool) -> dict[str, Tensor]:
-        """Markers of the logits; NaN, and a warning, where the model gives none: an encoder has no accuracy."""
-        undefined = torch.tensor(math.nan)
-        values = dict.fromkeys([name for name, row in MARKERS.items() if row.state == "logits"], undefined)
-        values |= dict.fromkeys([SHIFT_MARKER + name for name in self.shifts], undefined)
-        if not self._needs_logits:
-            return values
-        if not found:
-            self._tell_once(
-                f"the model's output holds no logits (B, C) with a column for each of the labels {self.probe.classes}: "
-                "accuracy and the other markers of logits are NaN. Give GeometryMonitor a forward that returns logits, "
-                "or markers without these."
-            )
-            return values
-        try:
-            for name, metric in metrics.items():
-                computed = metric.compute()
-                values |= {SHIFT_MARKER + name: computed["accuracy"]} if name else computed
-        except InputError as error:  # raised in all processes alike, after their sync
-            self._tell_once(f"the markers of logits are NaN: {error}")
-        return values
-
-    def _keep_points(self, metrics: Mapping[str, MetricCollection], computed: dict[str, dict[str, Tensor]]) -> None:
-        """Remember what a later drift is measured to; the first measurement is its own reference."""
-        for layer, metric in metrics.items():
-            points = metric["points"].latest_points
-            assert isinstance(points, Tensor)  # computed just now
-            points = points.float()  # half the size in a checkpoint
-            self._latest_points[layer] = points
-            if layer not in self.references:
-                self.references[layer] = points
-                computed[layer]["drift"] = drift(points, points)
+    def _plan(self) -> Plan:
+        return Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options)
 
     def _try_shifts(self) -> None:
         """Refuse built-in shifts of what is no image at once, not at the first measurement."""
@@ -369,12 +280,6 @@ class GeometryMonitor:
                 for name, shift in self.shifts.items():
                     if shift is None:
                         shifted(name, None, batch.inputs, batch.ids)
-
-    def _with_errors(self, computed: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-        return {
-            name: (float(computed[name]), float(computed.get(f"{name}_standard_error", math.nan)))
-            for name in self.markers
-        }
 
     def _judge(self, layers: list[str], step: int, epoch: int | None) -> list[Record]:
         """Ask the detector about every layer; warn where an alarm is new, that is, not in the history yet."""
@@ -395,13 +300,13 @@ class GeometryMonitor:
             alarms.append(Record(step, epoch, layer, ALARM, float(verdict.declined)))
             if verdict.declined and not (len(before) and before[-1] == 1):
                 self.new_alarms.append(verdict)
-        if _rank_and_world_size()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
                 warnings.warn(explain(verdict), GeometryDeclineWarning, stacklevel=3)
         return alarms
 
     def _warn_of_failure(self, error: Exception, step: int) -> None:
-        if isinstance(error, ElsewhereError) and _rank_and_world_size()[0] != 0:
+        if isinstance(error, ElsewhereError) and rank_and_world_size()[0] != 0:
             return  # the process that failed tells why, and the first one that it happened
         told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
         self._tell_once(f"{told}{type(error).__name__}: {error}", _cause(error))
@@ -448,22 +353,8 @@ def _call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def _of_batch(features: Tensor, layer: str, points: int) -> Tensor:
-    """Features without the rows that were borrowed to keep processes in lockstep."""
-    if points and len(features) != points:
-        raise MeasurementError(
-            f"layer {layer!r} gave {len(features)} rows for {points} points: its batch does not come first. "
-            "Give GeometryMonitor a pool function of (tensor, mask) that returns one row a point."
-        )
-    return features[:points]
-
-
 def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _to_device(inputs: Any, device: torch.device) -> Any:
@@ -472,20 +363,3 @@ def _to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)):
         return tuple(_to_device(value, device) for value in inputs)
     return inputs.to(device) if hasattr(inputs, "to") else inputs
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _distributed() else (0, 1)
-
-
-def _all_processes(succeeded: bool, device: torch.device) -> bool:
-    """Whether all processes succeeded; without this, one that failed would leave the others waiting for ever."""
-    if not _distributed():
-        return succeeded
-    flag = torch.tensor(int(succeeded), device=device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-    return bool(flag)

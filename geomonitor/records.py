@@ -32,6 +32,8 @@ class Record(NamedTuple):
     """NaN where the marker is undefined or the measurement failed"""
     standard_error: float = math.nan
     """NaN where the marker has no sampling error"""
+    time: float = math.nan
+    """seconds since 1970 (UTC) at the measurement; NaN where nobody looked"""
 
     @property
     def key(self) -> str:
@@ -65,6 +67,7 @@ class History:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._records: dict[tuple[int, str, str], Record] = {}
+        self._series: dict[tuple[str, str], dict[int, Record]] = {}
         self._path: Path | None = None
         self._keep(records)
 
@@ -93,7 +96,7 @@ class History:
 
     def series(self, layer: str, marker: str) -> Series:
         """One marker of one layer in the order of the steps; empty where there is none."""
-        rows = sorted((r for r in self if (r.layer, r.marker) == (layer, marker)), key=lambda r: r.step)
+        rows = sorted(self._series.get((layer, marker), {}).values(), key=lambda r: r.step)
         return Series(
             layer,
             marker,
@@ -148,15 +151,19 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what is in memory by a saved state."""
         self._records.clear()
+        self._series.clear()
         self._keep(Record(*row) for row in state["records"])
 
     def clear(self) -> None:
         """Forget all records; an open file is closed and stays as it is."""
         self._records.clear()
+        self._series.clear()
         self._path = None
 
     def _keep(self, records: Iterable[Record]) -> None:
-        self._records.update({(r.step, r.layer, r.marker): r for r in records})
+        for record in records:
+            self._records[record.step, record.layer, record.marker] = record
+            self._series.setdefault((record.layer, record.marker), {})[record.step] = record
 
     def _give_up_on_file(self, error: OSError) -> None:
         warnings.warn(
@@ -175,8 +182,9 @@ def _rows(records: Iterable[Record]) -> str:
 
 def _record(row: list[str], place: str) -> Record:
     try:
-        step, epoch, layer, marker, value, standard_error = row
-        return Record(int(step), int(epoch) if epoch else None, layer, marker, float(value), float(standard_error))
+        step, epoch, layer, marker, *numbers = row
+        value, standard_error, when = map(float, numbers)
+        return Record(int(step), int(epoch) if epoch else None, layer, marker, value, standard_error, when)
     except ValueError:
         raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
 

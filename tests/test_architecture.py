@@ -11,12 +11,12 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"errors", "isolation"},
+    {"errors", "isolation", "processes"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"records"},
+    {"measurement", "records"},
     {"decline"},
     {"alerts"},
     {"monitor", "cli", "__init__"},

@@ -111,9 +111,7 @@ def test_series_are_in_the_order_of_steps_and_know_missing_epochs():
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a,b\r\n1,2\r\n", "no history file"), ("", "no history file")]
-    + [
-        ("step,epoch,layer,marker,value,standard_error\r\n" + row + "\r\n", "line 2") for row in ("1,2", "x,0,fc,d,1,1")
-    ],
+    + [(",".join(Record._fields) + "\r\n" + row + "\r\n", "line 2") for row in ("1,2", "x,0,fc,d,1,1,1")],
 )
 def test_what_is_no_history_is_refused(tmp_path, text, message):
     (tmp_path / "h.csv").write_text(text, newline="")
