@@ -1,0 +1,85 @@
+"""A fall that adds up: Page's cumulative sum of what lies below the expected level by more than an allowance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from geomonitor.decline import Direction, Verdict
+from geomonitor.detectors.drop import fall_within
+from geomonitor.detectors.readings import (
+    Baseline,
+    Worse,
+    baseline,
+    directions,
+    loudest,
+    readings,
+    recent_half,
+    require_direction,
+)
+from geomonitor.errors import InputError
+from geomonitor.records import Series
+
+
+@dataclass(frozen=True)
+class Cusum:
+    """Decline: readings below the expected level that add up, although each alone may be within the noise.
+
+    The one-sided cumulative sum of Page 1954 (Biometrika 41), with the level, the warm-up and the noise of
+    :class:`DropFromReference`: ``S <- max(0, S + gap / noise - allowance)``, where ``gap`` is how far (in relative
+    terms) a reading lies below the reference, which stands still while ``S > 0``. Declined while ``S > threshold`` and
+    the gap is at least ``drop``. One reading adds at most ``threshold / 2``, so that an outlier is no decline, and
+    ``S`` never exceeds ``2 threshold``, so that a recovery ends the alarm.
+
+    Args:
+        threshold: sum of standard errors that makes a decline.
+        allowance: standard errors by which a reading may lie low without adding to the sum.
+        drop: smallest relative drop that matters, in ``(0, 1)``.
+        least_noise: relative noise to reckon with at least: a short quiet stretch is no proof of a quiet run.
+        warmup_checks: measurements before anything is judged.
+        follow_trend: see :class:`DropFromReference`.
+        worse: see :class:`DropFromReference`.
+    """
+
+    threshold: float = 8.0
+    allowance: float = 1.0
+    drop: float = 0.1
+    least_noise: float = 0.02
+    warmup_checks: int = 4
+    follow_trend: bool = False
+    worse: Worse = "marker"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.drop < 1 or self.least_noise <= 0 or self.threshold <= 0 or self.allowance < 0:
+            raise InputError(
+                f"drop lies in (0, 1), least_noise and threshold are above 0, allowance is 0 or more; got {self}"
+            )
+        if self.warmup_checks < 1:
+            raise InputError(f"warmup_checks counts measurements, from 1; got {self}")
+        require_direction(self.worse)
+
+    def __call__(self, series: Series) -> Verdict:
+        """Judge a series by replaying it."""
+        return loudest([self._judge(series, direction) for direction in directions(self.worse, series.marker)])
+
+    def _judge(self, series: Series, direction: Direction) -> Verdict:
+        seen = readings(series, direction)
+        levels = seen.levels
+        least = -math.log1p(-self.drop)
+        warm = False
+        total, low, since = 0.0, 0, 0
+        before: Baseline | None = None
+        expected = noise = math.nan
+        for now in range(len(levels)):
+            warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
+            if not warm:
+                continue
+            if total == 0 or before is None:
+                since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
+            expected = before.at(now)
+            noise = max(seen.sampling_error(recent_half(since), now), before.scatter, self.least_noise)
+            gap = expected - levels[now]
+            step = min(gap / noise - self.allowance, self.threshold / 2)
+            total = min(max(0.0, total + step), 2 * self.threshold)
+            low = now - since + 1 if total > self.threshold and gap > least else 0
+        return seen.verdict(count=low, needed=1, since=since, expected=expected, noise=noise)
