@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from geomonitor.decline import Direction, Verdict
 from geomonitor.detectors.drop import fall_within
 from geomonitor.detectors.readings import (
     Baseline,
+    Finding,
+    Readings,
+    Walker,
     Worse,
     baseline,
-    directions,
-    loudest,
-    readings,
     recent_half,
     require_direction,
 )
 from geomonitor.errors import InputError
-from geomonitor.records import Series
 
 
 @dataclass(frozen=True)
-class Cusum:
+class Cusum(Walker):
     """Decline: readings below the expected level that add up, although each alone may be within the noise.
 
     The one-sided cumulative sum of Page 1954 (Biometrika 41), with the level, the warm-up and the noise of
@@ -58,21 +57,22 @@ class Cusum:
             raise InputError(f"warmup_checks counts measurements, from 1; got {self}")
         require_direction(self.worse)
 
-    def __call__(self, series: Series) -> Verdict:
-        """Judge a series by replaying it."""
-        return loudest([self._judge(series, direction) for direction in directions(self.worse, series.marker)])
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return 1
 
-    def _judge(self, series: Series, direction: Direction) -> Verdict:
-        seen = readings(series, direction)
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
         levels = seen.levels
         least = -math.log1p(-self.drop)
         warm = False
         total, low, since = 0.0, 0, 0
         before: Baseline | None = None
-        expected = noise = math.nan
         for now in range(len(levels)):
             warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
             if not warm:
+                yield Finding(now)
                 continue
             if total == 0 or before is None:
                 since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
@@ -82,4 +82,4 @@ class Cusum:
             step = min(gap / noise - self.allowance, self.threshold / 2)
             total = min(max(0.0, total + step), 2 * self.threshold)
             low = now - since + 1 if total > self.threshold and gap > least else 0
-        return seen.verdict(count=low, needed=1, since=since, expected=expected, noise=noise)
+            yield Finding(now, low, since, expected, noise)

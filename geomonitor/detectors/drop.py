@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from geomonitor.decline import Direction, Verdict
 from geomonitor.detectors.readings import (
     Baseline,
+    Finding,
+    Readings,
+    Walker,
     Worse,
     baseline,
-    directions,
-    loudest,
     median,
-    readings,
     recent_half,
     require_direction,
 )
 from geomonitor.errors import InputError
-from geomonitor.records import Series
 
 
 @dataclass(frozen=True)
-class DropFromReference:
+class DropFromReference(Walker):
     """Decline: a drop from the recent level that is large, beyond the noise, and stays.
 
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
@@ -46,10 +45,10 @@ class DropFromReference:
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
             markers says of each, and a fall where it says nothing.
 
-    >>> import numpy as np
+    >>> import numpy as np, geomonitor as gm
     >>> epochs, errors = np.arange(8), np.full(8, 0.05)
     >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
-    >>> verdict = DropFromReference()(Series("fc", "dimension", 24 * epochs, epochs, values, errors))
+    >>> verdict = gm.DropFromReference()(gm.Series("fc", "dimension", 24 * epochs, epochs, values, errors))
     >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
     (True, 6, -0.35)
     """
@@ -68,21 +67,22 @@ class DropFromReference:
             raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
         require_direction(self.worse)
 
-    def __call__(self, series: Series) -> Verdict:
-        """Judge a series by replaying it."""
-        return loudest([self._judge(series, direction) for direction in directions(self.worse, series.marker)])
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return self.patience_checks
 
-    def _judge(self, series: Series, direction: Direction) -> Verdict:
-        seen = readings(series, direction)
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
         levels = seen.levels
         least = -math.log1p(-self.drop)
         warm = False
         low = since = 0
         before: Baseline | None = None
-        expected = noise = math.nan
         for now in range(len(levels)):
             warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
             if not warm:
+                yield Finding(now)
                 continue
             if not low or before is None:
                 since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
@@ -90,7 +90,7 @@ class DropFromReference:
             noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
             gap = expected - levels[now]
             low = low + 1 if gap > least and gap > self.sigmas * noise else 0
-        return seen.verdict(count=low, needed=self.patience_checks, since=since, expected=expected, noise=noise)
+            yield Finding(now, low, since, expected, noise)
 
 
 def fall_within(levels: list[float]) -> float:

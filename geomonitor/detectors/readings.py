@@ -7,11 +7,13 @@ a rise is judged like a fall.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geomonitor.decline import Direction, Verdict
 from geomonitor.errors import InputError
@@ -26,6 +28,20 @@ SCATTER_READINGS = 9
 """Readings that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
 
 Worse = Literal["lower", "higher", "either", "marker"]
+
+
+class Finding(NamedTuple):
+    """What a detector finds at a reading."""
+
+    now: int = -1
+    """which reading; -1: there is none"""
+    low: int = 0
+    """readings in decline up to this one, in a row"""
+    since: int = 0
+    """the first of them"""
+    expected: float = math.nan
+    noise: float = math.nan
+    """relative; NaN, like ``expected``, during warm-up"""
 
 
 class Readings(NamedTuple):
@@ -55,25 +71,23 @@ class Readings(NamedTuple):
                 return independent
         return steps
 
-    def verdict(
-        self, *, count: int, needed: int, since: int, expected: float = math.nan, noise: float = math.nan
-    ) -> Verdict:
-        """The finding on the last reading: ``count`` low ones in a row, ``needed`` for a decline."""
-        sign = _sign(self.direction)
-        place = self.places[since] if count else None
+    def verdict(self, finding: Finding, needed: int) -> Verdict:
+        """The finding on a reading in words of the series; ``needed`` low readings in a row make a decline."""
+        sign, low = _sign(self.direction), finding.low > 0
+        place = self.places[finding.since] if low else None
         epoch = math.nan if place is None else self.series.epochs[place]
-        reference = math.exp(sign * expected) if math.isfinite(expected) else math.nan
-        value = math.exp(sign * self.levels[-1]) if self.levels else math.nan
+        reference = math.exp(sign * finding.expected) if math.isfinite(finding.expected) else math.nan
+        value = math.exp(sign * self.levels[finding.now]) if finding.now >= 0 else math.nan
         return Verdict(
-            declined=count >= needed,
+            declined=finding.low >= needed,
             layer=self.series.layer,
             marker=self.series.marker,
             value=value,
             reference=reference,
-            standard_error=noise * math.sqrt(reference * value),  # so that sigmas are those of the logarithms
+            standard_error=finding.noise * math.sqrt(reference * value),  # so that sigmas are those of the logarithms
             since_step=None if place is None else int(self.series.steps[place]),
             since_epoch=int(epoch) if math.isfinite(epoch) else None,
-            checks=count,
+            checks=finding.low,
             direction=self.direction,
         )
 
@@ -119,7 +133,7 @@ def baseline(levels: Sequence[float], now: int, *, follow_trend: bool) -> Baseli
     """
     start = recent_half(now)
     recent = levels[start:now]
-    slope = min(0.0, theil_sen(recent)) if follow_trend else 0.0
+    slope = min(0.0, float(theil_sen(np.asarray(recent)))) if follow_trend and len(recent) > 2 else 0.0
     centre = (start + now - 1) / 2
     level = median([level - slope * (start + n - centre) for n, level in enumerate(recent)])
     return Baseline(level, slope, centre, now, scatter(levels[max(0, min(start, now - SCATTER_READINGS)) : now]))
@@ -136,13 +150,10 @@ def median(values: Sequence[float]) -> float:
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2 if count else math.nan
 
 
-def theil_sen(levels: Sequence[float]) -> float:
-    """Median of the slopes between all pairs of readings, per reading; 0 where there are fewer than three."""
-    if len(levels) < 3:
-        return 0.0
-    values = np.asarray(levels)
-    first, second = np.triu_indices(len(values), k=1)
-    return float(np.median((values[second] - values[first]) / (second - first)))
+def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
+    first, second = np.triu_indices(windows.shape[-1], k=1)
+    return np.asarray(np.median((windows[..., second] - windows[..., first]) / (second - first), axis=-1))
 
 
 def scatter(levels: Sequence[float]) -> float:
@@ -151,16 +162,51 @@ def scatter(levels: Sequence[float]) -> float:
     return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
 
 
-def directions(worse: Worse, marker: str) -> tuple[Direction, ...]:
-    """The directions in which a marker declines; ``"marker"`` asks the table, which may not know: then a fall."""
-    if worse == "either":
-        return ("lower", "higher")
-    if worse == "marker":
-        return ((MARKERS[marker].worse or "lower") if marker in MARKERS else "lower",)
-    return (worse,)
+class Walker(ABC):
+    """A detector that walks once through a series; what it finds at a reading depends on those before alone."""
+
+    worse: Worse
+
+    @property
+    @abstractmethod
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+
+    @abstractmethod
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading, in order."""
+
+    def __call__(self, series: Series) -> Verdict:
+        """The verdict after the last measurement."""
+        verdicts = []
+        for seen in self._both(series):
+            finding = Finding()
+            for finding in self.walk(seen):  # noqa: B007 - the last one counts
+                pass
+            verdicts.append(seen.verdict(finding, self.needed))
+        return _loudest(verdicts)
+
+    def declines(self, series: Series) -> NDArray[np.bool_]:
+        """Whether the verdict was "declined" after each measurement, in one walk; ``(n,)``."""
+        declined = np.zeros(len(series.values), dtype=bool)
+        for seen in self._both(series):
+            found = np.zeros(len(series.values), dtype=bool)
+            found[seen.places] = [finding.low >= self.needed for finding in self.walk(seen)]
+            judged = np.zeros(len(found), dtype=int)
+            judged[seen.places] = seen.places
+            declined |= found[np.maximum.accumulate(judged)]  # a failed measurement changes nothing
+        return declined
+
+    def _both(self, series: Series) -> list[Readings]:
+        if self.worse == "either":
+            return [readings(series, "lower"), readings(series, "higher")]
+        if self.worse == "marker":
+            row = MARKERS.get(series.marker)
+            return [readings(series, (row and row.worse) or "lower")]
+        return [readings(series, self.worse)]
 
 
-def loudest(verdicts: Sequence[Verdict]) -> Verdict:
+def _loudest(verdicts: Sequence[Verdict]) -> Verdict:
     """Of the verdicts on both directions the one in decline, else the one that is nearer to it."""
     return max(verdicts, key=lambda v: (v.declined, v.checks))
 

@@ -6,7 +6,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from geomonitor.decline import Direction, Verdict
-from geomonitor.detectors.readings import Worse, directions, loudest, readings, require_direction
+from geomonitor.detectors.readings import Finding, Readings, Walker, Worse, readings, require_direction
 from geomonitor.errors import InputError
 from geomonitor.records import History, Series
 
@@ -23,7 +22,7 @@ _LEAST_RUNS = 3
 _NEIGHBOURS = 2
 
 
-class ReferenceRuns:
+class ReferenceRuns(Walker):
     """Decline: a marker lies outside the band of earlier healthy runs, at the same epoch, and stays there.
 
     For a team that trains the same model again and again. At each epoch (or step, where epochs are not known) the band
@@ -79,15 +78,17 @@ class ReferenceRuns:
                     "Bands hold for the same probe set, layers and settings only."
                 )
 
-    def __call__(self, series: Series) -> Verdict:
-        """Judge a series by the band at each of its measurements."""
-        return loudest([self._judge(series, direction) for direction in directions(self.worse, series.marker)])
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return self.patience_checks
 
-    def _judge(self, series: Series, direction: Direction) -> Verdict:
-        seen = readings(series, direction)
-        others = [readings(run.series(series.layer, series.marker), direction) for run in self.runs]
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
+        own = seen.series
+        others = [readings(run.series(own.layer, own.marker), seen.direction) for run in self.runs]
         by_epoch = all(np.isfinite(one.series.epochs).all() for one in [seen, *others])
-        moments = _moments(seen.series, by_epoch)[seen.places]
+        moments = _moments(own, by_epoch)[seen.places]
         mean, deviation, count = _band(
             [(_moments(one.series, by_epoch)[one.places], np.asarray(one.levels)) for one in others], moments
         )
@@ -97,13 +98,14 @@ class ReferenceRuns:
         quantile = {n: float(stdtrit(n - 1, self.coverage)) for n in set(count.tolist()) if n >= _LEAST_RUNS}
         for now, level in enumerate(seen.levels):
             if count[now] < _LEAST_RUNS:
-                continue  # beyond where the other runs ended nothing is known: no alarm, and no end of one
+                yield Finding(now, low, since, expected, noise)  # beyond the end of the other runs nothing is known
+                continue
             expected, noise = float(mean[now]), float(deviation[now] * math.sqrt(1 + 1 / count[now]))
             gap = expected - level
             outside = gap > max(least, quantile[int(count[now])] * noise)
             since = since if low else now
             low = low + 1 if outside else 0
-        return seen.verdict(count=low, needed=self.patience_checks, since=since, expected=expected, noise=noise)
+            yield Finding(now, low, since, expected, noise)
 
 
 def _band(

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from geomonitor.decline import Direction, Verdict
 from geomonitor.detectors.readings import (
+    Finding,
+    Readings,
+    Walker,
     Worse,
-    directions,
-    loudest,
     median,
-    readings,
     require_direction,
     scatter,
     theil_sen,
 )
 from geomonitor.errors import InputError
-from geomonitor.records import Series
 
 
 @dataclass(frozen=True)
-class Trend:
+class Trend(Walker):
     """Decline: the last ``window`` readings fall steadily, by ``drop`` in all, and more steeply than those before.
 
     Steadily: Kendall's S of the window lies ``sigmas`` standard deviations below 0 (Mann 1945, Econometrica 13). How
@@ -53,37 +53,39 @@ class Trend:
             raise InputError(f"drop must lie in (0, 1), sigmas be 0 or more, steeper 1 or more; got {self}")
         require_direction(self.worse)
 
-    def __call__(self, series: Series) -> Verdict:
-        """Judge a series by replaying it."""
-        return loudest([self._judge(series, direction) for direction in directions(self.worse, series.marker)])
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return self.patience_checks
 
-    def _judge(self, series: Series, direction: Direction) -> Verdict:
-        seen = readings(series, direction)
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
         levels, width = seen.levels, self.window
         least = -math.log1p(-self.drop) / (width - 1)
+        yield from (Finding(now) for now in range(min(2 * width - 1, len(levels))))
+        if len(levels) < 2 * width:
+            return
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(levels), width)
+        slopes, kendalls = theil_sen(windows), kendall(windows)
         low = since = 0
         expected = noise = math.nan
-        # Only the last readings matter; each window is judged on its own.
-        first = max(2 * width, len(levels) - 8 * width)
-        for end in range(first, len(levels) + 1):
-            recent, before = levels[end - width : end], levels[end - 2 * width : end - width]
-            slope, slope_before = theil_sen(recent), theil_sen(before)
-            falls = (
-                -slope > least and -slope > self.steeper * max(0.0, -slope_before) and kendall(recent) < -self.sigmas
-            )
+        for start in range(width, len(windows)):
+            before = max(0.0, -slopes[start - width])
+            falls = -slopes[start] > max(least, self.steeper * before) and kendalls[start] < -self.sigmas
             if falls and not low:
-                since, expected, noise = end - width, median(before), scatter(levels[end - 2 * width : end])
+                around = levels[start - width : start + width]
+                since, expected, noise = start, median(around[:width]), scatter(around)
             low = low + 1 if falls else 0
-        return seen.verdict(count=low, needed=self.patience_checks, since=since, expected=expected, noise=noise)
+            yield Finding(start + width - 1, low, since, expected, noise)
 
 
-def kendall(levels: list[float]) -> float:
-    """Kendall's S against time in units of its standard deviation under no trend.
+def kendall(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kendall's S of each window ``(..., w)`` against time in units of its standard deviation under no trend.
 
-    >>> round(kendall([4.0, 3.0, 2.0, 1.0, 0.0]), 2)
+    >>> float(kendall(np.array([4.0, 3.0, 2.0, 1.0, 0.0])).round(2))
     -2.45
     """
-    values = np.asarray(levels)
-    first, second = np.triu_indices(len(values), k=1)
-    total = float(np.sign(values[second] - values[first]).sum())
-    return total / math.sqrt(len(values) * (len(values) - 1) * (2 * len(values) + 5) / 18)
+    count = windows.shape[-1]
+    first, second = np.triu_indices(count, k=1)
+    total = np.sign(windows[..., second] - windows[..., first]).sum(axis=-1)
+    return np.asarray(total / math.sqrt(count * (count - 1) * (2 * count + 5) / 18))
