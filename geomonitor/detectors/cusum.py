@@ -41,11 +41,11 @@ class Cusum(Walker):
     """
 
     threshold: float = 8.0
-    allowance: float = 1.0
+    allowance: float = 1.5
     drop: float = 0.1
-    least_noise: float = 0.02
-    warmup_checks: int = 4
-    follow_trend: bool = False
+    least_noise: float = 0.03
+    warmup_checks: int = 6
+    follow_trend: bool = True
     worse: Worse = "marker"
 
     def __post_init__(self) -> None:

@@ -28,7 +28,8 @@ class Trend(Walker):
 
     Steadily: Kendall's S of the window lies ``sigmas`` standard deviations below 0 (Mann 1945, Econometrica 13). How
     much: the median slope of Theil and Sen over the window. More steeply: ``steeper`` times the slope of the
-    readings before it; classes that form fall ever more slowly, a fault sets in.
+    readings before it; classes that form fall ever more slowly, a fault sets in. The decline lasts until the fall has
+    ended and the level is back within ``drop`` of what it was.
 
     Args:
         window: readings of the trend, 4 or more.
@@ -41,7 +42,7 @@ class Trend(Walker):
 
     window: int = 6
     drop: float = 0.15
-    sigmas: float = 2.0
+    sigmas: float = 1.5
     steeper: float = 2.0
     patience_checks: int = 1
     worse: Worse = "marker"
@@ -75,7 +76,8 @@ class Trend(Walker):
             if falls and not low:
                 around = levels[start - width : start + width]
                 since, expected, noise = start, median(around[:width]), scatter(around)
-            low = low + 1 if falls else 0
+            still = low and expected - levels[start + width - 1] > least * (width - 1)
+            low = low + 1 if falls or still else 0
             yield Finding(start + width - 1, low, since, expected, noise)
 
 
