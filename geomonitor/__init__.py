@@ -22,6 +22,7 @@ from geomonitor.metrics import (
     PointStatistics,
 )
 from geomonitor.monitor import GeometryMonitor
+from geomonitor.passive import ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record, Series
 
@@ -50,6 +51,7 @@ __all__ = [
     "ProbeSet",
     "Record",
     "Series",
+    "ValidationProbe",
     "Verdict",
     "captured",
     "effective_rank",
