@@ -64,7 +64,7 @@ class Measurement:
         self.device = device
         self.latest_points: dict[str, Tensor] = {}
         """features of the probe by layer, for a later drift, after :meth:`compute`"""
-        self._tell = tell
+        self.tell = tell
         where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._where = where
         self._references = references
@@ -141,7 +141,7 @@ class Measurement:
             if few
             else "it is measured on the rest"
         )
-        self._tell(
+        self.tell(
             f"layer {layer!r} gave rows with NaN or infinite values, class: rows = {rows}; {consequence}. "
             "Look for an overflow in the layer (half precision?).",
             f"nonfinite rows in {layer}, {'too few left' if few else 'rest measured'}",
@@ -193,7 +193,7 @@ class Measurement:
         if not self._needs_logits:
             return values
         if not found:
-            self._tell(
+            self.tell(
                 "the model's output holds no logits (B, C) with a column for each of the labels "
                 f"{self.plan.classes}: accuracy and the other markers of logits are NaN. Give GeometryMonitor a "
                 "forward that returns logits, or markers without these.",
@@ -205,7 +205,7 @@ class Measurement:
                 computed = metric.compute()
                 values |= {SHIFT_MARKER + name: computed["accuracy"]} if name else computed
         except InputError as error:  # raised in all processes alike, after their sync
-            self._tell(f"the markers of logits are NaN: {error}", "logits")
+            self.tell(f"the markers of logits are NaN: {error}", "logits")
         return values
 
     def _keep_points(self, computed: dict[str, dict[str, Tensor]]) -> None:
