@@ -23,6 +23,7 @@ from geomonitor.metrics import (
     PointStatistics,
 )
 from geomonitor.monitor import GeometryMonitor
+from geomonitor.passive import ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record, Series
 
@@ -54,6 +55,7 @@ __all__ = [
     "ReferenceRuns",
     "Series",
     "Trend",
+    "ValidationProbe",
     "Verdict",
     "captured",
     "effective_rank",

@@ -11,15 +11,15 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"errors", "isolation", "processes"},
+    {"errors", "isolation", "processes", "budget", "telling"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "records"},
+    {"measurement", "probe_pass", "passive", "records"},
     {"decline"},
     {"detectors"},
-    {"alerts"},
+    {"alerts", "options"},
     {"monitor", "cli", "__init__"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
