@@ -214,7 +214,7 @@ class GeometryMonitor:
         return [*records, *alarms, *costs]
 
     def due(self) -> bool:
-        """Whether to measure now: ask on evenly spaced occasions (each epoch, every 500 steps), see ``max_overhead``."""
+        """Whether to measure now; to be asked on evenly spaced occasions, such as each epoch. See ``max_overhead``."""
         return self.budget.due()
 
     def validation_pass(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass:
