@@ -17,14 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomonitor.alerts import GeometryDeclineWarning, explain
+from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
 from geomonitor.budget import Budget
 from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
-from geomonitor.decline import Detector, DropFromReference, Verdict, judge
+from geomonitor.decline import Detector, Verdict, check_votes, judge
+from geomonitor.detectors import DropFromReference
 from geomonitor.errors import InputError
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan
+from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
 from geomonitor.options import detector_named, marker_names
 from geomonitor.outputs import head_of
 from geomonitor.passive import ValidationPass, ValidationProbe
@@ -54,6 +55,7 @@ class GeometryMonitor:
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
         watch: names of the markers that the detector judges.
+        votes: kinds of watched markers that must decline together, see :func:`geomonitor.decline.judge`.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
@@ -86,6 +88,7 @@ class GeometryMonitor:
         markers: str | Sequence[str] = "default",
         detector: Detector | str | None = DropFromReference(),
         watch: Sequence[str] = ("dimension",),
+        votes: int = 1,
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
         mode: Mode = "joint",
@@ -116,6 +119,8 @@ class GeometryMonitor:
         self.watch = marker_names(watch, more=self.markers)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
+        check_votes(self.watch, votes)
+        self.votes = votes
         self.geometry_options: dict[str, Any] = {
             "directions": directions, "dichotomies": dichotomies, "mode": mode, "pairs": pairs, "seed": seed
         }  # fmt: skip
@@ -129,6 +134,8 @@ class GeometryMonitor:
         self.budget = Budget(max_overhead)
         self.batch_size = batch_size
         self.on_error = on_error
+        if (check := getattr(self.detector, "check_protocol", None)) is not None:
+            check(self.protocol)
         self.history = History()
         self.verdicts: dict[str, Verdict] = {}
         """the latest verdict by layer"""
@@ -138,6 +145,7 @@ class GeometryMonitor:
         """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
+        self._influences: dict[str, Tensor] = {}
         self._points: str | None = None  # fingerprint of the points that a validation loop gave
         self._told = Told()
 
@@ -165,6 +173,7 @@ class GeometryMonitor:
         epoch: int | None = None,
         forward: Forward | None = None,
         validation: ValidationPass | None = None,
+        context: Mapping[str, float] | None = None,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -174,6 +183,8 @@ class GeometryMonitor:
             epoch: epoch, from 0, where there are any.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
             validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
+            context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
+                weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
 
         Returns:
             The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards. Besides the
@@ -187,23 +198,29 @@ class GeometryMonitor:
         """
         if isinstance(self.probe, ValidationProbe) == (validation is None):
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
+        if not len(self.history):
+            self._influences = {}  # a new run
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         layers = resolve_layers(model, self.layers)
+        before, self._influences = self._influences, {}
         try:
             values = self._values(model, layers, forward or self.forward, validation)
         except Exception as error:  # a monitor must not end a run; the cause is told
             if self.on_error == "raise":
                 raise
             if not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0:  # else told where it failed
-                told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
-                self._told.once(f"{told}{type(error).__name__}: {error}", cause_of(error))
+                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
+                self._told.once(f"{what}{type(error).__name__}: {error}", cause_of(error))
             values = {layer: dict.fromkeys([*self.markers, NONFINITE_ROWS], (math.nan, math.nan)) for layer in layers}
+        changes = change_errors(self._influences, before)
+        self._influences = {**before, **self._influences}  # a measurement that failed is passed over
         records = [
-            Record(step, epoch, layer, marker, *of_layer[marker], time=now)
+            Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in values.items()
             for marker in (*self.markers, NONFINITE_ROWS)
         ]
-        self.history.append(records)
+        told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
+        self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         costs = [
@@ -253,6 +270,7 @@ class GeometryMonitor:
             "references": {layer: points.cpu() for layer, points in self.references.items()},
             "budget": self.budget.state_dict(),
             "points": self._points,
+            "influences": dict(self._influences),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
@@ -274,15 +292,21 @@ class GeometryMonitor:
             )
         if changed:
             self.history.clear()
-            self.references = {}
+            self.references, self._influences = {}, {}
             self._points = None
         else:
             self.history.load_state_dict(state["history"])
             self.references = dict(state.get("references", {}))
+            self._influences = dict(state.get("influences", {}))
             self._points = state.get("points")
             if "budget" in state:
                 self.budget.load_state_dict(state["budget"])
         self.verdicts = {}
+
+    def explain(self, verdict: Verdict) -> str:
+        """The warning in words, with what the history knows of that time."""
+        changed = [] if verdict.since_step is None else what_changed(self.history, verdict.since_step)
+        return explain(verdict, changed)
 
     def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
         """Measure the drift from now on to another representation than that of the first measurement.
@@ -314,6 +338,7 @@ class GeometryMonitor:
             )  # fmt: skip
             values = measurement.compute_after(collect)
         self._latest_points = measurement.latest_points
+        self._influences = measurement.influences
         self.references = {**measurement.latest_points, **self.references}
         return values
 
@@ -342,7 +367,7 @@ class GeometryMonitor:
         for layer in layers:
             before = self.history.series(layer, ALARM).values
             try:
-                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector)
+                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector, self.votes)
             except Exception as error:  # a detector must not end a run either
                 if self.on_error == "raise":
                     raise
@@ -354,5 +379,5 @@ class GeometryMonitor:
                 self.new_alarms.append(verdict)
         if rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
-                warnings.warn(explain(verdict), GeometryDeclineWarning, stacklevel=3)
+                warnings.warn(self.explain(verdict), GeometryDeclineWarning, stacklevel=3)
         return alarms

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from geomonitor.decline import DETECTORS, Detector
+from geomonitor.decline import Detector
+from geomonitor.detectors import DETECTORS
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 

@@ -18,6 +18,7 @@ STAGES = [
     {"reservoir", "metric_states", "metrics"},
     {"measurement", "probe_pass", "passive", "records"},
     {"decline"},
+    {"detectors"},
     {"alerts", "options"},
     {"monitor", "cli", "__init__"},
 ]

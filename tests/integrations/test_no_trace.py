@@ -203,7 +203,9 @@ def test_a_forward_with_side_effects_is_put_back_and_told_once(tmp_path):
     with pytest.warns(gm.GeomonitorWarning, match="put back") as told:
         monitored, module, _ = trace(tmp_path, [geometry()], make=Counting)
     assert monitored == without
-    assert module.seen == plain.seen == 29  # 2 batches of the sanity check, 18 of training, 9 of validation; no measurement
+    assert (
+        module.seen == plain.seen == 29
+    )  # 2 batches of the sanity check, 18 of training, 9 of validation; no measurement
     assert len([w for w in told if "changes its own state" in str(w.message)]) == 1
 
 
