@@ -7,8 +7,12 @@ import statistics
 from time import perf_counter
 from typing import Any
 
-from geomonitor.errors import InputError
+import torch
 
+from geomonitor.errors import InputError
+from geomonitor.processes import largest
+
+CPU = torch.device("cpu")
 RECENT = 3
 """Latest measurements whose median cost counts: a slow first one (compilation, cold caches) is soon forgotten."""
 
@@ -29,6 +33,7 @@ class Budget:
     >>> budget.due()  # the first one always
     True
     >>> budget.spend(seconds=0.5, training_seconds=10.0)  # 5 % of the time since the last occasion
+    (0.5, 0.05)
     >>> budget.every, [budget.due() for _ in range(3)]
     (3, [False, False, True])
     """
@@ -60,13 +65,19 @@ class Budget:
         """Wall-clock time since the latest measurement or :meth:`start`; NaN if there was neither."""
         return math.nan if self._since is None else perf_counter() - self._since
 
-    def spend(self, seconds: float, training_seconds: float) -> None:
-        """Note a measurement; time counts from here again.
+    def spend(self, seconds: float, training_seconds: float, device: torch.device = CPU) -> tuple[float, float]:
+        """Note a measurement; time counts from here again. All processes have to call this together.
 
         Args:
-            seconds: what it cost; the same number on all processes.
+            seconds: what it cost this process.
             training_seconds: time before it, since the one before; NaN where that is not known.
+            device: from where the process group can send.
+
+        Returns:
+            Cost in seconds, and the same as a share of the training time (NaN where that is not known): those of the
+            slowest process, so that all decide alike.
         """
+        seconds, training_seconds = largest([seconds, training_seconds if training_seconds > 0 else 0.0], device)
         if self.max_overhead is not None and training_seconds > 0:
             self._costs = [*self._costs, seconds][-RECENT:]
             self._periods = [*self._periods, training_seconds / max(self._timed, 1)][-RECENT:]
@@ -74,6 +85,7 @@ class Budget:
             self.every = max(1, math.ceil(statistics.median(self._costs) / allowed))
         self._waited = 0
         self.start()
+        return seconds, seconds / training_seconds if training_seconds > 0 else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: a resumed run measures on the occasions on which the unbroken one would."""

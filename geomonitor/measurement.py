@@ -30,6 +30,10 @@ FEWEST_POINTS = 2
 """Finite points that each class has to keep for a layer to be measured: a class of one point has no shape."""
 
 
+class ElsewhereError(MeasurementError):
+    """Another process could not measure, so no process does."""
+
+
 class Plan(NamedTuple):
     """What to measure; the same for every measurement of a run."""
 
@@ -105,6 +109,22 @@ class Measurement:
             self._logits_found = logits is not None and (len(logits) == len(labels) or not len(labels))
             if self._logits_found and logits is not None:
                 self._logits[name].update(logits[: len(labels)].to(self._where), labels, ids=ids)
+
+    def compute_after(self, collect: Callable[[], None]) -> dict[str, dict[str, tuple[float, float]]]:
+        """Run what adds this process's points, then :meth:`compute`, in all processes or in none.
+
+        Raises:
+            Exception: what ``collect`` raised in this process.
+            ElsewhereError: it failed in another one.
+        """
+        failure: Exception | None = None
+        try:
+            collect()
+        except Exception as error:  # noqa: BLE001 - told to the other processes first
+            failure = error
+        if not all_processes(failure is None, self.device):
+            raise failure or ElsewhereError("the probe pass failed in another process")
+        return self.compute()
 
     def compute(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Marker and standard error by layer and name, ``NONFINITE_ROWS`` among them, over the points of all processes.

@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,19 +22,18 @@ from geomonitor.budget import Budget
 from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
 from geomonitor.decline import Detector, Verdict, check_votes, judge
 from geomonitor.detectors import DropFromReference
-from geomonitor.errors import InputError, MeasurementError
-from geomonitor.isolation import preserved_rng
+from geomonitor.errors import InputError
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.measurement import NONFINITE_ROWS, Measurement, Plan, change_errors
+from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
 from geomonitor.options import detector_named, marker_names
 from geomonitor.outputs import head_of
 from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
-from geomonitor.probe_pass import Forward, call, device_of, probe_pass
-from geomonitor.processes import all_processes, largest, rank_and_world_size
+from geomonitor.probe_pass import Forward, call, device_of, probe_pass, try_shifts
+from geomonitor.processes import rank_and_world_size
 from geomonitor.records import History, Record
-from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
+from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
 from geomonitor.telling import Told, cause_of
 
 ALARM = "alarm"
@@ -42,10 +42,6 @@ SECONDS = "seconds"
 """Marker name of what a measurement cost, in seconds of wall-clock time; its layer is ""."""
 OVERHEAD = "overhead"
 """Marker name of these seconds as a share of the wall-clock time since the measurement before; its layer is ""."""
-
-
-class ElsewhereError(MeasurementError):
-    """Another process could not measure, so no process does."""
 
 
 class GeometryMonitor:
@@ -115,7 +111,10 @@ class GeometryMonitor:
         names = marker_names(markers, more=[SHIFT_MARKER + name for name in self.shifts])
         self.shifts |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in self.shifts}
         self.markers = tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in self.shifts)]))
-        self._try_shifts()
+        if isinstance(self.probe, ProbeSet):
+            try_shifts(self.shifts, self.probe)
+        elif self.shifts:
+            raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
         self.detector = detector_named(detector)
         self.watch = marker_names(watch, more=self.markers)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
@@ -173,8 +172,8 @@ class GeometryMonitor:
         step: int,
         epoch: int | None = None,
         forward: Forward | None = None,
-        context: Mapping[str, float] | None = None,
         validation: ValidationPass | None = None,
+        context: Mapping[str, float] | None = None,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -183,9 +182,9 @@ class GeometryMonitor:
             step: optimiser steps done so far.
             epoch: epoch, from 0, where there are any.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
+            validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
             context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
                 weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
-            validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
 
         Returns:
             The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards. Besides the
@@ -197,10 +196,10 @@ class GeometryMonitor:
             InputError: a layer that does not exist or is ambiguous; wrong configuration is always an error.
             Exception: what made the measurement fail, where ``on_error="raise"``.
         """
-        if not len(self.history):
-            self._influences = {}  # a new run
         if isinstance(self.probe, ValidationProbe) == (validation is None):
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
+        if not len(self.history):
+            self._influences = {}  # a new run
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         layers = resolve_layers(model, self.layers)
         before, self._influences = self._influences, {}
@@ -210,8 +209,8 @@ class GeometryMonitor:
             if self.on_error == "raise":
                 raise
             if not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0:  # else told where it failed
-                told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
-                self._told.once(f"{told}{type(error).__name__}: {error}", cause_of(error))
+                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
+                self._told.once(f"{what}{type(error).__name__}: {error}", cause_of(error))
             values = {layer: dict.fromkeys([*self.markers, NONFINITE_ROWS], (math.nan, math.nan)) for layer in layers}
         changes = change_errors(self._influences, before)
         self._influences = {**before, **self._influences}  # a measurement that failed is passed over
@@ -220,22 +219,19 @@ class GeometryMonitor:
             for layer, of_layer in values.items()
             for marker in (*self.markers, NONFINITE_ROWS)
         ]
-        said = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
-        self.history.append([*records, *said])
+        told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
+        self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         costs = [
             Record(step, epoch, "", marker, value, time=now)
-            for marker, value in self._spend(seconds, training_seconds, device_of(model)).items()
+            for marker, value in self._cost(seconds, training_seconds, device_of(model)).items()
         ]
         self.history.append([*alarms, *costs])
         return [*records, *alarms, *costs]
 
     def due(self) -> bool:
-        """Whether to measure now, on what is one occasion of evenly spaced ones; see ``max_overhead``.
-
-        >>> # if monitor.due(): monitor.measure(model, step=step)
-        """
+        """Whether to measure now; to be asked on evenly spaced occasions, such as each epoch. See ``max_overhead``."""
         return self.budget.due()
 
     def validation_pass(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass:
@@ -272,9 +268,9 @@ class GeometryMonitor:
             "protocol": self.protocol,
             "history": self.history.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
-            "influences": dict(self._influences),
             "budget": self.budget.state_dict(),
             "points": self._points,
+            "influences": dict(self._influences),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
@@ -326,54 +322,29 @@ class GeometryMonitor:
         self, model: nn.Module, layers: Mapping[str, Layer], forward: Forward, validation: ValidationPass | None
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Marker and standard error by layer and name; every process makes the same calls, whatever happens to it."""
-        device = device_of(model)
-        if not len(self.history) and not self._reference_given:
-            self.references = {}  # a new run, whose first measurement is the reference
+        if not len(self.history):  # a new run, whose first measurement is the reference
+            self.references = self.references if self._reference_given else {}
+            self._points = None
         heads = {layer: head_of(model, place, self.probe.classes) for layer, place in layers.items()}
-        measurement = Measurement(self._plan, heads, self.references, device, self._told.once)
-        failure: Exception | None = None
-        try:
-            self._collect(model, layers, measurement, forward, validation)
-        except Exception as error:  # noqa: BLE001 - told to the other processes first
-            failure = error
-        if not all_processes(failure is None, device):
-            raise failure or ElsewhereError("the probe pass failed in another process")
-        values = measurement.compute()
+        measurement = Measurement(self._plan, heads, self.references, device_of(model), self._told.once)
+        if validation is not None:
+            values = measurement.compute_after(lambda: validation.add_to(measurement, known=self._points))
+            self._points = validation.points
+        else:
+            assert isinstance(self.probe, ProbeSet)  # checked by measure
+            collect = partial(
+                probe_pass, model, layers, self.probe, measurement,
+                forward=forward, batch_size=self.batch_size, pool=self.pool, shifts=self.shifts,
+            )  # fmt: skip
+            values = measurement.compute_after(collect)
         self._latest_points = measurement.latest_points
         self._influences = measurement.influences
         self.references = {**measurement.latest_points, **self.references}
         return values
 
-    def _collect(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, Layer],
-        measurement: Measurement,
-        forward: Forward,
-        validation: ValidationPass | None,
-    ) -> None:
-        """Put this process's part of the points into the measurement."""
-        if isinstance(self.probe, ProbeSet):
-            probe_pass(
-                model, layers, self.probe, measurement,
-                forward=forward, batch_size=self.batch_size, pool=self.pool, shifts=self.shifts,
-            )  # fmt: skip
-        elif validation is not None:
-            validation.add_to(measurement)
-            self._points = self._points if len(self.history) and self._points else validation.chosen
-            if validation.chosen != self._points:
-                raise MeasurementError(
-                    "the validation loop gave other points than at the measurements before, with which these cannot "
-                    "be compared: does the loader shuffle, or was limit_val_batches or the data set changed? Give "
-                    "ValidationProbe(ids=...) names of the samples that do not change."
-                )
-
-    def _spend(self, seconds: float, training_seconds: float, device: torch.device) -> dict[str, float]:
-        """Note what a measurement cost; say so once where it is too much to measure on every occasion."""
-        known = [seconds, -1.0 if math.isnan(training_seconds) else training_seconds]
-        seconds, training_seconds = largest(known, device)  # alike on all processes, as they have to decide alike
-        overhead = seconds / training_seconds if training_seconds > 0 else math.nan
-        self.budget.spend(seconds, training_seconds)
+    def _cost(self, seconds: float, training_seconds: float, device: torch.device) -> dict[str, float]:
+        """What a measurement cost, alike on all processes; said once where it is too much for every occasion."""
+        seconds, overhead = self.budget.spend(seconds, training_seconds, device)
         if self.budget.every > 1 and rank_and_world_size()[0] == 0:
             self._told.once(
                 f"a measurement takes {seconds:.2g} s, more than max_overhead={self.budget.max_overhead:.2%} of the "
@@ -386,17 +357,6 @@ class GeometryMonitor:
     @property
     def _plan(self) -> Plan:
         return Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options)
-
-    def _try_shifts(self) -> None:
-        """Refuse built-in shifts of what is no image at once, not at the first measurement."""
-        if self.shifts and not isinstance(self.probe, ProbeSet):
-            raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
-        if None in self.shifts.values() and isinstance(self.probe, ProbeSet):
-            with preserved_rng():
-                batch = next(self.probe.loader(1))
-                for name, shift in self.shifts.items():
-                    if shift is None:
-                        shifted(name, None, batch.inputs, batch.ids)
 
     def _judge(self, layers: list[str], step: int, epoch: int | None) -> list[Record]:
         """Ask the detector about every layer; warn where an alarm is new, that is, not in the history yet."""

@@ -139,8 +139,8 @@ class ValidationPass:
         """what went wrong first, if anything did"""
         self.seconds = 0.0
         """time spent here, beyond the validation's own"""
-        self.chosen = ""
-        """fingerprint of the points, after :meth:`add_to`"""
+        self.points = ""
+        """fingerprint of the chosen points, after :meth:`add_to`"""
 
     @contextmanager
     def batch(self, batch: Any) -> Iterator[None]:
@@ -184,13 +184,17 @@ class ValidationPass:
         with suppress(Exception):  # that the layers did not run is the other error's fault
             self._block.close()
 
-    def add_to(self, measurement: Measurement) -> None:
+    def add_to(self, measurement: Measurement, *, known: str | None = None) -> None:
         """Add this process's share of the chosen points of all processes to a measurement.
 
         All processes have to call this together.
 
+        Args:
+            measurement: where the points go.
+            known: ``points`` of the measurement before, if there was one.
+
         Raises:
-            MeasurementError: no process has seen a point of the classes.
+            MeasurementError: no process has seen a point of the classes; other points than the known ones.
             Exception: what went wrong while collecting, here; other processes go on to the measurement's own check.
         """
         held = self._reservoir
@@ -205,7 +209,13 @@ class ValidationPass:
             )
         widths = found[0][2]
         merged = merge_reservoirs([Reservoir(features, priorities) for features, priorities, _ in found])
-        self.chosen = hashlib.sha256(merged.priorities.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+        self.points = hashlib.sha256(merged.priorities.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+        if known is not None and self.points != known:
+            raise MeasurementError(
+                "the validation loop gave other points than at the measurements before, with which these cannot be "
+                "compared: does the loader shuffle, or was limit_val_batches or the data set changed? Give "
+                "ValidationProbe(ids=...) names of the samples that do not change."
+            )
         filled = torch.nonzero(merged.priorities != EMPTY)
         rank, world_size = rank_and_world_size()
         mine = torch.arange(len(filled))[rank::world_size]

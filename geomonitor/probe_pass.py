@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from geomonitor.capture import Layer, Pool, captured
-from geomonitor.isolation import undisturbed
+from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.measurement import Measurement
 from geomonitor.probe import ProbeSet
 from geomonitor.processes import rank_and_world_size
@@ -53,6 +53,20 @@ def probe_pass(
             for name, shift in shifts.items():
                 outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
             measurement.update(features, outputs, batch.labels, batch.ids)
+
+
+def try_shifts(shifts: Mapping[str, Shift | None], probe: ProbeSet) -> None:
+    """Refuse built-in shifts of what is no image at once, not at the first measurement.
+
+    Raises:
+        InputError: as :func:`geomonitor.shifts.shifted`.
+    """
+    if None in shifts.values():
+        with preserved_rng():
+            batch = next(probe.loader(1))
+            for name, shift in shifts.items():
+                if shift is None:
+                    shifted(name, None, batch.inputs, batch.ids)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

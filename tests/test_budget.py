@@ -24,7 +24,7 @@ def measured(budget: Budget, occasions: int, cost: float, period: float) -> list
 
 
 @pytest.mark.parametrize(
-    ("cost", "period", "every"), [(0.01, 10, 1), (0.2, 10, 1), (0.21, 10, 2), (0.5, 10, 3), (0.3, 0.1, 150)]
+    ("cost", "period", "every"), [(0.01, 10, 1), (0.2, 10, 1), (0.21, 10, 2), (0.5, 10, 3), (0.2999, 0.1, 150)]
 )
 def test_no_more_than_the_share_is_spent_and_no_less_often_than_needed(cost, period, every):
     passed = measured(Budget(0.02), 10 * every, cost, period)

@@ -22,6 +22,12 @@ from geomonitor.monitor import ALARM, GeometryMonitor
 from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
+from geomonitor_integrations._lightning_checks import (
+    first_loader,
+    require_namespace,
+    require_whole_model,
+    shuffles,
+)
 
 HISTORY_FILE = "geometry.csv"
 GRADIENT_NORM_EVERY = 20
@@ -65,13 +71,13 @@ class GeometryHooks:
         self._occasion: tuple[int, bool] = (-1, True)  # step of the latest occasion, and whether the budget let it pass
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        _require_namespace(self, trainer)
+        require_namespace(self, trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run:
             return
         resolve_layers(pl_module, self.monitor.layers)  # a layer that does not exist is an error before any training
-        _require_whole_model(trainer)
+        require_whole_model(trainer)
         if self.passive and not trainer.enable_validation:
             raise InputError(
                 "a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet"
@@ -90,8 +96,8 @@ class GeometryHooks:
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.passive and self._measures_after(trainer):
-            loader = _first_loader(trainer)
-            if self.monitor.probe.ids is None and _shuffles(loader):  # type: ignore[union-attr]
+            loader = first_loader(trainer)
+            if self.monitor.probe.ids is None and shuffles(loader):  # type: ignore[union-attr]
                 raise InputError(
                     "the validation loader shuffles, so the position of a sample does not name it: use shuffle=False, "
                     "or give ValidationProbe(ids=function of the batch)"
@@ -206,8 +212,8 @@ class GeometryHooks:
             step=trainer.global_step,
             epoch=trainer.current_epoch,
             forward=forward,
-            context=self._context(trainer),
             validation=validation,
+            context=self._context(trainer),
         )
         self._resumed = False
         for verdict in self.monitor.new_alarms:
@@ -241,7 +247,7 @@ class StopOnDecline:
         )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        _require_namespace(self, trainer)
+        require_namespace(self, trainer)
         hooks = _geometry_hooks(trainer)
         if stage == "fit" and not hooks:
             raise InputError("GeometryEarlyStopping needs a GeometryCallback in the same Trainer: add one to callbacks")
@@ -289,36 +295,3 @@ def _add_text(trainer: Any, tag: str, text: str) -> None:
     for logger in trainer.loggers:
         if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
             logger.experiment.add_text(tag, text, trainer.global_step)
-
-
-def _first_loader(trainer: Any) -> Any:
-    loaders = trainer.val_dataloaders
-    while isinstance(loaders, (list, tuple, dict)):
-        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders))
-    return loaders
-
-
-def _shuffles(loader: Any) -> bool:
-    sampler = getattr(loader, "sampler", None)
-    return isinstance(sampler, torch.utils.data.RandomSampler) or bool(getattr(sampler, "shuffle", False))
-
-
-def _require_whole_model(trainer: Any) -> None:
-    """Refuse tensor parallelism: its processes have to see the same points, and each would get points of its own."""
-    mesh = getattr(trainer.strategy, "device_mesh", None)
-    names = getattr(mesh, "mesh_dim_names", None) or ()
-    if mesh is not None and "tensor_parallel" in names and mesh["tensor_parallel"].size() > 1:
-        raise InputError(
-            "the geometry cannot be measured under tensor parallelism: use data parallelism (DDP, FSDP2), or measure "
-            "a saved checkpoint with GeometryMonitor"
-        )
-
-
-def _require_namespace(callback: Any, trainer: Any) -> None:
-    """Refuse a Trainer of the other namespace: it would pass over our early stopping without a word."""
-    ours = {base.__module__.split(".")[0] for base in type(callback).__mro__} & {"lightning", "pytorch_lightning"}
-    theirs = type(trainer).__module__.split(".")[0]
-    if theirs in {"lightning", "pytorch_lightning"} and theirs not in ours:
-        raise InputError(
-            f"this Trainer comes from {theirs}: import {type(callback).__name__} from geomonitor_integrations.{theirs}"
-        )

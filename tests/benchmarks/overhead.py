@@ -2,7 +2,8 @@
 
 A ResNet-18 for 32 x 32 images, 50,000 of them an epoch, 10 classes, batches of 128. The time of an epoch is
 extrapolated from some training steps (after two that warm up); validation, data loading and logging, which would make
-the share smaller, are left out. The measurement is that of ``GeometryMonitor(probe)`` with its default settings, 500 points.
+the share smaller, are left out. The measurement is that of ``GeometryMonitor(probe)`` with its default settings,
+500 points.
 """
 
 from __future__ import annotations
