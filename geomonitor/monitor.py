@@ -348,9 +348,15 @@ def _cause(error: Exception) -> str:
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    except NotImplementedError as error:  # a module that is never called as a whole has no forward
+        raise MeasurementError(
+            f"{type(model).__name__} cannot be called on the inputs of the probe set ({error}). Say how to run it with "
+            "forward=, a function of (model, inputs)"
+        ) from error
 
 
 def _device_of(model: nn.Module) -> torch.device:

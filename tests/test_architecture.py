@@ -16,7 +16,7 @@ STAGES = [
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "records"},
+    {"run_file", "measurement", "records"},
     {"decline"},
     {"alerts"},
     {"monitor", "cli", "__init__"},
