@@ -352,9 +352,9 @@ def _call(model: nn.Module, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-    except NotImplementedError as error:  # a module that is never called as a whole has no forward
+    except (NotImplementedError, TypeError) as error:  # no forward at all, or one of other arguments
         raise MeasurementError(
-            f"{type(model).__name__} cannot be called on the inputs of the probe set ({error}). Say how to run it with "
+            f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Say how to run it with "
             "forward=, a function of (model, inputs)"
         ) from error
 

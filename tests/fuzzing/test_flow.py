@@ -150,7 +150,8 @@ class Gives(nn.Module):
 @PROFILE
 @given(
     st.lists(st.integers(1, 4), min_size=0, max_size=6), st.sampled_from([*DTYPES, torch.int64, torch.bool]),
-    st.sampled_from(["auto", "mean", "first", "last", "flatten"]), st.none() | st.lists(st.booleans(), min_size=1, max_size=4),
+    st.sampled_from(["auto", "mean", "first", "last", "flatten"]),
+    st.none() | st.lists(st.booleans(), min_size=1, max_size=4),
 )  # fmt: skip
 def test_captured_gives_a_matrix_or_says_why_not(shape, dtype, pool, mask_row):
     model = Gives(torch.ones(shape).to(dtype))

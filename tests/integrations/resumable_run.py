@@ -94,7 +94,7 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
     options = {"directions": 10, "markers": ["dimension", "participation_ratio"], "on_error": "raise"} | options
     geometry = GeometryCallback(probe, watch=["participation_ratio"], **plan.cadence, **options)
     saving = {"every_n_train_steps": plan.save_every_n_steps} if plan.save_every_n_steps else {"every_n_epochs": 1}
-    keeper = ModelCheckpoint(folder, save_last=True, save_top_k=0, **saving)
+    keeper = ModelCheckpoint(folder, save_last=True, **saving)
     trainer = L.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, default_root_dir=folder, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=1 if plan.validate else 0,
