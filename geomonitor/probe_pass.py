@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from geomonitor.capture import Layer, Pool, captured
+from geomonitor.errors import MeasurementError
 from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.measurement import Measurement
 from geomonitor.probe import ProbeSet
@@ -71,9 +72,15 @@ def try_shifts(shifts: Mapping[str, Shift | None], probe: ProbeSet) -> None:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """The model on a batch as it is usually called: a mapping gives keywords, a tuple positions."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    except (NotImplementedError, TypeError) as error:  # no forward at all, or one of other arguments
+        raise MeasurementError(
+            f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Say how to run it with "
+            "forward=, a function of (model, inputs)"
+        ) from error
 
 
 def device_of(model: nn.Module) -> torch.device:

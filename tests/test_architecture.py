@@ -16,7 +16,7 @@ STAGES = [
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "probe_pass", "passive", "records"},
+    {"run_file", "measurement", "probe_pass", "passive", "records"},
     {"decline"},
     {"detectors"},
     {"alerts", "options"},

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class GeometryHooks:
         *,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        name: str = "",
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
         **monitor_options: Any,
@@ -53,6 +56,9 @@ class GeometryHooks:
             raise InputError(f"give {sorted(monitor_options)} to the GeometryMonitor, not to the callback")
         if every_n_epochs < 1 or (every_n_steps is not None and every_n_steps < 1):
             raise InputError(f"every_n_epochs and every_n_steps count from 1; got {every_n_epochs}, {every_n_steps}")
+        if name and not re.fullmatch(r"\w[\w.-]*", name):  # it becomes part of a file name
+            raise InputError(f"name must be of letters, digits, '_', '-' and '.', such as 'train_points'; got {name!r}")
+        self.name = name
         self.monitor = probe if isinstance(probe, GeometryMonitor) else GeometryMonitor(probe, **monitor_options)
         self.passive = isinstance(self.monitor.probe, ValidationProbe)
         if self.passive and every_n_steps is not None:
@@ -69,6 +75,13 @@ class GeometryHooks:
         self._unlogged: list[Record] = []
         self._validation: ValidationPass | None = None
         self._occasion: tuple[int, bool] = (-1, True)  # step of the latest occasion, and whether the budget let it pass
+        self._step_seen = 0
+
+    @property
+    def state_key(self) -> str:
+        """Under this key a checkpoint holds the state: of two callbacks in a Trainer, one at least needs a name."""
+        key: str = type(self).__qualname__
+        return f"{key}{{'name': {self.name!r}}}" if self.name else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         require_namespace(self, trainer)
@@ -83,6 +96,7 @@ class GeometryHooks:
                 "a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet"
             )
         self.last_step, self._unlogged, self._validation, self._occasion = None, [], None, (-1, True)
+        self._step_seen = trainer.global_step
         run = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # log_dir is a broadcast: every rank
         if not self._restored and (trainer.global_step == 0 or run != self._run):
             self.monitor.history.clear()  # this object has seen another run
@@ -91,8 +105,10 @@ class GeometryHooks:
         self.monitor.budget.start()
         self._resumed, self._restored, self._run = self._restored, False, run
         if trainer.is_global_zero:
-            self.monitor.history.open(run / HISTORY_FILE, self.monitor.protocol)
-            _add_text(trainer, "geometry/protocol", json.dumps(self.monitor.protocol, indent=2))
+            self.monitor.history.open(run / _prefixed(HISTORY_FILE, self.name, "_"), self.monitor.protocol)
+            _add_text(
+                trainer, _prefixed("geometry/protocol", self.name, "/"), json.dumps(self.monitor.protocol, indent=2)
+            )
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.passive and self._measures_after(trainer):
@@ -132,7 +148,9 @@ class GeometryHooks:
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
-        due = self.every_n_steps and step % self.every_n_steps == 0
+        # A batch may be several steps (manual optimisation) and never end at a multiple of every_n_steps.
+        due = self.every_n_steps and step // self.every_n_steps > self._step_seen // self.every_n_steps
+        self._step_seen = step
         # The same step comes again under gradient accumulation.
         if due and step and step != self.last_step and not trainer.fast_dev_run and self._within_budget(step):
             self._measure_step(trainer, pl_module)
@@ -183,16 +201,16 @@ class GeometryHooks:
         if trainer.global_step != self.last_step and possible and self._measures_epoch(trainer):
             self._unlogged = self._measure(trainer, pl_module)
         if self._unlogged:
-            _log(trainer, pl_module, {r.key: r.value for r in self._unlogged}, on_step=False, on_epoch=True)
+            _log(trainer, pl_module, self._values(self._unlogged), on_step=False, on_epoch=True)
             self._unlogged = []
         elif trainer.global_step != self.last_step:
             # After a resume Lightning has forgotten the values that callbacks and schedulers watch.
-            for record in self.monitor.history:
-                trainer.callback_metrics.setdefault(record.key, torch.tensor(0.0)).fill_(record.value)
+            for key, value in self._values(self.monitor.history).items():
+                trainer.callback_metrics.setdefault(key, torch.tensor(0.0)).fill_(value)
 
     def _measure_step(self, trainer: Any, pl_module: Any, *, in_loop: bool = True) -> None:
         """Measure between two steps, or where the run has ended and modules can log no more."""
-        values = {record.key: record.value for record in self._measure(trainer, pl_module)}
+        values = self._values(self._measure(trainer, pl_module))
         # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
@@ -218,7 +236,7 @@ class GeometryHooks:
         self._resumed = False
         for verdict in self.monitor.new_alarms:
             text = self.monitor.explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
-            _add_text(trainer, f"geometry/{verdict.layer}/{ALARM}", text)
+            _add_text(trainer, _prefixed(f"geometry/{verdict.layer}/{ALARM}", self.name, "/"), text)
         return records
 
     def _context(self, trainer: Any) -> dict[str, float]:
@@ -228,16 +246,21 @@ class GeometryHooks:
         told |= {"gradient_norm": self._gradient_norm, "resumed": self._resumed}
         return {name: float(value) for name, value in told.items() if value is not None}
 
+    def _values(self, records: Iterable[Record]) -> dict[str, float]:
+        """Values by the key under which they are logged; of records of the same key the last one counts."""
+        return {_prefixed(record.key, self.name, "/"): record.value for record in records}
+
 
 class StopOnDecline:
     """Ends training on all ranks alike once the geometry of a layer has declined; see ``GeometryEarlyStopping``."""
 
-    def __init__(self, layer: str = "penultimate") -> None:
+    def __init__(self, layer: str = "penultimate", *, name: str = "") -> None:
         self.layer = layer
+        self.name = name
         self.stopping_reason_message: str | None = None
         self._judged_step: int | None = None
         super().__init__(  # type: ignore[call-arg]
-            monitor=f"geometry/{layer}/{ALARM}",
+            monitor=_prefixed(f"geometry/{layer}/{ALARM}", name, "/"),
             mode="min",
             divergence_threshold=0.5,  # the alarm is 0 or 1
             patience=NEVER,  # "does not improve" means nothing here
@@ -248,13 +271,16 @@ class StopOnDecline:
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         require_namespace(self, trainer)
-        hooks = _geometry_hooks(trainer)
+        hooks = self._hooks(trainer)
         if stage == "fit" and not hooks:
-            raise InputError("GeometryEarlyStopping needs a GeometryCallback in the same Trainer: add one to callbacks")
+            named = f" of the name {self.name!r}" if self.name else ""
+            raise InputError(
+                f"GeometryEarlyStopping needs a GeometryCallback{named} in the same Trainer: add one to callbacks"
+            )
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        judged = [h.monitor.layers for h in _geometry_hooks(trainer) if h.monitor.detector is not None]
+        judged = [h.monitor.layers for h in self._hooks(trainer) if h.monitor.detector is not None]
         aliases = [alias for layers in judged for alias in resolve_layers(pl_module, layers)]
         if self.layer not in aliases:
             raise InputError(
@@ -265,23 +291,31 @@ class StopOnDecline:
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         # With every_n_steps an epoch may be the whole run: decide at the measurement, not at the epoch's end. The
         # step is remembered because this callback may stand before the one that measures.
-        measured = [h.last_step for h in _geometry_hooks(trainer) if h.every_n_steps and h.last_step is not None]
+        measured = [h.last_step for h in self._hooks(trainer) if h.every_n_steps and h.last_step is not None]
         if measured and max(measured) != self._judged_step and not trainer.should_stop:
             self._judged_step = max(measured)
             self._run_early_stopping_check(trainer)
 
     def _run_early_stopping_check(self, trainer: Any) -> None:
-        stopping_already = trainer.should_stop
+        stopping_already, reason = trainer.should_stop, self.stopping_reason_message
         super()._run_early_stopping_check(trainer)  # type: ignore[misc]
-        verdicts = [h.monitor.verdicts.get(self.layer) for h in _geometry_hooks(trainer)]
+        if stopping_already:
+            self.stopping_reason_message = reason  # not Lightning's words for the same alarm, an epoch's end later
+        verdicts = [h.monitor.verdicts.get(self.layer) for h in self._hooks(trainer)]
         declined = [verdict for verdict in verdicts if verdict and verdict.declined]
         if declined and trainer.should_stop and not stopping_already and trainer.is_global_zero:
             self.stopping_reason_message = f"geometry early stopping: {headline(declined[0])}"
             print(self.stopping_reason_message, file=sys.stderr)
 
+    def _hooks(self, trainer: Any) -> list[GeometryHooks]:
+        """The callbacks that measure what this one watches."""
+        measuring = [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
+        return [callback for callback in measuring if callback.name == self.name]
 
-def _geometry_hooks(trainer: Any) -> list[GeometryHooks]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
+
+def _prefixed(key: str, name: str, separator: str) -> str:
+    """``geometry/fc/nc1`` or ``geometry.csv`` with the name of a callback after its first word."""
+    return f"geometry{separator}{name}{key.removeprefix('geometry')}" if name else key
 
 
 def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> None:

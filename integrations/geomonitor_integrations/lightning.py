@@ -31,6 +31,8 @@ class GeometryCallback(GeometryHooks, Callback):
             ``GeometryMonitor``.
         every_n_epochs: epochs between two measurements, from the first epoch on.
         every_n_steps: optimiser steps between two measurements, instead of epochs.
+        name: tells two callbacks of one Trainer apart, for instance of other layers or another probe set: keys become
+            ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
         allow_protocol_change: start a new series where a checkpoint was measured by another protocol, not an error.
         **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
@@ -51,4 +53,5 @@ class GeometryEarlyStopping(StopOnDecline, EarlyStopping):
 
     Args:
         layer: alias of the layer whose alarm stops the run.
+        name: of the callback that measures it, if it has one.
     """
