@@ -34,6 +34,8 @@ class Plan(NamedTuple):
     """names of the input shifts under which the accuracy is measured"""
     geometry_options: dict[str, Any]
     """of :class:`geomonitor.ManifoldGeometry`"""
+    points: bool = False
+    """hold the points, for a snapshot, also where no marker needs them"""
 
 
 class Measurement:
@@ -102,6 +104,16 @@ class Measurement:
         return {layer: self._with_errors(values) for layer, values in computed.items()}
 
     @property
+    def points(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Points ``(Q, N)`` and classes ``(Q,)`` by layer, after :meth:`compute`, where they are held."""
+        held = {layer: metric["points"] for layer, metric in self._layers.items() if "points" in metric}
+        return {
+            layer: (metric.latest_points, metric.latest_labels)
+            for layer, metric in held.items()
+            if isinstance(metric.latest_points, Tensor) and isinstance(metric.latest_labels, Tensor)
+        }
+
+    @property
     def _needs_logits(self) -> bool:
         markers = [MARKERS[name].state for name in self.plan.markers if name in MARKERS]
         return bool(self.plan.shifts) or "logits" in markers
@@ -117,7 +129,7 @@ class Measurement:
             metrics["spectrum"] = FeatureSpectrum()
         if "classes" in wanted:
             metrics["classes"] = ClassStructure(classes, weight=head.weight)
-        if "points" in wanted:
+        if "points" in wanted or self.plan.points:
             metrics["points"] = PointStatistics(
                 classes,
                 per_class=per_class,

@@ -31,6 +31,7 @@ from geomonitor.probe import ProbeSet
 from geomonitor.processes import all_processes, rank_and_world_size
 from geomonitor.records import History, Record
 from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
+from geomonitor.snapshot import Snapshot, take_snapshot
 
 ALARM = "alarm"
 """Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
@@ -129,8 +130,11 @@ class GeometryMonitor:
         """verdicts that the latest measurement turned to "declined" """
         self.references: dict[str, Tensor] = {}
         """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
+        self.snapshots: dict[str, Snapshot] = {}
+        """what figures show of the latest measurement, by layer, where it was asked for; on rank 0 only"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
+        self._points: dict[str, tuple[Tensor, Tensor]] | None = None
         self._told: set[str] = set()
 
     @property
@@ -150,7 +154,13 @@ class GeometryMonitor:
         }
 
     def measure(
-        self, model: nn.Module, *, step: int, epoch: int | None = None, forward: Forward | None = None
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        epoch: int | None = None,
+        forward: Forward | None = None,
+        snapshots: bool = False,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -159,6 +169,7 @@ class GeometryMonitor:
             step: optimiser steps done so far.
             epoch: epoch, from 0, where there are any.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
+            snapshots: also put into ``snapshots`` what figures show, from the same points: no second forward pass.
 
         Returns:
             The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards.
@@ -169,6 +180,7 @@ class GeometryMonitor:
         """
         started, now = time.perf_counter(), time.time()
         layers = resolve_layers(model, self.layers)
+        self._points = {} if snapshots else None
         try:
             values = self._values(model, layers, forward or self.forward)
         except Exception as error:  # a monitor must not end a run; the cause is told
@@ -183,6 +195,7 @@ class GeometryMonitor:
         ]
         self.history.append(records)
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
+        self.snapshots = self._take_snapshots(step, epoch)
         seconds = Record(step, epoch, "", SECONDS, time.perf_counter() - started, time=now)
         self.history.append([*alarms, seconds])
         return [*records, *alarms, seconds]
@@ -248,6 +261,8 @@ class GeometryMonitor:
             raise failure or ElsewhereError("the probe pass failed in another process")
         values = measurement.compute()
         self._latest_points = measurement.latest_points
+        if self._points is not None:
+            self._points = measurement.points
         self.references = {**measurement.latest_points, **self.references}
         return values
 
@@ -270,7 +285,26 @@ class GeometryMonitor:
 
     @property
     def _plan(self) -> Plan:
-        return Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options)
+        held = self._points is not None
+        return Plan(
+            self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options, held
+        )
+
+    def _take_snapshots(self, step: int, epoch: int | None) -> dict[str, Snapshot]:
+        """Snapshots of the points that the measurement held, which are let go; nothing fails for a picture."""
+        points, self._points = self._points or {}, None
+        if rank_and_world_size()[0] != 0:
+            return {}
+        names = ("directions", "dichotomies", "seed")
+        options = {name: self.geometry_options[name] for name in names}
+        shots: dict[str, Snapshot] = {}
+        for layer, (features, labels) in points.items():
+            try:
+                shot = take_snapshot(features, labels, layer=layer, step=step, epoch=epoch, **options)
+                shots[layer] = shot._replace(classes=tuple(self.probe.classes[c] for c in shot.classes))
+            except Exception as error:  # noqa: BLE001 - told; a figure is not worth a run
+                self._tell_once(f"no snapshot of layer {layer!r} for figures. {error!r}", _cause(error))
+        return shots
 
     def _try_shifts(self) -> None:
         """Refuse built-in shifts of what is no image at once, not at the first measurement."""

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,6 +143,12 @@ class History:
         if tuple(next(rows, ())) != Record._fields:
             raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
         return cls(_record(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2))
+
+    def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
+        """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
+        from geomonitor.plots import plot_history
+
+        return plot_history(self, markers, layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, for a checkpoint that loads with ``weights_only=True``."""

@@ -11,12 +11,12 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"errors", "isolation", "processes"},
+    {"drawing", "errors", "isolation", "processes"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "records"},
+    {"measurement", "snapshot", "records", "curves", "plots"},
     {"decline"},
     {"alerts"},
     {"monitor", "cli", "__init__"},

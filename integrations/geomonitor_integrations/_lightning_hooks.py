@@ -6,7 +6,6 @@ own namespace, because a Trainer of one does not know the callbacks of the other
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 
 import torch
 
-from geomonitor.alerts import explain, headline
+from geomonitor.alerts import headline
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
-from geomonitor.monitor import ALARM, GeometryMonitor
+from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
 from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
+from geomonitor_integrations._loggers import LoggerOutput
 
 HISTORY_FILE = "geometry.csv"
 NEVER = sys.maxsize
@@ -36,6 +36,7 @@ class GeometryHooks:
         every_n_steps: int | None = None,
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
+        figures_every_n: int | None = None,
         **monitor_options: Any,
     ) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class GeometryHooks:
         self.every_n_steps = every_n_steps
         self.directory = directory
         self.allow_protocol_change = allow_protocol_change
+        self.output = LoggerOutput(figures_every_n)
         self._restored = False
         self._run: Path | None = None
         self.last_step: int | None = None
@@ -68,7 +70,7 @@ class GeometryHooks:
         self._restored, self._run = False, run
         if trainer.is_global_zero:
             self.monitor.history.open(run / HISTORY_FILE, self.monitor.protocol)
-            _add_text(trainer, "geometry/protocol", json.dumps(self.monitor.protocol, indent=2))
+        self.output.start(trainer, self.monitor)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
@@ -92,10 +94,11 @@ class GeometryHooks:
             _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "figures": self.output.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict, allow_protocol_change=self.allow_protocol_change)
+        self.output.load_state_dict(state_dict.get("figures", {}))
         self._restored = True
 
     def _measure_epoch(self, trainer: Any, pl_module: Any) -> None:
@@ -116,12 +119,11 @@ class GeometryHooks:
                 return self.monitor.forward(model, precision.convert_input(inputs))
 
         self.last_step = trainer.global_step
+        drawn = self.output.figures_due(len(self.monitor.history.series("", SECONDS).steps))
         records = self.monitor.measure(
-            pl_module, step=trainer.global_step, epoch=trainer.current_epoch, forward=forward
+            pl_module, step=trainer.global_step, epoch=trainer.current_epoch, forward=forward, snapshots=drawn
         )
-        for verdict in self.monitor.new_alarms:
-            text = explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
-            _add_text(trainer, f"geometry/{verdict.layer}/{ALARM}", text)
+        self.output.write(trainer, self.monitor, records)
         return records
 
 
@@ -184,13 +186,6 @@ def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> 
     """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
     if values and not trainer.barebones:
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)
-
-
-def _add_text(trainer: Any, tag: str, text: str) -> None:
-    """To the loggers that show text (TensorBoard)."""
-    for logger in trainer.loggers:
-        if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
-            logger.experiment.add_text(tag, text, trainer.global_step)
 
 
 def _require_namespace(callback: Any, trainer: Any) -> None:
