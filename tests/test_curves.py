@@ -56,7 +56,7 @@ def test_only_steps_with_all_four_are_decomposed_and_a_missing_one_is_named():
     history = history_of_clouds(2.0, 1.0)
     history.append([gm.Record(99, 9, "fc", "capacity", 1.0)])
     assert decomposition(history, "fc").steps.tolist() == [0, 10]
-    with pytest.raises(gm.InputError, match="lacks.*'radius'"):
+    with pytest.raises(gm.InputError, match=r"lacks .*'radius'"):
         decomposition(gm.History([gm.Record(1, 0, "fc", "capacity", 1.0)]), "fc")
 
 
