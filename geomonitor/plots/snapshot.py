@@ -184,7 +184,7 @@ def figure_of(name: str, snapshot: Snapshot, reference: Snapshot | None = None) 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.8, 3.9), dpi=140, layout="constrained")
     ax = figure.add_subplot()
     if name == "spectrum":
         plot_spectrum(snapshot, reference, ax=ax)

@@ -137,21 +137,23 @@ def _kind(logger: Any) -> type[Sink] | None:
 
 
 def layout_of(records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
-    """A layout for ``add_custom_scalars``: a category for each layer, charts for the markers that were measured.
+    """A layout for ``add_custom_scalars``: categories for each layer, charts for the markers that were measured.
 
     TensorBoard reads the tags of a multiline chart as regular expressions that must match from the start, those of a
-    margin chart letter by letter.
+    margin chart letter by letter. It puts the multiline charts of a category before the margin charts whatever their
+    order is, hence a category for each kind.
 
     >>> layout_of([Record(1, 0, "fc", "accuracy", 0.5)])
-    {'geometry of fc': {'accuracy on the probe set': ['Multiline', ['(.*-)?geometry/fc/accuracy$']]}}
+    {'fc: collapse, accuracy, capacity': {'accuracy on the probe set': ['Multiline', ['(.*-)?geometry/fc/accuracy$']]}}
     """
     layout: dict[str, dict[str, list[Any]]] = {}
     for layer in dict.fromkeys(record.layer for record in records if record.layer):
         measured = [record.marker for record in records if record.layer == layer]
+        bands: dict[str, list[Any]] = {}
         charts: dict[str, list[Any]] = {}
         for marker in (name for name in BANDED if name in measured):
             tags = [f"{BANDS}/{_plain(layer)}/{marker}/{limit}" for limit in ("value", "lower", "upper")]
-            charts[f"{marker}, with {BAND_SIGMAS:g} standard errors"] = ["Margin", tags]
+            bands[f"{marker}, with {BAND_SIGMAS:g} standard errors"] = ["Margin", tags]
         accuracies = [name for name in measured if name == "accuracy" or name.startswith("accuracy_under_")]
         for title, markers in (
             ("collapse", [name for name in COLLAPSE if name in measured]),
@@ -162,8 +164,8 @@ def layout_of(records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
         if set(FACTORS) <= set(measured):
             tags = [_pattern(f"{DECOMPOSITION}/{_plain(layer)}/{part}") for part in PARTS]
             charts["log capacity = log utility + log(1 + 1/radius^2) - log dimension"] = ["Multiline", tags]
-        if charts:
-            layout[f"geometry of {layer}"] = charts
+        categories = {f"{layer}: {' and '.join(BANDED)}": bands, f"{layer}: collapse, accuracy, capacity": charts}
+        layout |= {title: shown for title, shown in categories.items() if shown}
     return layout
 
 
