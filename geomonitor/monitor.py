@@ -134,7 +134,7 @@ class GeometryMonitor:
         """what figures show of the latest measurement, by layer, where it was asked for; on rank 0 only"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
-        self._points: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._held: dict[str, tuple[Tensor, Tensor]] | None = None
         self._told: set[str] = set()
 
     @property
@@ -180,7 +180,7 @@ class GeometryMonitor:
         """
         started, now = time.perf_counter(), time.time()
         layers = resolve_layers(model, self.layers)
-        self._points = {} if snapshots else None
+        self._held = {} if snapshots else None
         try:
             values = self._values(model, layers, forward or self.forward)
         except Exception as error:  # a monitor must not end a run; the cause is told
@@ -261,8 +261,8 @@ class GeometryMonitor:
             raise failure or ElsewhereError("the probe pass failed in another process")
         values = measurement.compute()
         self._latest_points = measurement.latest_points
-        if self._points is not None:
-            self._points = measurement.points
+        if self._held is not None:
+            self._held = measurement.points
         self.references = {**measurement.latest_points, **self.references}
         return values
 
@@ -285,14 +285,14 @@ class GeometryMonitor:
 
     @property
     def _plan(self) -> Plan:
-        held = self._points is not None
+        held = self._held is not None
         return Plan(
             self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options, held
         )
 
     def _take_snapshots(self, step: int, epoch: int | None) -> dict[str, Snapshot]:
         """Snapshots of the points that the measurement held, which are let go; nothing fails for a picture."""
-        points, self._points = self._points or {}, None
+        points, self._held = self._held or {}, None
         if rank_and_world_size()[0] != 0:
             return {}
         names = ("directions", "dichotomies", "seed")
