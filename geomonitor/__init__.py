@@ -8,7 +8,8 @@ of a layer, the pure functions of :mod:`geomonitor.markers` turn them into numbe
 from geomonitor import plots
 from geomonitor.alerts import GeometryDeclineWarning
 from geomonitor.capture import captured
-from geomonitor.decline import DETECTORS, Detector, DropFromReference, Verdict
+from geomonitor.decline import Detector, Verdict
+from geomonitor.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
 from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.collapse import NeuralCollapse, neural_collapse
@@ -23,6 +24,7 @@ from geomonitor.metrics import (
     PointStatistics,
 )
 from geomonitor.monitor import GeometryMonitor
+from geomonitor.passive import ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record, Series
 from geomonitor.snapshot import Snapshot, take_snapshot
@@ -34,6 +36,7 @@ __all__ = [
     "MARKERS",
     "MARKER_GROUPS",
     "ClassStructure",
+    "Cusum",
     "Detector",
     "DropFromReference",
     "EffectiveGeometry",
@@ -51,8 +54,11 @@ __all__ = [
     "PointStatistics",
     "ProbeSet",
     "Record",
+    "ReferenceRuns",
     "Series",
     "Snapshot",
+    "Trend",
+    "ValidationProbe",
     "Verdict",
     "captured",
     "effective_rank",

@@ -5,6 +5,7 @@ Everything comes from the points that the measurement holds already; no second f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from geomonitor.markers.dichotomies import Dichotomies, given_or_drawn_dichotomi
 from geomonitor.markers.inputs import feature_matrix, require_labels
 from geomonitor.markers.spectrum import feature_spectrum, participation_ratio
 from geomonitor.markers.threads import threads_for
+from geomonitor.processes import rank_and_world_size
+from geomonitor.telling import cause_of
 
 MOST_CLASSES = 10
 """Classes in the plane at the most: more colours than that nobody tells apart."""
@@ -130,6 +133,36 @@ def take_snapshot(
             _cosines(offsets).cpu(),
             _plane(x, class_of, means, t[:MOST_SAMPLES].to(x.device), y[:MOST_SAMPLES].to(x.device)),
         )
+
+
+def take_snapshots(
+    points: Mapping[str, tuple[Tensor, Tensor]],
+    classes: Sequence[int],
+    tell: Callable[[str, str], None],
+    *,
+    step: int,
+    epoch: int | None,
+    options: Mapping[str, Any],
+) -> dict[str, Snapshot]:
+    """Snapshots of several layers, on rank 0 only; a layer for which it fails is told of and left out.
+
+    Args:
+        points: points ``(Q, N)`` and class numbers ``(Q,)`` by layer, of all processes.
+        classes: label of each class number.
+        tell: takes what the user should know, and in short why.
+        step: optimiser steps done.
+        epoch: epoch, from 0.
+        options: directions, dichotomies and seed among them, see :func:`take_snapshot`.
+    """
+    own = {name: options[name] for name in ("directions", "dichotomies", "seed")}
+    shots: dict[str, Snapshot] = {}
+    for layer, (features, labels) in points.items() if rank_and_world_size()[0] == 0 else ():
+        try:
+            shot = take_snapshot(features, labels, layer=layer, step=step, epoch=epoch, **own)
+            shots[layer] = shot._replace(classes=tuple(classes[c] for c in shot.classes))
+        except Exception as error:  # noqa: BLE001 - told; a figure is not worth a run
+            tell(f"no snapshot of layer {layer!r} for figures. {error!r}", cause_of(error))
+    return shots
 
 
 def _dimension(points: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"drawing", "errors", "isolation", "processes"},
+    {"budget", "drawing", "errors", "isolation", "processes", "telling"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "snapshot", "records", "curves", "plots"},
+    {"measurement", "probe_pass", "passive", "snapshot", "records", "curves", "plots"},
     {"decline"},
-    {"alerts"},
+    {"detectors"},
+    {"alerts", "options"},
     {"monitor", "cli", "__init__"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}

@@ -122,7 +122,7 @@ def test_a_snapshot_that_fails_is_told_once_and_the_measurement_stands(monkeypat
     data = torch.utils.data.TensorDataset(torch.randn(40, 6), torch.arange(40) % 2)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=10), directions=10, on_error="raise")
-    monkeypatch.setattr("geomonitor.monitor.take_snapshot", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("geomonitor.snapshot.take_snapshot", lambda *_, **__: 1 / 0)
     with pytest.warns(gm.GeomonitorWarning, match="no snapshot of layer 'penultimate'"):
         records = monitor.measure(model, step=1, snapshots=True)
     assert all(math.isfinite(r.value) for r in records if r.marker == "dimension")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alerts import explain, headline
+from geomonitor.alerts import headline
 from geomonitor.decline import Verdict
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.isolation import preserved_rng
@@ -76,7 +76,7 @@ class LoggerOutput:
         with preserved_rng():
             self._each(trainer, lambda sink: self._write_curves(sink, records, step))
             for verdict in monitor.new_alarms:
-                self._each(trainer, partial(_write_alarm, verdict=verdict, step=step))
+                self._each(trainer, partial(_write_alarm, verdict=verdict, text=monitor.explain(verdict), step=step))
             if monitor.snapshots:
                 started = time.perf_counter()
                 self._draw(trainer, monitor.snapshots, step)
@@ -145,5 +145,5 @@ def _write_picture(sink: Sink, *, tag: str, picture: NDArray[np.uint8], step: in
     sink.picture(tag, picture, step)
 
 
-def _write_alarm(sink: Sink, *, verdict: Verdict, step: int) -> None:
-    sink.alarm(f"geometry/{verdict.layer}/{ALARM}", headline(verdict), explain(verdict), step)
+def _write_alarm(sink: Sink, *, verdict: Verdict, text: str, step: int) -> None:
+    sink.alarm(f"geometry/{verdict.layer}/{ALARM}", headline(verdict), text, step)
