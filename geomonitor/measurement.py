@@ -45,6 +45,8 @@ class Plan(NamedTuple):
     """names of the input shifts under which the accuracy is measured"""
     geometry_options: dict[str, Any]
     """of :class:`geomonitor.ManifoldGeometry`"""
+    points: bool = False
+    """hold the points, for a snapshot, also where no marker needs them"""
 
 
 class Measurement:
@@ -181,6 +183,16 @@ class Measurement:
         return dict.fromkeys(self.plan.markers, torch.tensor(math.nan))
 
     @property
+    def points(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Points ``(Q, N)`` and classes ``(Q,)`` by layer, after :meth:`compute`, where they are held."""
+        held = {layer: metric["points"] for layer, metric in self._layers.items() if "points" in metric}
+        return {
+            layer: (metric.latest_points, metric.latest_labels)
+            for layer, metric in held.items()
+            if isinstance(metric.latest_points, Tensor) and isinstance(metric.latest_labels, Tensor)
+        }
+
+    @property
     def _needs_logits(self) -> bool:
         markers = [MARKERS[name].state for name in self.plan.markers if name in MARKERS]
         return bool(self.plan.shifts) or "logits" in markers
@@ -198,7 +210,7 @@ class Measurement:
             metrics["spectrum"] = FeatureSpectrum()
         if "classes" in wanted:
             metrics["classes"] = ClassStructure(classes, weight=weight)
-        if "points" in wanted:
+        if "points" in wanted or self.plan.points:
             metrics["points"] = PointStatistics(
                 classes,
                 per_class=per_class,

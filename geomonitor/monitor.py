@@ -34,6 +34,7 @@ from geomonitor.probe_pass import Forward, call, device_of, probe_pass, try_shif
 from geomonitor.processes import rank_and_world_size
 from geomonitor.records import History, Record
 from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
+from geomonitor.snapshot import Snapshot, take_snapshots
 from geomonitor.telling import Told, cause_of
 
 ALARM = "alarm"
@@ -143,8 +144,11 @@ class GeometryMonitor:
         """verdicts that the latest measurement turned to "declined" """
         self.references: dict[str, Tensor] = {}
         """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
+        self.snapshots: dict[str, Snapshot] = {}
+        """what figures show of the latest measurement, by layer, where it was asked for; on rank 0 only"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
+        self._held: dict[str, tuple[Tensor, Tensor]] | None = None
         self._influences: dict[str, Tensor] = {}
         self._points: str | None = None  # fingerprint of the points that a validation loop gave
         self._told = Told()
@@ -174,6 +178,7 @@ class GeometryMonitor:
         forward: Forward | None = None,
         validation: ValidationPass | None = None,
         context: Mapping[str, float] | None = None,
+        snapshots: bool = False,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -185,6 +190,7 @@ class GeometryMonitor:
             validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
             context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
                 weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
+            snapshots: also put into ``snapshots`` what figures show, from the same points: no second forward pass.
 
         Returns:
             The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards. Besides the
@@ -203,6 +209,7 @@ class GeometryMonitor:
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         layers = resolve_layers(model, self.layers)
         before, self._influences = self._influences, {}
+        self.snapshots, self._held = {}, {} if snapshots else None
         try:
             values = self._values(model, layers, forward or self.forward, validation)
         except Exception as error:  # a monitor must not end a run; the cause is told
@@ -222,6 +229,11 @@ class GeometryMonitor:
         told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
+        if self._held:
+            self.snapshots = take_snapshots(
+                self._held, self.probe.classes, self._told.once, step=step, epoch=epoch, options=self.geometry_options
+            )
+        self._held = None
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         costs = [
             Record(step, epoch, "", marker, value, time=now)
@@ -339,6 +351,8 @@ class GeometryMonitor:
             values = measurement.compute_after(collect)
         self._latest_points = measurement.latest_points
         self._influences = measurement.influences
+        if self._held is not None:
+            self._held = measurement.points
         self.references = {**measurement.latest_points, **self.references}
         return values
 
@@ -356,7 +370,10 @@ class GeometryMonitor:
 
     @property
     def _plan(self) -> Plan:
-        return Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options)
+        held = self._held is not None
+        return Plan(
+            self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options, held
+        )
 
     def _judge(self, layers: list[str], step: int, epoch: int | None) -> list[Record]:
         """Ask the detector about every layer; warn where an alarm is new, that is, not in the history yet."""

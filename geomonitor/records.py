@@ -9,7 +9,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +166,12 @@ class History:
         if cut_off:
             warnings.warn(f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2)
         return cls(_record(row, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2))
+
+    def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
+        """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
+        from geomonitor.plots import plot_history
+
+        return plot_history(self, markers, layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, for a checkpoint that loads with ``weights_only=True``."""

@@ -11,12 +11,12 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"errors", "isolation", "processes", "budget", "telling"},
+    {"budget", "drawing", "errors", "isolation", "processes", "telling"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"run_file", "measurement", "probe_pass", "passive", "records"},
+    {"run_file", "measurement", "probe_pass", "passive", "snapshot", "records", "curves", "plots"},
     {"decline"},
     {"detectors"},
     {"alerts", "options"},

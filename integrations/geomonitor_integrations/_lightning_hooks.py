@@ -6,7 +6,6 @@ own namespace, because a Trainer of one does not know the callbacks of the other
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from geomonitor.alerts import headline
 from geomonitor.budget import Budget
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
-from geomonitor.monitor import ALARM, GeometryMonitor
+from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
 from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
@@ -30,6 +29,7 @@ from geomonitor_integrations._lightning_checks import (
     require_whole_model,
     shuffles,
 )
+from geomonitor_integrations._loggers import LoggerOutput
 
 HISTORY_FILE = "geometry.csv"
 GRADIENT_NORM_EVERY = 20
@@ -49,6 +49,7 @@ class GeometryHooks:
         name: str = "",
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
+        figures_every_n: int | None = None,
         **monitor_options: Any,
     ) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class GeometryHooks:
         self.every_n_steps = every_n_steps
         self.directory = directory
         self.allow_protocol_change = allow_protocol_change
+        self.output = LoggerOutput(figures_every_n, name)
         self._restored = self._resumed = False
         self._gradient_norm: torch.Tensor | None = None
         self._run: Path | None = None
@@ -106,9 +108,7 @@ class GeometryHooks:
         self._resumed, self._restored, self._run = self._restored, False, run
         if trainer.is_global_zero:
             self.monitor.history.open(run / _prefixed(HISTORY_FILE, self.name, "_"), self.monitor.protocol)
-            _add_text(
-                trainer, _prefixed("geometry/protocol", self.name, "/"), json.dumps(self.monitor.protocol, indent=2)
-            )
+        self.output.start(trainer, self.monitor)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.passive and self._measures_after(trainer):
@@ -171,10 +171,11 @@ class GeometryHooks:
             self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "figures": self.output.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict, allow_protocol_change=self.allow_protocol_change)
+        self.output.load_state_dict(state_dict.get("figures", {}))
         self._restored = True
 
     def _measures_after(self, trainer: Any) -> bool:
@@ -232,11 +233,10 @@ class GeometryHooks:
             forward=forward,
             validation=validation,
             context=self._context(trainer),
+            snapshots=self.output.figures_due(len(self.monitor.history.series("", SECONDS).steps)),
         )
         self._resumed = False
-        for verdict in self.monitor.new_alarms:
-            text = self.monitor.explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
-            _add_text(trainer, _prefixed(f"geometry/{verdict.layer}/{ALARM}", self.name, "/"), text)
+        self.output.write(trainer, self.monitor, records)
         return records
 
     def _context(self, trainer: Any) -> dict[str, float]:
@@ -322,10 +322,3 @@ def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> 
     """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
     if values and not trainer.barebones:
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)
-
-
-def _add_text(trainer: Any, tag: str, text: str) -> None:
-    """To the loggers that show text (TensorBoard)."""
-    for logger in trainer.loggers:
-        if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
-            logger.experiment.add_text(tag, text, trainer.global_step)

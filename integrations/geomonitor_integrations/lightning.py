@@ -35,6 +35,9 @@ class GeometryCallback(GeometryHooks, Callback):
             ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
         allow_protocol_change: start a new series where a checkpoint was measured by another protocol, not an error.
+        figures_every_n: measurements between two sets of figures (spectrum, class centres, class clouds, class
+            dimensions) for TensorBoard, W&B or MLflow, from the first one on; 0 for none. By default every tenth where
+            matplotlib is installed.
         **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
 
     Raises:
