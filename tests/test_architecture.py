@@ -19,7 +19,10 @@ STAGES = [
     {"measurement", "records"},
     {"decline"},
     {"alerts"},
-    {"monitor", "cli", "__init__"},
+    {"monitor", "__init__"},
+    {"runs", "checkpoints", "scan", "compare"},
+    {"report"},
+    {"cli"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate"}
