@@ -19,8 +19,8 @@ from geomonitor.errors import InputError
 _WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model", "weights", "net")
 _STEP_NAMES = ("global_step", "step", "iteration", "iter")
 # epoch=3-step=96.ckpt, step_1000.pt, checkpoint-500/model.safetensors, model.ep3.pt
-_STEP_IN_NAME = re.compile(r"(?:step|iter|iteration|checkpoint|ckpt)s?[=_-]?(\d+)", re.IGNORECASE)
-_EPOCH_IN_NAME = re.compile(r"(?:epoch|ep)[=_-]?(\d+)", re.IGNORECASE)
+_STEP_IN_NAME = re.compile(r"(?<![a-z])(?:step|iter|iteration|checkpoint|ckpt)s?[=_-]?(\d+)", re.IGNORECASE)
+_EPOCH_IN_NAME = re.compile(r"(?<![a-z])(?:epoch|ep)[=_-]?(\d+)", re.IGNORECASE)
 # What torch.compile, DDP and torch's averaging write before the names of the plain model.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
 _SHOWN_NAMES = 3

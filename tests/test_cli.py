@@ -81,7 +81,7 @@ def test_compare_fails_where_a_bound_is_broken(monkeypatch, capsys, tmp_path):
     assert "2 bounds kept" in capsys.readouterr().out
     assert run(monkeypatch, "compare", old, new, "--min", "dimension=90%", "--min", "rankme=1") == 1
     printed = capsys.readouterr().out
-    assert "FAILED --min dimension=90%: dimension of 'penultimate' is 0.99" in printed
+    assert "FAILED --min dimension=90%: dimension of 'penultimate' is 1.01, below 1.809, 90% of" in printed
     assert printed.count("FAILED") == 1
 
 
@@ -112,7 +112,7 @@ def test_a_scan_is_read_by_report_and_compare(monkeypatch, capsys, tmp_path):
         (["report"], "Missing argument"),
         (["compare", "a", "b", "--min", "dimension"], "expected MARKER=90%"),
         (["compare", "nowhere", "b"], "nowhere does not exist"),
-        (["scan", "--model", "m", "--probe", "p:q", "x.pt"], "must be package.module:name"),
+        (["scan", "--model", "m:n", "--probe", "q", "x.pt"], "must be package.module:name"),
         (["scan", "--model", "m:n", "--probe", "no_such_module:q", "x.pt"], "No module named 'no_such_module'"),
         (["scan", "--model", "m:n", "--probe", "tests.scan_targets:nothing", "x.pt"], "has no 'nothing'"),
         (["scan", "--model", "m:n", "--probe", "tests.scan_targets:NUMBER", "x.pt"], "got int"),

@@ -74,7 +74,7 @@ def marker_figure(
                 meta={"color": curve.color, "band": True},
             )  # fmt: skip
         figure.add_scatter(
-            x=time, y=_display(series.values), mode="lines+markers", name=html.escape(curve.label, quote=False),
+            x=time.tolist(), y=_display(series.values), mode="lines+markers", name=html.escape(curve.label, quote=False),
             line_dash=curve.dash, meta={"color": curve.color},
         )  # fmt: skip
     return _finished(figure, x, alarms)
@@ -83,7 +83,7 @@ def marker_figure(
 def decomposition_figure(parts: Decomposition, series: Series, x: str, alarms: Sequence[float]) -> dict[str, Any]:
     """The change of log capacity since the reference, and its three terms."""
     figure = go.Figure()
-    time = times(series, x)[parts.places]
+    time = times(series, x)[parts.places].tolist()
     figure.add_scatter(
         x=time, y=_display(parts.total), name="log capacity", mode="lines", line_width=4, meta={"color": "text"}
     )
