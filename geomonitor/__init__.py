@@ -7,7 +7,8 @@ of a layer, the pure functions of :mod:`geomonitor.markers` turn them into numbe
 
 from geomonitor.alerts import GeometryDeclineWarning
 from geomonitor.capture import captured
-from geomonitor.decline import DETECTORS, Detector, DropFromReference, Verdict
+from geomonitor.decline import Detector, Verdict
+from geomonitor.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
 from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.collapse import NeuralCollapse, neural_collapse
@@ -32,6 +33,7 @@ __all__ = [
     "MARKERS",
     "MARKER_GROUPS",
     "ClassStructure",
+    "Cusum",
     "Detector",
     "DropFromReference",
     "EffectiveGeometry",
@@ -49,7 +51,9 @@ __all__ = [
     "PointStatistics",
     "ProbeSet",
     "Record",
+    "ReferenceRuns",
     "Series",
+    "Trend",
     "Verdict",
     "captured",
     "effective_rank",

@@ -16,6 +16,8 @@ from torchmetrics import Metric, MetricCollection
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.markers import MARKERS
 from geomonitor.markers.drift import drift
+from geomonitor.markers.effective_geometry import EffectiveGeometry
+from geomonitor.markers.estimates import Measures, standard_errors
 from geomonitor.markers.threads import threads_for
 from geomonitor.metrics import ClassStructure, FeatureSpectrum, LogitStatistics, ManifoldGeometry, PointStatistics
 from geomonitor.outputs import Head, logits_in
@@ -59,6 +61,8 @@ class Measurement:
         self.device = device
         self.latest_points: dict[str, Tensor] = {}
         """features of the probe by layer, for a later drift, after :meth:`compute`"""
+        self.influences: dict[str, Tensor] = {}
+        """``(T, 10)`` by layer: what each direction adds to the errors of the geometry, after :meth:`compute`"""
         self._tell = tell
         where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._references = references
@@ -97,6 +101,10 @@ class Measurement:
         with threads_for(len(self.plan.classes) * self.plan.per_class, self.device):
             of_logits = self._logit_values(logits_found)
             computed = {layer: metric.compute() | of_logits for layer, metric in self._layers.items()}
+        for layer, metric in self._layers.items():
+            if "manifolds" in metric and (geometry := metric["manifolds"].latest) is not None:
+                assert isinstance(geometry, EffectiveGeometry)
+                self.influences[layer] = geometry.samples.influence.cpu()
         if "drift" in self.plan.markers:
             self._keep_points(computed)
         return {layer: self._with_errors(values) for layer, values in computed.items()}
@@ -169,6 +177,21 @@ class Measurement:
             name: (float(computed[name]), float(computed.get(f"{name}_standard_error", math.nan)))
             for name in self.plan.markers
         }
+
+
+def change_errors(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
+    """Standard errors of the change between two measurements with common draws, by layer and marker.
+
+    Args:
+        now: ``influences`` of the later one.
+        before: those of the earlier one; a layer whose draws differ in number is left out.
+    """
+    return {
+        (layer, marker): float(error)
+        for layer, influence in now.items()
+        if layer in before and before[layer].shape == influence.shape
+        for marker, error in zip(Measures._fields, standard_errors(influence - before[layer]), strict=True)
+    }
 
 
 def _of_batch(features: Tensor, layer: str, points: int) -> Tensor:

@@ -16,6 +16,7 @@ from geomonitor import reservoir
 from geomonitor.errors import InputError
 from geomonitor.markers.collapse import collapse_of
 from geomonitor.markers.dichotomies import Dichotomies
+from geomonitor.markers.effective_geometry import EffectiveGeometry
 from geomonitor.markers.inputs import require_labels, require_matrix
 from geomonitor.markers.logits import point_statistics, statistics_of
 from geomonitor.markers.manifolds import Mode, manifold_geometry
@@ -139,6 +140,8 @@ class ManifoldGeometry(PointMetric):
         self.dichotomies = dichotomies
         self.mode = mode
         self.pairs = pairs
+        self.latest: EffectiveGeometry | None = None
+        """the whole result of the last ``compute``: samples, residuals, and differences to other results"""
 
     def compute(self) -> dict[str, Tensor]:
         """The markers of :func:`geomonitor.manifold_geometry` by name, each with its ``..._standard_error``.
@@ -153,7 +156,7 @@ class ManifoldGeometry(PointMetric):
             empty = torch.nonzero((points.priorities == reservoir.EMPTY).all(dim=1)).flatten().tolist()
         if points is None or empty:
             raise InputError(f"every class needs at least one point; classes without any: {empty}")
-        geometry = manifold_geometry(
+        geometry = self.latest = manifold_geometry(
             *reservoir.points_and_labels(points),
             directions=self.directions,
             dichotomies=self.dichotomies,

@@ -17,15 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomonitor.alerts import GeometryDeclineWarning, explain
+from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
 from geomonitor.capture import Layer, Pool, captured, check_pooling, resolve_layers
-from geomonitor.decline import DETECTORS, Detector, DropFromReference, Verdict, judge
+from geomonitor.decline import Detector, Verdict, check_votes, judge
+from geomonitor.detectors import DETECTORS, DropFromReference
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.isolation import preserved_rng, undisturbed
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.measurement import Measurement, Plan
+from geomonitor.measurement import Measurement, Plan, change_errors
 from geomonitor.outputs import head_of
 from geomonitor.probe import ProbeSet
 from geomonitor.processes import all_processes, rank_and_world_size
@@ -54,6 +55,7 @@ class GeometryMonitor:
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
         watch: names of the markers that the detector judges.
+        votes: kinds of watched markers that must decline together, see :func:`geomonitor.decline.judge`.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
@@ -84,6 +86,7 @@ class GeometryMonitor:
         markers: str | Sequence[str] = "default",
         detector: Detector | str | None = DropFromReference(),
         watch: Sequence[str] = ("dimension",),
+        votes: int = 1,
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
         mode: Mode = "joint",
@@ -110,6 +113,8 @@ class GeometryMonitor:
         self.watch = _marker_names(watch, more=self.markers)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
+        check_votes(self.watch, votes)
+        self.votes = votes
         self.geometry_options: dict[str, Any] = {
             "directions": directions, "dichotomies": dichotomies, "mode": mode, "pairs": pairs, "seed": seed
         }  # fmt: skip
@@ -122,6 +127,8 @@ class GeometryMonitor:
         self.forward = forward or _call
         self.batch_size = batch_size
         self.on_error = on_error
+        if (check := getattr(self.detector, "check_protocol", None)) is not None:
+            check(self.protocol)
         self.history = History()
         self.verdicts: dict[str, Verdict] = {}
         """the latest verdict by layer"""
@@ -131,6 +138,7 @@ class GeometryMonitor:
         """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
+        self._influences: dict[str, Tensor] = {}
         self._told: set[str] = set()
 
     @property
@@ -150,7 +158,13 @@ class GeometryMonitor:
         }
 
     def measure(
-        self, model: nn.Module, *, step: int, epoch: int | None = None, forward: Forward | None = None
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        epoch: int | None = None,
+        forward: Forward | None = None,
+        context: Mapping[str, float] | None = None,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -159,6 +173,8 @@ class GeometryMonitor:
             step: optimiser steps done so far.
             epoch: epoch, from 0, where there are any.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
+            context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
+                weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
 
         Returns:
             The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards.
@@ -167,8 +183,11 @@ class GeometryMonitor:
             InputError: a layer that does not exist or is ambiguous; wrong configuration is always an error.
             Exception: what made the measurement fail, where ``on_error="raise"``.
         """
+        if not len(self.history):
+            self._influences = {}  # a new run
         started, now = time.perf_counter(), time.time()
         layers = resolve_layers(model, self.layers)
+        before, self._influences = self._influences, {}
         try:
             values = self._values(model, layers, forward or self.forward)
         except Exception as error:  # a monitor must not end a run; the cause is told
@@ -176,12 +195,15 @@ class GeometryMonitor:
                 raise
             self._warn_of_failure(error, step)
             values = {layer: dict.fromkeys(self.markers, (math.nan, math.nan)) for layer in layers}
+        changes = change_errors(self._influences, before)
+        self._influences = {**before, **self._influences}  # a measurement that failed is passed over
         records = [
-            Record(step, epoch, layer, marker, *of_layer[marker], time=now)
+            Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in values.items()
             for marker in self.markers
         ]
-        self.history.append(records)
+        told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
+        self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
         seconds = Record(step, epoch, "", SECONDS, time.perf_counter() - started, time=now)
         self.history.append([*alarms, seconds])
@@ -193,6 +215,7 @@ class GeometryMonitor:
             "protocol": self.protocol,
             "history": self.history.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
+            "influences": dict(self._influences),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
@@ -214,11 +237,17 @@ class GeometryMonitor:
             )
         if changed:
             self.history.clear()
-            self.references = {}
+            self.references, self._influences = {}, {}
         else:
             self.history.load_state_dict(state["history"])
             self.references = dict(state.get("references", {}))
+            self._influences = dict(state.get("influences", {}))
         self.verdicts = {}
+
+    def explain(self, verdict: Verdict) -> str:
+        """The warning in words, with what the history knows of that time."""
+        changed = [] if verdict.since_step is None else what_changed(self.history, verdict.since_step)
+        return explain(verdict, changed)
 
     def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
         """Measure the drift from now on to another representation than that of the first measurement.
@@ -248,6 +277,7 @@ class GeometryMonitor:
             raise failure or ElsewhereError("the probe pass failed in another process")
         values = measurement.compute()
         self._latest_points = measurement.latest_points
+        self._influences = measurement.influences
         self.references = {**measurement.latest_points, **self.references}
         return values
 
@@ -290,7 +320,7 @@ class GeometryMonitor:
         for layer in layers:
             before = self.history.series(layer, ALARM).values
             try:
-                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector)
+                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector, self.votes)
             except Exception as error:  # a detector must not end a run either
                 if self.on_error == "raise":
                     raise
@@ -302,7 +332,7 @@ class GeometryMonitor:
                 self.new_alarms.append(verdict)
         if rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
-                warnings.warn(explain(verdict), GeometryDeclineWarning, stacklevel=3)
+                warnings.warn(self.explain(verdict), GeometryDeclineWarning, stacklevel=3)
         return alarms
 
     def _warn_of_failure(self, error: Exception, step: int) -> None:

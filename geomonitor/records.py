@@ -34,6 +34,8 @@ class Record(NamedTuple):
     """NaN where the marker has no sampling error"""
     time: float = math.nan
     """seconds since 1970 (UTC) at the measurement; NaN where nobody looked"""
+    change_error: float = math.nan
+    """standard error of the change since the measurement before, whose draws are the same; NaN where not known"""
 
     @property
     def key(self) -> str:
@@ -51,6 +53,22 @@ class Series(NamedTuple):
     """NaN where the epoch is not known"""
     values: NDArray[np.float64]
     standard_errors: NDArray[np.float64]
+    change_errors: NDArray[np.float64] | None = None
+    """of the change since the measurement before, with common draws; NaN or None where not known"""
+
+    def until(self, step: int) -> Series:
+        """The series as it was when step ``step`` had just been measured."""
+        seen = slice(0, int(np.searchsorted(self.steps, step, side="right")))
+        changes = self.change_errors
+        return Series(
+            self.layer,
+            self.marker,
+            self.steps[seen],
+            self.epochs[seen],
+            self.values[seen],
+            self.standard_errors[seen],
+            None if changes is None else changes[seen],
+        )
 
 
 class History:
@@ -104,6 +122,7 @@ class History:
             np.array([math.nan if r.epoch is None else r.epoch for r in rows], dtype=np.float64),
             np.array([r.value for r in rows], dtype=np.float64),
             np.array([r.standard_error for r in rows], dtype=np.float64),
+            np.array([r.change_error for r in rows], dtype=np.float64),
         )
 
     def open(self, path: str | os.PathLike[str], protocol: dict[str, Any] | None = None) -> None:
@@ -205,8 +224,10 @@ def _rows(records: Iterable[Record]) -> str:
 def _record(row: list[str], place: str) -> Record:
     try:
         step, epoch, layer, marker, *numbers = row
-        value, standard_error, when = map(float, numbers)
-        return Record(int(step), int(epoch) if epoch else None, layer, marker, value, standard_error, when)
+        value, standard_error, when, change_error = map(float, numbers)
+        return Record(
+            int(step), int(epoch) if epoch else None, layer, marker, value, standard_error, when, change_error
+        )
     except ValueError:
         raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
 

@@ -18,6 +18,7 @@ STAGES = [
     {"reservoir", "metric_states", "metrics"},
     {"measurement", "records"},
     {"decline"},
+    {"detectors"},
     {"alerts"},
     {"monitor", "__init__"},
     {"runs", "checkpoints", "scan", "compare"},

@@ -93,8 +93,8 @@ def test_the_verdict_tells_since_when_how_much_and_against_what():
     assert (verdict.since_step, verdict.since_epoch, verdict.checks) == (200, 20, 5)
     assert (verdict.reference, verdict.value) == (2.0, pytest.approx(1.4))
     assert verdict.change == pytest.approx(-0.3)
-    assert verdict.standard_error == pytest.approx(NOISE * math.hypot(2.0, 1.4))
-    assert verdict.sigmas == pytest.approx(0.6 / verdict.standard_error)
+    assert verdict.standard_error == pytest.approx(NOISE * math.sqrt(2 * 2.0 * 1.4))  # of the logarithms
+    assert verdict.sigmas == pytest.approx(-math.log(0.7) / (NOISE * math.sqrt(2)), rel=0.01)
 
 
 def test_without_epochs_the_step_is_known():

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from geomonitor.alerts import explain, headline
+from geomonitor.alerts import headline
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
 from geomonitor.monitor import ALARM, GeometryMonitor
@@ -22,6 +22,8 @@ from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
 
 HISTORY_FILE = "geometry.csv"
+GRADIENT_NORM_EVERY = 20
+"""Optimiser steps between two looks at the norm of the gradient, which only explains alarms."""
 NEVER = sys.maxsize
 
 
@@ -48,7 +50,8 @@ class GeometryHooks:
         self.every_n_steps = every_n_steps
         self.directory = directory
         self.allow_protocol_change = allow_protocol_change
-        self._restored = False
+        self._restored = self._resumed = False
+        self._gradient_norm: torch.Tensor | None = None
         self._run: Path | None = None
         self.last_step: int | None = None
         """optimiser step of the latest measurement of this fit"""
@@ -65,7 +68,7 @@ class GeometryHooks:
         if not self._restored and (trainer.global_step == 0 or run != self._run):
             self.monitor.history.clear()  # this object has seen another run
             self.monitor.verdicts = {}
-        self._restored, self._run = False, run
+        self._resumed, self._restored, self._run = self._restored, False, run
         if trainer.is_global_zero:
             self.monitor.history.open(run / HISTORY_FILE, self.monitor.protocol)
             _add_text(trainer, "geometry/protocol", json.dumps(self.monitor.protocol, indent=2))
@@ -90,6 +93,11 @@ class GeometryHooks:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
             _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step % GRADIENT_NORM_EVERY == 0:
+            gradients = [p.grad for p in pl_module.parameters() if type(p.grad) is torch.Tensor]
+            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         return self.monitor.state_dict()
@@ -117,12 +125,24 @@ class GeometryHooks:
 
         self.last_step = trainer.global_step
         records = self.monitor.measure(
-            pl_module, step=trainer.global_step, epoch=trainer.current_epoch, forward=forward
+            pl_module,
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            forward=forward,
+            context=self._context(trainer),
         )
+        self._resumed = False
         for verdict in self.monitor.new_alarms:
-            text = explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
+            text = self.monitor.explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
             _add_text(trainer, f"geometry/{verdict.layer}/{ALARM}", text)
         return records
+
+    def _context(self, trainer: Any) -> dict[str, float]:
+        """Settings of the first optimiser, as of now, and whether the run was resumed since the last measurement."""
+        settings = trainer.optimizers[0].param_groups[0] if trainer.optimizers else {}
+        told: dict[str, Any] = {"learning_rate": settings.get("lr"), "weight_decay": settings.get("weight_decay")}
+        told |= {"gradient_norm": self._gradient_norm, "resumed": self._resumed}
+        return {name: float(value) for name, value in told.items() if value is not None}
 
 
 class StopOnDecline:

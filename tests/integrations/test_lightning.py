@@ -296,7 +296,7 @@ def test_a_resumed_run_has_the_history_and_the_stop_of_the_unbroken_one(pl, tmp_
         return [callback(pl, detector=declines_from(17)), pl.GeometryEarlyStopping()]
 
     def timeless(geometry: Any) -> list[str]:
-        return [repr(r._replace(time=0.0)) for r in geometry.monitor.history if r.marker != "seconds"]
+        return [repr(r._replace(time=0.0)) for r in geometry.monitor.history if r.layer]
 
     unbroken, first, resumed = parts(), parts(), parts()
     with pytest.warns(gm.GeometryDeclineWarning):
@@ -332,7 +332,7 @@ def test_a_second_fit_of_the_same_callback_starts_anew(pl, tmp_path):
     geometry = callback(pl)
     for run in ("a", "b"):
         fit(pl, tmp_path / run, [geometry], max_epochs=1)
-        assert len(gm.History.load(tmp_path / run / "geometry.csv")) == len(geometry.monitor.history) == 5
+        assert len(gm.History.load(tmp_path / run / "geometry.csv")) == len(geometry.monitor.history) == 9
 
 
 def test_an_error_in_a_measurement_does_not_end_the_run(pl, tmp_path):

@@ -1,0 +1,99 @@
+"""A drop from the recent level that is large, beyond the noise, and stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from geomonitor.detectors.readings import (
+    Baseline,
+    Finding,
+    Readings,
+    Walker,
+    Worse,
+    baseline,
+    median,
+    recent_half,
+    require_direction,
+)
+from geomonitor.errors import InputError
+
+
+@dataclass(frozen=True)
+class DropFromReference(Walker):
+    """Decline: a drop from the recent level that is large, beyond the noise, and stays.
+
+    *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
+    not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
+    still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
+    below that of the first by half of ``drop``, and for ``warmup_checks`` measurements at least. A measurement is low
+    when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is "declined"
+    from the ``patience_checks``-th low one in a row until one is not low.
+
+    *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
+    change: measurements of one protocol share their draws) and the scatter of the series itself.
+
+    A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one that is not positive.
+
+    Args:
+        drop: smallest relative drop that matters, in ``(0, 1)``.
+        sigmas: smallest drop in standard errors of the difference.
+        warmup_checks: measurements before anything is judged.
+        patience_checks: low measurements in a row that make a decline.
+        follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
+        worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
+            markers says of each, and a fall where it says nothing.
+
+    >>> import numpy as np, geomonitor as gm
+    >>> epochs, errors = np.arange(8), np.full(8, 0.05)
+    >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
+    >>> verdict = gm.DropFromReference()(gm.Series("fc", "dimension", 24 * epochs, epochs, values, errors))
+    >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
+    (True, 6, -0.35)
+    """
+
+    drop: float = 0.15
+    sigmas: float = 3.0
+    warmup_checks: int = 4
+    patience_checks: int = 2
+    follow_trend: bool = False
+    worse: Worse = "marker"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.drop < 1 or self.sigmas < 0:
+            raise InputError(f"drop must lie in (0, 1) and sigmas must not be negative; got {self}")
+        if self.warmup_checks < 1 or self.patience_checks < 1:
+            raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
+        require_direction(self.worse)
+
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return self.patience_checks
+
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
+        levels = seen.levels
+        least = -math.log1p(-self.drop)
+        warm = False
+        low = since = 0
+        before: Baseline | None = None
+        for now in range(len(levels)):
+            warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
+            if not warm:
+                yield Finding(now)
+                continue
+            if not low or before is None:
+                since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
+            expected = before.at(now)
+            noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
+            gap = expected - levels[now]
+            low = low + 1 if gap > least and gap > self.sigmas * noise else 0
+            yield Finding(now, low, since, expected, noise)
+
+
+def fall_within(levels: list[float]) -> float:
+    """Fall from the first part of a stretch to the second."""
+    middle = len(levels) // 2
+    return median(levels[:middle]) - median(levels[middle:])

@@ -1,0 +1,225 @@
+"""What all detectors share: the finite readings of a series, their noise, and what the past lets one expect.
+
+Readings are taken as logarithms, turned so that a decline is a fall: then a drop of 15 % is the same size anywhere, and
+a rise is judged like a fall.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomonitor.decline import Direction, Verdict
+from geomonitor.errors import InputError
+from geomonitor.markers import MARKERS
+from geomonitor.records import Series
+
+GAUSSIAN_MAD = 1.4826
+"""A median absolute deviation times this estimates the standard deviation of a Gaussian."""
+WINDOW = 40
+"""Readings that a baseline looks back at most: a long run is judged by its recent past, in constant time a reading."""
+SCATTER_READINGS = 9
+"""Readings that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
+
+Worse = Literal["lower", "higher", "either", "marker"]
+
+
+class Finding(NamedTuple):
+    """What a detector finds at a reading."""
+
+    now: int = -1
+    """which reading; -1: there is none"""
+    low: int = 0
+    """readings in decline up to this one, in a row"""
+    since: int = 0
+    """the first of them"""
+    expected: float = math.nan
+    noise: float = math.nan
+    """relative; NaN, like ``expected``, during warm-up"""
+
+
+class Readings(NamedTuple):
+    """The finite, positive readings of a series: lists, for the detectors walk through them one by one."""
+
+    series: Series
+    direction: Direction
+    places: list[int]
+    """where in the series each stands"""
+    levels: list[float]
+    """logarithm of the value, its sign turned where a rise is the decline"""
+    errors: list[float]
+    """relative standard error of each; 0 where there is none"""
+    change_errors: list[float]
+    """relative standard error of the change since the reading before, with common draws; infinite where unknown"""
+
+    def sampling_error(self, then: int, now: int) -> float:
+        """An upper bound of the standard error of ``levels[now] - levels[then]``.
+
+        Errors of common draws do not add up to more than independent ones, nor to more than those of the steps between.
+        """
+        independent = math.hypot(self.errors[then], self.errors[now])
+        steps = 0.0
+        for change_error in reversed(self.change_errors[then + 1 : now + 1]):
+            steps += change_error
+            if steps >= independent:
+                return independent
+        return steps
+
+    def verdict(self, finding: Finding, needed: int) -> Verdict:
+        """The finding on a reading in words of the series; ``needed`` low readings in a row make a decline."""
+        sign, low = _sign(self.direction), finding.low > 0
+        place = self.places[finding.since] if low else None
+        epoch = math.nan if place is None else self.series.epochs[place]
+        reference = math.exp(sign * finding.expected) if math.isfinite(finding.expected) else math.nan
+        value = math.exp(sign * self.levels[finding.now]) if finding.now >= 0 else math.nan
+        return Verdict(
+            declined=finding.low >= needed,
+            layer=self.series.layer,
+            marker=self.series.marker,
+            value=value,
+            reference=reference,
+            standard_error=finding.noise * math.sqrt(reference * value),  # so that sigmas are those of the logarithms
+            since_step=None if place is None else int(self.series.steps[place]),
+            since_epoch=int(epoch) if math.isfinite(epoch) else None,
+            checks=finding.low,
+            direction=self.direction,
+        )
+
+
+class Baseline(NamedTuple):
+    """What the readings before ``end`` let one expect of the next ones: a line, and the noise about it."""
+
+    level: float
+    slope: float
+    """per reading; never above 0: that the past went up is no reason to expect more"""
+    centre: float
+    """where the line has ``level``"""
+    end: int
+    scatter: float
+    """standard deviation of a reading about the line; 0 where there are too few readings to tell"""
+
+    def at(self, now: int) -> float:
+        """The expected reading: the line goes on for as long again as it was seen, not for ever."""
+        return self.level + self.slope * (min(now, self.end + (self.end - self.centre)) - self.centre)
+
+
+def readings(series: Series, direction: Direction) -> Readings:
+    """The readings of a series that can be judged: finite and positive."""
+    values = series.values
+    (places,) = np.nonzero(np.isfinite(values) & (values > 0))
+    kept = values[places]
+    errors = series.standard_errors[places] / kept
+    changes = np.full(len(places), math.inf) if series.change_errors is None else series.change_errors[places] / kept
+    return Readings(
+        series,
+        direction,
+        places.tolist(),
+        (_sign(direction) * np.log(kept)).tolist(),
+        np.nan_to_num(errors, nan=0.0, posinf=0.0).tolist(),
+        np.nan_to_num(changes, nan=math.inf, posinf=math.inf).tolist(),
+    )
+
+
+def baseline(levels: Sequence[float], now: int, *, follow_trend: bool) -> Baseline:
+    """Baseline from the later half of what comes before ``now``, at most ``WINDOW`` readings.
+
+    The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither.
+    """
+    start = recent_half(now)
+    recent = levels[start:now]
+    slope = min(0.0, float(theil_sen(np.asarray(recent)))) if follow_trend and len(recent) > 2 else 0.0
+    centre = (start + now - 1) / 2
+    level = median([level - slope * (start + n - centre) for n, level in enumerate(recent)])
+    return Baseline(level, slope, centre, now, scatter(levels[max(0, min(start, now - SCATTER_READINGS)) : now]))
+
+
+def recent_half(now: int) -> int:
+    """Start of the later half of the readings before ``now``, at most ``WINDOW`` of them."""
+    return max(now // 2, now - WINDOW)
+
+
+def median(values: Sequence[float]) -> float:
+    """Median; NaN of nothing. Faster than NumPy's on the few readings of a window."""
+    ordered, count = sorted(values), len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2 if count else math.nan
+
+
+def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
+    first, second = np.triu_indices(windows.shape[-1], k=1)
+    return np.asarray(np.median((windows[..., second] - windows[..., first]) / (second - first), axis=-1))
+
+
+def scatter(levels: Sequence[float]) -> float:
+    """Standard deviation of a reading about its level, from successive differences; 0 where there are too few."""
+    differences = [abs(after - before) for before, after in pairwise(levels)]
+    return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
+
+
+class Walker(ABC):
+    """A detector that walks once through a series; what it finds at a reading depends on those before alone."""
+
+    worse: Worse
+
+    @property
+    @abstractmethod
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+
+    @abstractmethod
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading, in order."""
+
+    def __call__(self, series: Series) -> Verdict:
+        """The verdict after the last measurement."""
+        verdicts = []
+        for seen in self._both(series):
+            finding = Finding()
+            for finding in self.walk(seen):  # noqa: B007 - the last one counts
+                pass
+            verdicts.append(seen.verdict(finding, self.needed))
+        return _loudest(verdicts)
+
+    def declines(self, series: Series) -> NDArray[np.bool_]:
+        """Whether the verdict was "declined" after each measurement, in one walk; ``(n,)``."""
+        declined = np.zeros(len(series.values), dtype=bool)
+        for seen in self._both(series):
+            found = np.zeros(len(series.values), dtype=bool)
+            found[seen.places] = [finding.low >= self.needed for finding in self.walk(seen)]
+            judged = np.zeros(len(found), dtype=int)
+            judged[seen.places] = seen.places
+            declined |= found[np.maximum.accumulate(judged)]  # a failed measurement changes nothing
+        return declined
+
+    def _both(self, series: Series) -> list[Readings]:
+        if self.worse == "either":
+            return [readings(series, "lower"), readings(series, "higher")]
+        if self.worse == "marker":
+            row = MARKERS.get(series.marker)
+            return [readings(series, (row and row.worse) or "lower")]
+        return [readings(series, self.worse)]
+
+
+def _loudest(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of the verdicts on both directions the one in decline, else the one that is nearer to it."""
+    return max(verdicts, key=lambda v: (v.declined, v.checks))
+
+
+def require_direction(worse: str) -> None:
+    """Refuse what is no direction.
+
+    Raises:
+        InputError: something else.
+    """
+    if worse not in ("lower", "higher", "either", "marker"):
+        raise InputError(f'worse must be "lower", "higher", "either" or "marker"; got {worse!r}')
+
+
+def _sign(direction: Direction) -> float:
+    return 1.0 if direction == "lower" else -1.0

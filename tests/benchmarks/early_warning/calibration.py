@@ -1,0 +1,110 @@
+"""Settings chosen on one half of the families, judged on the other: by families that had no part in the choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.benchmarks.early_warning.families import FAILING, HEALTHY
+from tests.benchmarks.early_warning.outcomes import Outcome, truth_of
+from tests.benchmarks.early_warning.trajectories import Run
+from tests.benchmarks.early_warning.warners import Warner
+
+CALIBRATION = frozenset([*FAILING[::2], *HEALTHY[::2]])
+"""Every other family, in the order of their list, with all its runs: no seed of a run is in both halves."""
+FALSE_ALARM_RATE = 1 / 50
+
+
+class Rates(NamedTuple):
+    """What a warner did in a set of runs."""
+
+    found: int
+    failing: int
+    """runs in which the truth falls"""
+    false: int
+    healthy: int
+    early: int
+    """alarms before the onset, in failing runs"""
+    started: int
+    """failing runs, of whatever truth"""
+    lead: float
+    """median epochs between the alarm and half of the fall; NaN where nothing was found"""
+
+    @property
+    def detection(self) -> float:
+        return self.found / self.failing if self.failing else math.nan
+
+    @property
+    def false_alarms(self) -> float:
+        return self.false / self.healthy if self.healthy else math.nan
+
+
+class Choice(NamedTuple):
+    """The best setting of a kind, and how it did where it was chosen and elsewhere."""
+
+    warner: Warner
+    chosen_on: Rates
+    held_out: Rates
+
+
+def halves(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+    """The half to choose on and the half to report."""
+    runs = list(runs)
+    return [r for r in runs if r.family in CALIBRATION], [r for r in runs if r.family not in CALIBRATION]
+
+
+def outcomes(warner: Warner, runs: Iterable[Run]) -> list[Outcome]:
+    """What the warner does in each run."""
+    return [Outcome(run, truth_of(run), warner.first_alarm(run)) for run in runs]
+
+
+def rates(of_runs: Sequence[Outcome]) -> Rates:
+    """Counts over runs."""
+    leads = [o.lead for o in of_runs if o.lead is not None]
+    sick = [o for o in of_runs if not o.run.healthy]
+    return Rates(
+        found=sum(o.found for o in of_runs),
+        failing=sum(o.counts for o in of_runs),
+        false=sum(o.false for o in of_runs if o.run.healthy),
+        healthy=sum(o.run.healthy for o in of_runs),
+        early=sum(o.false for o in sick if o.run.onset is not None),
+        started=sum(o.run.onset is not None for o in sick),
+        lead=float(np.median(leads)) if leads else math.nan,
+    )
+
+
+def choose(warners: Iterable[Warner], chosen_on: Sequence[Run], held_out: Sequence[Run]) -> dict[str, Choice]:
+    """The best setting of each kind: most found at no more false alarms than one in fifty healthy runs.
+
+    Alarms before the onset of a fault are false alarms of the same kind and count with them.
+    """
+    best: dict[str, tuple[tuple[float, ...], Warner, Rates]] = {}
+    for warner in warners:
+        seen = rates(outcomes(warner, chosen_on))
+        allowed = seen.false + seen.early <= FALSE_ALARM_RATE * (seen.healthy + seen.started)
+        # Where no setting is quiet enough the quietest one is shown.
+        rank = (
+            (1.0, seen.detection, -float(seen.false), warner.caution)
+            if allowed
+            else (0.0, -float(seen.false), seen.detection, warner.caution)
+        )
+        if warner.kind not in best or rank > best[warner.kind][0]:
+            best[warner.kind] = (rank, warner, seen)
+    return {kind: Choice(warner, seen, rates(outcomes(warner, held_out))) for kind, (_, warner, seen) in best.items()}
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a rate.
+
+    >>> tuple(round(x, 2) for x in wilson(0, 80))
+    (0.0, 0.05)
+    """
+    if not trials:
+        return 0.0, 1.0
+    share, spread = successes / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)

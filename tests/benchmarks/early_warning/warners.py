@@ -1,0 +1,184 @@
+"""Everything that can give the first alarm of a run: detectors on markers, and what people use today."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomonitor import MARKERS, Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
+from geomonitor.detectors.readings import Walker
+from tests.benchmarks.early_warning.trajectories import Run
+
+
+@dataclass(frozen=True)
+class Warner:
+    """A way to warn, with its settings."""
+
+    kind: str
+    """name of the way, for the table; the settings of one kind compete in the calibration"""
+    settings: str
+    first_alarm: Callable[[Run], int | None]
+    """epoch of the first alarm in a run"""
+    caution: float = 0.0
+    """among equals the most cautious setting is taken"""
+
+
+CLASS_SPECTRUM, RANK = "participation_ratio_per_class", "effective_rank"
+WATCHES: dict[str, tuple[tuple[str, ...], int]] = {
+    "dimension": (("dimension",), 1),
+    "utility": (("utility",), 1),
+    "class spectrum": ((CLASS_SPECTRUM,), 1),
+    "rank": ((RANK,), 1),
+    "2 of 3 kinds": (("dimension", "utility", CLASS_SPECTRUM, RANK), 2),
+    "any of dimension, class spectrum": (("dimension", CLASS_SPECTRUM), 1),
+    "any of dimension, class spectrum, rank": (("dimension", CLASS_SPECTRUM, RANK), 1),
+    "any of 4 markers": (("dimension", "utility", CLASS_SPECTRUM, RANK), 1),
+}
+"""Watched markers and votes."""
+
+
+def detectors() -> Iterator[tuple[str, Walker, float]]:
+    """Settings of each detector: its name, itself, and how cautious it is."""
+    for drop, patience, trend, warmup in itertools.product(
+        (0.1, 0.15, 0.2, 0.25, 0.3), (1, 2, 3), (False, True), (4, 6)
+    ):
+        yield (
+            "drop from reference",
+            DropFromReference(
+                drop=drop, patience_checks=patience, follow_trend=trend, warmup_checks=warmup, worse="lower"
+            ),
+            drop + patience / 100 + warmup / 1000,
+        )
+    for threshold, drop, trend, noise in itertools.product(
+        (4.0, 8.0, 12.0), (0.1, 0.15, 0.2, 0.25), (False, True), (0.02, 0.04)
+    ):
+        detector = Cusum(threshold=threshold, drop=drop, follow_trend=trend, least_noise=noise, worse="lower")
+        yield "cusum", detector, drop + threshold / 100
+    for window, drop, steeper in itertools.product((4, 5, 6), (0.1, 0.15, 0.2, 0.3), (1.5, 2.0, 3.0)):
+        yield "trend", Trend(window=window, drop=drop, steeper=steeper, worse="lower"), drop + steeper / 100
+
+
+def geometry_warners() -> Iterator[Warner]:
+    """Every detector with every set of watched markers."""
+    for (name, detector, caution), (watch, (markers, votes)) in itertools.product(detectors(), WATCHES.items()):
+        yield Warner(
+            f"{name}, {watch}", repr(detector), functools.partial(_first_vote, detector, markers, votes), caution
+        )
+
+
+def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
+    """The band of healthy runs of the same task; a run is never its own reference."""
+    for marker in ("dimension", "utility", CLASS_SPECTRUM, RANK):
+        for coverage, least in itertools.product((0.99, 0.999, 0.9999), (0.05, 0.15, 0.25)):
+            alarm = functools.partial(_outside_band, tuple(references), marker, coverage, least)
+            yield Warner(f"reference runs, {marker}", f"{coverage=}, least_change={least}", alarm, coverage + least)
+
+
+def baselines() -> Iterator[Warner]:
+    """What people use today, each with its usual settings; they are calibrated like the others."""
+    for patience, least in itertools.product((3, 5, 8, 10, 12, 15), (0.0, 0.001)):
+        for column, sign in (("val_loss", 1), ("val_accuracy", -1)):
+            alarm = functools.partial(_stops_improving, column, sign, patience, least)
+            yield Warner(f"EarlyStopping on {column}", f"{patience=}, min_delta={least}", alarm, patience + least)
+    for drop, patience in itertools.product((0.1, 0.2, 0.3, 0.4), (1, 2, 3)):
+        for name, marker, worse in (
+            ("RankMe falls", "rankme", "lower"),
+            ("NC1 falls", "nc1", "lower"),
+            ("NC1 rises", "nc1", "higher"),
+        ):
+            detector = DropFromReference(drop=drop, patience_checks=patience, worse=worse)  # type: ignore[arg-type]
+            alarm = functools.partial(_first_vote, detector, (marker,), 1)
+            yield Warner(name, f"{drop=}, {patience=}", alarm, drop + patience / 100)
+    for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
+        alarm = functools.partial(_spike, factor)
+        yield Warner("training-loss spike", f"{factor=}", alarm, factor)
+
+
+def series_of(run: Run, marker: str) -> Series:
+    """A cached column as the series that a detector sees."""
+    values = run.columns[marker]
+    unknown = np.full(len(values), np.nan)
+    return Series(
+        "penultimate",
+        marker,
+        run.columns["step"].astype(np.int64),
+        run.columns["epoch"],
+        values,
+        run.columns.get(f"{marker}_standard_error", unknown),
+    )
+
+
+def history_of(run: Run, markers: Sequence[str]) -> History:
+    """A cached run as a history."""
+    return History(
+        Record(int(step), int(epoch), "penultimate", marker, float(value))
+        for marker in markers
+        for step, epoch, value in zip(run.columns["step"], run.columns["epoch"], run.columns[marker], strict=True)
+    )
+
+
+_DECLINES: dict[tuple[str, str, str, str, int], NDArray[np.bool_]] = {}
+
+
+def _declines(detector: Walker, run: Run, marker: str) -> NDArray[np.bool_]:
+    key = (repr(detector), marker, run.family, run.task, run.seed)
+    if key not in _DECLINES:
+        _DECLINES[key] = detector.declines(series_of(run, marker))
+    return _DECLINES[key]
+
+
+def _first_vote(detector: Walker, markers: Sequence[str], votes: int, run: Run) -> int | None:
+    kinds: dict[str, NDArray[np.bool_]] = {}
+    for marker in markers:
+        kind = MARKERS[marker].state
+        kinds[kind] = _declines(detector, run, marker) | kinds.get(kind, np.zeros(1, dtype=bool))
+    return _first(np.sum(list(kinds.values()), axis=0) >= votes)
+
+
+def _outside_band(references: tuple[Run, ...], marker: str, coverage: float, least: float, run: Run) -> int | None:
+    same = (run.task, run.seed, run.family)
+    histories = [
+        _reference(other, marker)
+        for other in references
+        if other.task == run.task and (other.task, other.seed, other.family) != same
+    ]
+    detector = ReferenceRuns(histories, coverage=coverage, least_change=least, worse="lower")
+    return _first(detector.declines(series_of(run, marker)))
+
+
+_REFERENCES: dict[tuple[str, str, int, str], History] = {}
+
+
+def _reference(run: Run, marker: str) -> History:
+    key = (run.family, run.task, run.seed, marker)
+    if key not in _REFERENCES:
+        _REFERENCES[key] = history_of(run, [marker])
+    return _REFERENCES[key]
+
+
+def _stops_improving(column: str, sign: int, patience: int, least: float, run: Run) -> int | None:
+    """Lightning's EarlyStopping: no improvement for ``patience`` epochs in a row."""
+    best, waited = np.inf, 0
+    for epoch, value in enumerate(sign * run.columns[column]):
+        best, waited = (value, 0) if value < best - least else (best, waited + 1)
+        if waited >= patience:
+            return epoch
+    return None
+
+
+def _spike(factor: float, run: Run) -> int | None:
+    losses = run.columns["max_batch_loss"]
+    for epoch in range(5, len(losses)):
+        if not losses[epoch] <= factor * np.median(losses[epoch - 5 : epoch]):
+            return epoch
+    return None
+
+
+def _first(declined: NDArray[np.bool_]) -> int | None:
+    (epochs,) = np.nonzero(declined)
+    return int(epochs[0]) if len(epochs) else None
