@@ -145,6 +145,28 @@ class History:
             with contextlib.suppress(OSError):  # said of the history
                 write_at_once(beside, json.dumps(protocol, indent=2, sort_keys=True) + "\n")
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Aliases of the layers, in the order of their first record; without ``""``, the whole measurement."""
+        return tuple(dict.fromkeys(layer for layer, _ in self._series if layer))
+
+    def markers(self, layer: str) -> tuple[str, ...]:
+        """Names of the markers of a layer, in the order of their first record."""
+        return tuple(marker for of_layer, marker in self._series if of_layer == layer)
+
+    def to_pandas(self) -> Any:
+        """All records as a ``pandas.DataFrame``, one row a record, with the columns of :class:`Record`.
+
+        Raises:
+            ImportError: pandas is not installed; it is no dependency of geomonitor.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        frame = pandas.DataFrame(list(self), columns=list(Record._fields))
+        return frame.astype({"epoch": "Int64"})  # an epoch that nobody counted is missing, not a float
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read a history file.

@@ -20,7 +20,10 @@ STAGES = [
     {"decline"},
     {"detectors"},
     {"alerts", "options"},
-    {"monitor", "cli", "__init__"},
+    {"monitor", "__init__"},
+    {"runs", "checkpoints", "scan", "compare"},
+    {"report"},
+    {"cli"},
 ]
 STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate"}

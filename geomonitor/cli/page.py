@@ -1,4 +1,4 @@
-"""The command line: ``geomonitor markers`` prints the table of markers. Needs the extra ``cli`` (typer and rich)."""
+"""The table of markers as a page of Markdown; needs no extra."""
 
 from __future__ import annotations
 
@@ -38,41 +38,6 @@ def markers_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Entry point of the command ``geomonitor``."""
-    try:
-        import rich.console
-        import typer
-    except ImportError as error:
-        raise SystemExit(f'the command line needs typer and rich ({error}): pip install "geomonitor[cli]"') from error
-
-    app = typer.Typer(help="Watch the geometry of a network's representation.", add_completion=False)
-
-    @app.callback()
-    def geomonitor() -> None:
-        """Watch the geometry of a network's representation."""
-
-    @app.command()
-    def markers(
-        group: str = typer.Option("", help=f"only those of a group: {', '.join(MARKER_GROUPS)}"),
-        markdown: bool = typer.Option(False, help="print docs/markers.md"),
-    ) -> None:
-        """Print every marker: what it is, what it costs, which direction is worse, where it comes from."""
-        if group and group not in MARKER_GROUPS:
-            raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
-        if markdown:
-            typer.echo(markers_page(), nl=False)
-            return
-        console = rich.console.Console(highlight=False)
-        for name in MARKER_GROUPS[group] if group else MARKERS:
-            row = MARKERS[name]
-            worse = f", worse when {row.worse}" if row.worse else ""
-            console.print(f"[bold]{name}[/bold]  [cyan]{row.state}, cost {row.cost}{worse}[/cyan]")
-            console.print(f"    {row.description} [dim]({row.source})[/dim]")
-
-    app()
-
-
 def _cells(name: str, marker: Marker) -> list[str]:
     groups = [group for group, names in MARKER_GROUPS.items() if group != "all" and name in names]
     return [
@@ -83,7 +48,3 @@ def _cells(name: str, marker: Marker) -> list[str]:
         ", ".join(groups) or "-",
         marker.source,
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,173 @@
+"""Saved checkpoints: the weights, and the moment of training at which they were saved. Never runs code from a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor.errors import InputError
+
+# Where a training script keeps the weights in what it saves.
+_WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model", "weights", "net")
+_STEP_NAMES = ("global_step", "step", "iteration", "iter")
+# epoch=3-step=96.ckpt, step_1000.pt, checkpoint-500/model.safetensors, model.ep3.pt
+_STEP_IN_NAME = re.compile(r"(?<![a-z])(?:step|iter|iteration|checkpoint|ckpt)s?[=_-]?(\d+)", re.IGNORECASE)
+_EPOCH_IN_NAME = re.compile(r"(?<![a-z])(?:epoch|ep)[=_-]?(\d+)", re.IGNORECASE)
+# What torch.compile, DDP and torch's averaging write before the names of the plain model.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
+_SHOWN_NAMES = 3
+
+
+class Checkpoint(NamedTuple):
+    """Weights of a model at one moment of training."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    """by name, on the CPU"""
+    step: int | None
+    """optimiser steps; None where neither the content nor the name of the file tells"""
+    epoch: int | None
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a Lightning ``.ckpt``, a ``state_dict`` saved by ``torch.save``, or a ``.safetensors`` file.
+
+    Only tensors and plain Python are read (``weights_only=True``): a file cannot run code. Step and epoch come from
+    the content (``global_step``, ``step``, ``epoch``; metadata of a ``.safetensors`` file), otherwise from names such
+    as ``epoch=3-step=96.ckpt``, ``step_1000.pt``, ``checkpoint-500/model.safetensors``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Weights, step and epoch.
+
+    Raises:
+        InputError: no such file, a damaged one, one that holds more than plain data, or no weights in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no checkpoint file: give .ckpt, .pt or .safetensors files")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    weights, about = _weights(content, path)
+    near_name = "/".join(path.parts[-2:])
+    step = next((found for name in _STEP_NAMES if (found := _count(about.get(name))) is not None), None)
+    epoch = _count(about.get("epoch"))
+    return Checkpoint(
+        path,
+        weights,
+        _in_name(_STEP_IN_NAME, near_name) if step is None else step,
+        _in_name(_EPOCH_IN_NAME, near_name) if epoch is None else epoch,
+    )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the weights of a checkpoint into a model, all of them or none.
+
+    The checkpoint may hold the model under a prefix (the ``model.`` of a ``LightningModule``, DDP's ``module.``).
+
+    Args:
+        model: of the architecture that was saved.
+        checkpoint: what to put in.
+
+    Raises:
+        InputError: names or shapes that do not fit, with the first few of them.
+    """
+    wanted = model.state_dict()
+    weights = _without_prefix(checkpoint.weights, wanted)
+    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    misfits = [
+        f"{name} {tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        for name in wanted.keys() & weights.keys()
+        if isinstance(wanted[name], Tensor) and weights[name].shape != wanted[name].shape
+    ]
+    told = [("missing in the file", missing), ("unknown to the model", unknown), ("of another shape", sorted(misfits))]
+    problems = [f"{what}: {_few(names)}" for what, names in told if names]
+    if problems:
+        raise InputError(
+            f"{checkpoint.path} does not fit the model ({'; '.join(problems)}): the factory must build what was saved"
+        )
+    model.load_state_dict(weights)
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        # Mapped, not read: looking up the step of a large file costs next to nothing. Old formats cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)|type(?:: | )([\w.]+)", str(error))
+        found = f" ({named.group(1) or named.group(2)})" if named else ""
+        raise InputError(
+            f"{path} is damaged or holds more than tensors and plain Python{found}, and loading that could run code: "
+            "save the weights alone, torch.save(model.state_dict(), path)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint, it may be cut off: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f'{path} needs safetensors: pip install "geomonitor[cli]"') from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"state_dict": {name: file.get_tensor(name) for name in file.keys()}, **(file.metadata() or {})}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be read as a safetensors file, it may be cut off: {error}") from error
+
+
+def _weights(content: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The weights in what was saved, and what stands beside them."""
+    if isinstance(content, Mapping):
+        for name in _WEIGHTS_UNDER:
+            inner = content.get(name)
+            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+                return dict(inner), content
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content), {}
+    raise InputError(
+        f"{path} holds no weights: expected a state_dict, or one under {', '.join(_WEIGHTS_UNDER)}; "
+        f"found {_few(map(str, content)) if isinstance(content, Mapping) else type(content).__name__}"
+    )
+
+
+def _without_prefix(weights: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The part of the weights that is the model: as it is, without wrappers, or under a prefix."""
+    plain = {_WRAPPERS.sub("", name): value for name, value in weights.items()}
+    first = next(iter(wanted), "")
+    for candidate in (weights, plain):
+        if wanted.keys() == candidate.keys():
+            return candidate
+        prefixes = [name[: -len(first)] for name in candidate if name.endswith(f".{first}")]
+        whole = [prefix for prefix in prefixes if all(prefix + name in candidate for name in wanted)]
+        if len(whole) == 1:
+            return {name: candidate[whole[0] + name] for name in wanted}
+    return weights
+
+
+def _count(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _in_name(pattern: re.Pattern[str], name: str) -> int | None:
+    found = pattern.findall(name)
+    return int(found[-1]) if found else None
+
+
+def _few(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN_NAMES]) + (
+        f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    )

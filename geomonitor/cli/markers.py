@@ -1,0 +1,29 @@
+"""``geomonitor markers``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import rich.console
+import typer
+
+from geomonitor.cli.page import markers_page
+from geomonitor.markers import MARKER_GROUPS, MARKERS
+
+
+def markers(
+    group: Annotated[str, typer.Option(help=f"only those of a group: {', '.join(MARKER_GROUPS)}")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="print docs/markers.md")] = False,
+) -> None:
+    """Print every marker: what it is, what it costs, which direction is worse, where it comes from."""
+    if group and group not in MARKER_GROUPS:
+        raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
+    if markdown:
+        typer.echo(markers_page(), nl=False)
+        return
+    console = rich.console.Console(highlight=False)
+    for name in MARKER_GROUPS[group] if group else MARKERS:
+        row = MARKERS[name]
+        worse = f", worse when {row.worse}" if row.worse else ""
+        console.print(f"[bold]{name}[/bold]  [cyan]{row.state}, cost {row.cost}{worse}[/cyan]")
+        console.print(f"    {row.description} [dim]({row.source})[/dim]")

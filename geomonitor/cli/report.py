@@ -1,0 +1,27 @@
+"""``geomonitor report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geomonitor.report import write_report
+from geomonitor.runs import load_run
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="directory of the run, where geometry.csv lies")],
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="another run to draw beside it; may be given again")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="the HTML file  [default: geometry.html beside the history]")
+    ] = None,
+) -> None:
+    """Write a report of a run: one HTML file that needs no network."""
+    shown = load_run(run)
+    others = [load_run(path) for path in compare or ()]
+    path = write_report(shown, output or shown.path.with_suffix(".html"), compare=others)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,155 @@
+"""A run as one HTML file that needs no network. Needs the extra ``report`` (jinja2 and plotly)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geomonitor.errors import InputError
+from geomonitor.markers import MARKER_GROUPS, MARKERS
+from geomonitor.monitor import ALARM
+from geomonitor.report import findings
+from geomonitor.runs import Run
+
+if TYPE_CHECKING:
+    from geomonitor.report.figures import Curve
+
+PAGE = Path(__file__).parent
+
+
+def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Run] = ()) -> Path:
+    """Write the report of a run to a file.
+
+    Args:
+        run: from :func:`geomonitor.runs.load_run`.
+        path: of the HTML file; about 5 MB, most of it Plotly's own code.
+        compare: other runs to draw beside it.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the path is a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: name a file, such as {path / 'report.html'}")
+    page = render_report(run, compare=compare)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
+    """The report of a run as HTML; every name and value that comes from a run is escaped."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+
+        from geomonitor.report import figures
+    except ImportError as error:
+        raise ImportError(f'reports need jinja2 and plotly ({error}): pip install "geomonitor[report]"') from error
+
+    runs = [run, *compare]
+    labels = _labels(runs)
+    drawn = figures.curves(runs, labels)
+    x = figures.clock(runs)
+    alarms = findings.alarms(run.history)
+    places = [alarm.epoch if x == "epoch" and alarm.epoch is not None else alarm.step for alarm in alarms]
+    names = _markers(runs)
+    parts = [p for layer in run.history.layers if (p := findings.decomposition(run.history, layer)) is not None]
+    scripts = {"plotly": get_plotlyjs(), "page": (PAGE / "page.js").read_text(encoding="utf-8")}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        labels=labels,
+        summary=findings.summary(run.history),
+        alarms=[(alarm, findings.moment(alarm.step, alarm.epoch)) for alarm in alarms],
+        judged=any(ALARM in run.history.markers(layer) for layer in run.history.layers),
+        curves=drawn,
+        band=figures.BAND_ERRORS,
+        figures={name: figures.marker_figure(runs, drawn, name, x, places) for name in names},
+        about={name: MARKERS[name].description if name in MARKERS else "" for name in names},
+        shown=[name for name in names if name in MARKER_GROUPS["default"]],
+        folded=[name for name in names if name not in MARKER_GROUPS["default"]],
+        decompositions=[
+            (p, figures.decomposition_figure(p, run.history.series(p.layer, "capacity"), x, places), _terms(run, p))
+            for p in parts
+        ],
+        ends=[_end(runs, curve, name) for name in names for curve in drawn],
+        protocol=_protocol(runs),
+        overheads=[(label, findings.overhead(r.history)) for label, r in zip(labels, runs, strict=True)],
+        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
+        scripts={name: Markup(text) for name, text in scripts.items()},
+        hashes={name: _hash(text) for name, text in scripts.items()},
+        isfinite=math.isfinite,
+    )
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Names that differ: of the directory, or its whole path where two are called alike."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else str(run.path.parent) for run in runs]
+
+
+def _markers(runs: Sequence[Run]) -> list[str]:
+    """Measured markers in the order of the table, then those that it does not have."""
+    found = {name for run in runs for layer in run.history.layers for name in run.history.markers(layer)} - {ALARM}
+    return [name for name in MARKERS if name in found] + sorted(found - MARKERS.keys())
+
+
+def _end(runs: Sequence[Run], curve: Curve, marker: str) -> dict[str, Any]:
+    """A marker at the first and at the last measurement."""
+    series = runs[curve.run].history.series(curve.layer, marker)
+    known = np.flatnonzero(np.isfinite(series.values))
+    row: dict[str, Any] = {"marker": marker, "curve": curve.label, "worse": "", "measured": bool(len(series.values))}
+    if marker in MARKERS:
+        row["worse"] = MARKERS[marker].worse or ""
+    for name, place in (("first", known[0]), ("last", known[-1])) if len(known) else ():
+        row[name] = _number(float(series.values[place]), float(series.standard_errors[place]))
+    return {"first": "undefined", "last": "undefined", **row}
+
+
+def _terms(run: Run, parts: findings.Decomposition) -> dict[str, Any]:
+    """The decomposition at the last measurement, in words and numbers."""
+    series = run.history.series(parts.layer, "capacity")
+    place = parts.places[parts.reference]
+    epoch = series.epochs[place]
+    return {
+        "reference": findings.moment(int(series.steps[place]), int(epoch) if math.isfinite(epoch) else None),
+        "total": float(parts.total[-1]),
+        "factor": math.exp(float(parts.total[-1])),
+        "rows": [(name, float(term[-1])) for name, term in zip(findings.TERMS, parts.terms, strict=True)],
+    }
+
+
+def _protocol(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+    """Settings: name, value in each run, whether they differ."""
+    rows = []
+    for name in sorted({name for run in runs for name in run.protocol}):
+        cells = [_text(run.protocol[name]) if name in run.protocol else "" for run in runs]
+        rows.append((name, cells, len(set(cells)) > 1))
+    return rows
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float, error: float) -> str:
+    return f"{value:.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")
+
+
+def _hash(script: str) -> str:
+    """What a Content-Security-Policy calls a script by: nothing else may run in the page."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,130 @@
+"""The curves of a report as Plotly figures. Colours are numbers here; the page sets them for light and dark."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from geomonitor.records import Series
+from geomonitor.report.findings import TERMS, Decomposition
+from geomonitor.runs import Run
+
+BAND_ERRORS = 2
+"""Half the height of a band, in standard errors: about 95 % of a normal distribution."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+class Curve(NamedTuple):
+    """What is drawn in one colour and dash: a layer of a run."""
+
+    run: int
+    layer: str
+    label: str
+    color: int
+    dash: str
+
+
+def curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Curve]:
+    """One curve a layer and run: with one run the colours tell layers, with several the runs, and dashes the layers."""
+    layers = list(dict.fromkeys(layer for run in runs for layer in run.history.layers))
+    drawn = []
+    for number, run in enumerate(runs):
+        for layer in run.history.layers:
+            place = layers.index(layer)
+            if len(runs) == 1:
+                drawn.append(Curve(number, layer, layer, place, "solid"))
+            else:
+                label = f"{labels[number]}: {layer}" if len(layers) > 1 else labels[number]
+                drawn.append(Curve(number, layer, label, number, DASHES[place % len(DASHES)]))
+    return drawn
+
+
+def clock(runs: Sequence[Run]) -> str:
+    """``"epoch"`` where every measurement of every run has one of its own, otherwise ``"step"``."""
+    for run in runs:
+        for layer in run.history.layers:
+            for marker in run.history.markers(layer):
+                epochs = run.history.series(layer, marker).epochs
+                if not np.isfinite(epochs).all() or (np.diff(epochs) <= 0).any():
+                    return "step"
+    return "epoch"
+
+
+def marker_figure(
+    runs: Sequence[Run], drawn: Sequence[Curve], marker: str, x: str, alarms: Sequence[float]
+) -> dict[str, Any]:
+    """A marker over the run, with bands of ``BAND_ERRORS`` standard errors and a line at each alarm."""
+    figure = go.Figure()
+    for curve in drawn:
+        series = runs[curve.run].history.series(curve.layer, marker)
+        if not np.isfinite(series.values).any():
+            continue
+        time = times(series, x)
+        if np.isfinite(series.standard_errors).any():
+            band_x, band_y = _band(time, series)
+            figure.add_scatter(
+                x=band_x, y=band_y, fill="toself", mode="lines", line_width=0, hoverinfo="skip", showlegend=False,
+                meta={"color": curve.color, "band": True},
+            )  # fmt: skip
+        figure.add_scatter(
+            x=time.tolist(), y=_display(series.values), mode="lines+markers", name=html.escape(curve.label, quote=False),
+            line_dash=curve.dash, meta={"color": curve.color},
+        )  # fmt: skip
+    return _finished(figure, x, alarms)
+
+
+def decomposition_figure(parts: Decomposition, series: Series, x: str, alarms: Sequence[float]) -> dict[str, Any]:
+    """The change of log capacity since the reference, and its three terms."""
+    figure = go.Figure()
+    time = times(series, x)[parts.places].tolist()
+    figure.add_scatter(
+        x=time, y=_display(parts.total), name="log capacity", mode="lines", line_width=4, meta={"color": "text"}
+    )
+    for number, (name, values) in enumerate(zip(TERMS, parts.terms, strict=True)):
+        figure.add_scatter(
+            x=time, y=_display(values), name=name, mode="lines+markers", line_dash=DASHES[number],
+            meta={"color": number},
+        )  # fmt: skip
+    figure.add_hline(y=0, line_width=1, line_dash="dot")
+    return _finished(figure, x, alarms)
+
+
+def times(series: Series, x: str) -> NDArray[np.float64]:
+    """Where the measurements lie on the axis ``"epoch"`` or ``"step"``."""
+    return series.epochs if x == "epoch" else series.steps.astype(np.float64)
+
+
+def _finished(figure: go.Figure, x: str, alarms: Sequence[float]) -> dict[str, Any]:
+    for place in alarms:
+        figure.add_vline(x=place, line_width=2, line_dash="dash", name="alarm")
+    figure.update_layout(template="none", xaxis_title=x)
+    parsed: dict[str, Any] = json.loads(figure.to_json())  # NaN has become null
+    return parsed
+
+
+def _band(x: NDArray[np.float64], series: Series) -> tuple[list[float | None], list[float | None]]:
+    """Closed outlines, one for each stretch in which value and error are finite, apart by None."""
+    finite = np.isfinite(series.values) & np.isfinite(series.standard_errors)
+    outline_x: list[float | None] = []
+    outline_y: list[float | None] = []
+    for stretch in np.split(np.arange(len(x)), np.flatnonzero(np.diff(finite)) + 1):
+        if not finite[stretch[0]]:
+            continue
+        half = BAND_ERRORS * series.standard_errors[stretch]
+        upper, lower = series.values[stretch] + half, (series.values[stretch] - half)[::-1]
+        separator: list[float | None] = [None] if outline_x else []
+        outline_x += [*separator, *x[stretch].tolist(), *x[stretch][::-1].tolist()]
+        outline_y += [*separator, *_display(upper), *_display(lower)]
+    return outline_x, outline_y
+
+
+def _display(values: NDArray[np.float64]) -> list[float | None]:
+    """Six digits: enough for the eye, and a third of the size."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
