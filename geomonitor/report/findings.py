@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomonitor.alerts import explain, headline
-from geomonitor.decline import Detector, DropFromReference, Verdict, judge
+from geomonitor.decline import Detector, Verdict, judge
+from geomonitor.detectors import DropFromReference
 from geomonitor.monitor import ALARM, SECONDS
 from geomonitor.records import History
 
