@@ -6,7 +6,7 @@ The detectors themselves, functions of one :class:`~geomonitor.records.Series`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from geomonitor.errors import InputError
@@ -68,16 +68,7 @@ def judge(history: History, layer: str, markers: Iterable[str], detector: Detect
     Returns:
         A declined verdict if there are votes enough; among several markers, that of the most standard errors.
     """
-    return _count([detector(history.series(layer, marker)) for marker in markers], votes)
-
-
-def replay(
-    history: History, layer: str, markers: Sequence[str], detector: Detector, votes: int = 1
-) -> Iterator[tuple[int, Verdict]]:
-    """What :func:`judge` would have said at each measurement of a saved history: ``(step, verdict)``, in order."""
-    series = [history.series(layer, marker) for marker in markers]
-    for step in sorted({int(step) for one in series for step in one.steps}):
-        yield step, _count([detector(one.until(step)) for one in series], votes)
+    return count_votes([detector(history.series(layer, marker)) for marker in markers], votes)
 
 
 def check_votes(markers: Sequence[str], votes: int) -> None:
@@ -86,7 +77,7 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
     Raises:
         InputError: fewer kinds of markers than votes.
     """
-    kinds = {_kind(marker) for marker in markers}
+    kinds = {kind_of(marker) for marker in markers}
     if not 1 <= votes <= max(1, len(kinds)):
         raise InputError(
             f"votes={votes}, but the watched markers {tuple(markers)} are of {len(kinds)} kind(s), {sorted(kinds)}: "
@@ -94,9 +85,10 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
         )
 
 
-def _count(verdicts: Sequence[Verdict], votes: int) -> Verdict:
+def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
+    """The verdict of several markers of one layer, see :func:`judge`."""
     declined = [verdict for verdict in verdicts if verdict.declined]
-    enough = len({_kind(verdict.marker) for verdict in declined}) >= votes
+    enough = len({kind_of(verdict.marker) for verdict in declined}) >= votes
     loudest = max(verdicts, key=lambda v: (v.declined, v.sigmas if v.declined else 0.0))
     if not enough:
         return loudest._replace(declined=False)
@@ -104,5 +96,6 @@ def _count(verdicts: Sequence[Verdict], votes: int) -> Verdict:
     return loudest._replace(agreeing=others)
 
 
-def _kind(marker: str) -> str:
+def kind_of(marker: str) -> str:
+    """What a marker is computed from: markers of one kind have one vote together."""
     return MARKERS[marker].state if marker in MARKERS else marker

@@ -10,11 +10,12 @@ import typer
 
 from geomonitor.cli.compare import compare
 from geomonitor.cli.markers import markers
+from geomonitor.cli.replay import replay
 from geomonitor.cli.report import report
 from geomonitor.cli.scan import scan
 from geomonitor.errors import GeomonitorError
 
-COMMANDS = (markers, report, compare, scan)
+COMMANDS = (markers, report, replay, compare, scan)
 """Functions named like their commands; another command is another module and another entry here."""
 
 WRONG_USAGE = 2

@@ -161,10 +161,10 @@ def _head(runs: Sequence[Run], chosen_on: Sequence[Run], held_out: Sequence[Run]
             "",
             f"{len(runs)} runs: {sum(r.healthy for r in runs)} healthy ones and {len(falls)} with a fault, of which "
             f"the truth falls in {sum(t is not None and t.falls for t in falls)}. *Truth*: accuracy of a linear probe "
-            "on classes that the network never saw. It falls when the mean of the last three epochs lies below that of "
-            "the three before the fault by 0.02 and by three standard errors. *Found*: an alarm after the onset in such "
-            "a run. *Lead*: epochs from the alarm to the moment when half of the fall has happened; negative when late. "
-            "Intervals are 95 % (Wilson).",
+            "on classes that the network never saw. It falls when the mean of the last three epochs lies below the "
+            "one of the three before the fault by 0.02 and by three standard errors. *Found*: an alarm after the onset "
+            "in such a run. *Lead*: epochs from the alarm to the moment when half of the fall has happened; negative "
+            "when late. Intervals are 95 % (Wilson).",
             "",
             f"Settings were chosen on {len(chosen_on)} runs of the families {', '.join(sorted(CALIBRATION))}: most "
             "found at no more than one false alarm in fifty runs. All figures are of the other "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomonitor import MARKERS, Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
-from geomonitor.detectors.readings import Walker
+from geomonitor.detectors.readings import Walker, Worse
 from tests.benchmarks.early_warning.trajectories import Run
 
 
@@ -29,46 +30,49 @@ class Warner:
 
 
 CLASS_SPECTRUM, RANK = "participation_ratio_per_class", "effective_rank"
-WATCHES: dict[str, tuple[tuple[str, ...], int]] = {
-    "dimension": (("dimension",), 1),
-    "utility": (("utility",), 1),
-    "class spectrum": ((CLASS_SPECTRUM,), 1),
-    "rank": ((RANK,), 1),
-    "2 of 3 kinds": (("dimension", "utility", CLASS_SPECTRUM, RANK), 2),
-    "any of dimension, class spectrum": (("dimension", CLASS_SPECTRUM), 1),
-    "any of dimension, class spectrum, rank": (("dimension", CLASS_SPECTRUM, RANK), 1),
-    "any of 4 markers": (("dimension", "utility", CLASS_SPECTRUM, RANK), 1),
+WATCHES: dict[str, tuple[dict[str, Worse], int]] = {
+    "dimension": ({"dimension": "lower"}, 1),
+    "utility": ({"utility": "lower"}, 1),
+    "class spectrum": ({CLASS_SPECTRUM: "lower"}, 1),
+    "rank": ({RANK: "lower"}, 1),
+    "2 of 3 kinds": ({"dimension": "lower", "utility": "lower", CLASS_SPECTRUM: "lower", RANK: "lower"}, 2),
+    "dimension, class spectrum": ({"dimension": "lower", CLASS_SPECTRUM: "lower"}, 1),
+    "class spectrum, rank": ({CLASS_SPECTRUM: "lower", RANK: "lower"}, 1),
+    "dimension, class spectrum, rank": ({"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower"}, 1),
+    "class spectrum, NC1 either way": ({CLASS_SPECTRUM: "lower", "nc1": "either"}, 1),
+    "2 of 4 kinds, NC1 either way": (
+        {"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower", "nc1": "either"},
+        2,
+    ),
+    "dimension, class spectrum, rank, NC1 either way": (
+        {"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower", "nc1": "either"},
+        1,
+    ),
 }
-"""Watched markers and votes."""
+"""Watched markers, in which direction, and votes."""
 
 
 def detectors() -> Iterator[tuple[str, Walker, float]]:
     """Settings of each detector: its name, itself, and how cautious it is."""
     for drop, patience, trend, warmup in itertools.product(
-        (0.1, 0.15, 0.2, 0.25, 0.3), (1, 2, 3), (False, True), (4, 6)
+        (0.07, 0.1, 0.15, 0.2, 0.25, 0.3), (1, 2, 3), (False, True), (4, 6)
     ):
-        yield (
-            "drop from reference",
-            DropFromReference(
-                drop=drop, patience_checks=patience, follow_trend=trend, warmup_checks=warmup, worse="lower"
-            ),
-            drop + patience / 100 + warmup / 1000,
-        )
+        detector = DropFromReference(drop=drop, patience_checks=patience, follow_trend=trend, warmup_checks=warmup)
+        yield "drop from reference", detector, drop + patience / 100 + warmup / 1000
     for threshold, drop, trend, noise in itertools.product(
         (4.0, 8.0, 12.0), (0.1, 0.15, 0.2, 0.25), (False, True), (0.02, 0.04)
     ):
-        detector = Cusum(threshold=threshold, drop=drop, follow_trend=trend, least_noise=noise, worse="lower")
-        yield "cusum", detector, drop + threshold / 100
+        cusum = Cusum(threshold=threshold, drop=drop, follow_trend=trend, least_noise=noise)
+        yield "cusum", cusum, drop + threshold / 100
     for window, drop, steeper in itertools.product((4, 5, 6), (0.1, 0.15, 0.2, 0.3), (1.5, 2.0, 3.0)):
-        yield "trend", Trend(window=window, drop=drop, steeper=steeper, worse="lower"), drop + steeper / 100
+        yield "trend", Trend(window=window, drop=drop, steeper=steeper), drop + steeper / 100
 
 
 def geometry_warners() -> Iterator[Warner]:
     """Every detector with every set of watched markers."""
     for (name, detector, caution), (watch, (markers, votes)) in itertools.product(detectors(), WATCHES.items()):
-        yield Warner(
-            f"{name}, {watch}", repr(detector), functools.partial(_first_vote, detector, markers, votes), caution
-        )
+        turned = {marker: dataclasses.replace(detector, worse=worse) for marker, worse in markers.items()}  # type: ignore[type-var]
+        yield Warner(f"{name}, {watch}", repr(detector), functools.partial(_first_vote, turned, votes), caution)
 
 
 def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
@@ -92,7 +96,7 @@ def baselines() -> Iterator[Warner]:
             ("NC1 rises", "nc1", "higher"),
         ):
             detector = DropFromReference(drop=drop, patience_checks=patience, worse=worse)  # type: ignore[arg-type]
-            alarm = functools.partial(_first_vote, detector, (marker,), 1)
+            alarm = functools.partial(_first_vote, {marker: detector}, 1)
             yield Warner(name, f"{drop=}, {patience=}", alarm, drop + patience / 100)
     for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
         alarm = functools.partial(_spike, factor)
@@ -132,9 +136,9 @@ def _declines(detector: Walker, run: Run, marker: str) -> NDArray[np.bool_]:
     return _DECLINES[key]
 
 
-def _first_vote(detector: Walker, markers: Sequence[str], votes: int, run: Run) -> int | None:
+def _first_vote(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
     kinds: dict[str, NDArray[np.bool_]] = {}
-    for marker in markers:
+    for marker, detector in detectors.items():
         kind = MARKERS[marker].state
         kinds[kind] = _declines(detector, run, marker) | kinds.get(kind, np.zeros(1, dtype=bool))
     return _first(np.sum(list(kinds.values()), axis=0) >= votes)
@@ -147,7 +151,7 @@ def _outside_band(references: tuple[Run, ...], marker: str, coverage: float, lea
         for other in references
         if other.task == run.task and (other.task, other.seed, other.family) != same
     ]
-    detector = ReferenceRuns(histories, coverage=coverage, least_change=least, worse="lower")
+    detector = ReferenceRuns(histories, coverage=coverage, least_change=least)
     return _first(detector.declines(series_of(run, marker)))
 
 

@@ -1,0 +1,67 @@
+"""``geomonitor replay``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geomonitor.alerts import explain, what_changed
+from geomonitor.detectors import DETECTORS
+from geomonitor.errors import InputError
+from geomonitor.replay import Episode, detector_from
+from geomonitor.replay import replay as replay_history
+from geomonitor.runs import load_run
+
+ALARM = 1
+
+
+def replay(  # noqa: PLR0917 - options of a command line
+    run: Annotated[Path, typer.Argument(help="directory of a run, or its geometry.csv")],
+    detector: Annotated[str, typer.Option(help=f"one of {', '.join(DETECTORS)}")] = "drop_from_reference",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of the detector, such as drop=0.2; again for more")
+    ] = None,
+    watch: Annotated[list[str] | None, typer.Option(help="a marker to judge; may be given again")] = None,
+    votes: Annotated[int, typer.Option(help="kinds of markers that must decline together")] = 1,
+    layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
+) -> None:
+    """Judge a saved run again with other settings; exit code 1 when there is an alarm.
+
+    For instance: geomonitor replay runs/mine --detector drop_from_reference --set drop=0.2 --watch dimension
+    """
+    loaded = load_run(run)
+    judge = detector_from(detector, dict(_setting(text) for text in setting or ()))
+    layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
+    alarms = 0
+    for name in layers:
+        episodes = replay_history(loaded.history, name, watch or ["dimension"], judge, votes)
+        alarms += len(episodes)
+        typer.echo(f"{name}: {_count(len(episodes))}")
+        for episode in episodes:
+            typer.echo(_told(episode))
+            typer.echo(explain(episode.verdict, what_changed(loaded.history, episode.verdict.since_step or 0)))
+    if alarms:
+        raise typer.Exit(ALARM)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise InputError(f"--set takes NAME=VALUE, such as drop=0.2; got {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+def _count(alarms: int) -> str:
+    return "no alarm" if not alarms else "1 alarm" if alarms == 1 else f"{alarms} alarms"
+
+
+def _told(episode: Episode) -> str:
+    when = f"step {episode.step}" if episode.epoch is None else f"epoch {episode.epoch} (step {episode.step})"
+    lasted = "to the end" if episode.end_step is None else f"until step {episode.end_step}"
+    return f"\nalarm at {when}, {lasted}"

@@ -1,0 +1,109 @@
+"""What a detector would have said during a run whose history is saved: another setting is tried in a second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomonitor.decline import Detector, Verdict, check_votes, count_votes, kind_of
+from geomonitor.detectors import DETECTORS
+from geomonitor.detectors.readings import Walker
+from geomonitor.errors import InputError
+from geomonitor.records import History, Series
+
+
+class Episode(NamedTuple):
+    """An alarm from its first measurement to the one that ended it."""
+
+    step: int
+    """optimiser steps at the alarm"""
+    epoch: int | None
+    end_step: int | None
+    """first measurement without the alarm; None: it lasted to the end"""
+    verdict: Verdict
+    """as it was at the alarm"""
+
+
+def replay(history: History, layer: str, watch: Sequence[str], detector: Detector, votes: int = 1) -> list[Episode]:
+    """All alarms of a run, as they would have come, one measurement after the other.
+
+    Args:
+        history: of the whole run.
+        layer: alias of the layer.
+        watch: names of the markers that the detector judges.
+        detector: judges each of them.
+        votes: see :func:`geomonitor.decline.judge`.
+
+    Raises:
+        InputError: a layer or a marker that the history does not have, or votes that can never be reached.
+
+    >>> from geomonitor import DropFromReference, Record
+    >>> values = [2.0] * 10 + [1.2] * 5
+    >>> history = History(Record(10 * n, n, "fc", "dimension", value) for n, value in enumerate(values))
+    >>> [(alarm.epoch, alarm.end_step) for alarm in replay(history, "fc", ["dimension"], DropFromReference())]
+    [(11, None)]
+    """
+    check_votes(watch, votes)
+    series = [history.series(layer, marker) for marker in watch]
+    missing = [one.marker for one in series if not len(one.steps)]
+    if missing:
+        raise InputError(f"the history has no values of {', '.join(missing)} for the layer {layer!r}")
+    epochs = {
+        int(step): int(epoch) if math.isfinite(epoch) else None
+        for one in series
+        for step, epoch in zip(one.steps, one.epochs, strict=True)
+    }
+    steps = np.array(sorted(epochs), dtype=np.int64)
+    verdicts = _Verdicts(series, detector, votes)
+    if isinstance(detector, Walker):  # one walk tells where alarms begin and end
+        steps = steps[_changes(_declines(series, steps, detector, votes))]
+    episodes: list[Episode] = []
+    for step in steps.tolist():
+        verdict = verdicts.at(step)
+        running = bool(episodes) and episodes[-1].end_step is None
+        if verdict.declined and not running:
+            episodes.append(Episode(step, epochs[step], None, verdict))
+        elif running and not verdict.declined:
+            episodes[-1] = episodes[-1]._replace(end_step=step)
+    return episodes
+
+
+def detector_from(name: str, settings: Mapping[str, Any]) -> Detector:
+    """A detector by its name, with settings.
+
+    Raises:
+        InputError: no detector of that name, or a setting that it does not have.
+    """
+    if name not in DETECTORS:
+        raise InputError(f"no detector is called {name!r}; there are {', '.join(DETECTORS)}")
+    try:
+        return DETECTORS[name](**settings)
+    except TypeError as error:
+        raise InputError(f"{name} does not take these settings: {error}") from error
+
+
+class _Verdicts(NamedTuple):
+    series: Sequence[Series]
+    detector: Detector
+    votes: int
+
+    def at(self, step: int) -> Verdict:
+        return count_votes([self.detector(one.until(step)) for one in self.series], self.votes)
+
+
+def _declines(series: Sequence[Series], steps: NDArray[np.int64], detector: Walker, votes: int) -> NDArray[np.bool_]:
+    """Whether the layer was in decline at each of ``steps``."""
+    kinds: dict[str, NDArray[np.bool_]] = {}
+    for one in series:
+        seen = np.searchsorted(one.steps, steps, side="right")
+        declined = np.r_[False, detector.declines(one)][seen]
+        kinds[kind_of(one.marker)] = declined | kinds.get(kind_of(one.marker), np.zeros(len(steps), dtype=bool))
+    return np.asarray(np.sum(list(kinds.values()), axis=0) >= votes)
+
+
+def _changes(declined: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.diff(declined, prepend=False).astype(bool)
