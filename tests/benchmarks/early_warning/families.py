@@ -84,7 +84,9 @@ def _failing(base: Recipe, draw: np.random.Generator) -> Recipe:
         decay = _decay(base, _log_uniform(draw, 4e-3, 1.2e-2))
         return replace(base, lr=base.lr * 1.5, weight_decay=decay, passes=3, size=decay, onset=None)
     if base.family == "lr_kill":
-        return replace(base, size=_log_uniform(draw, 4, 20), variant=f"{draw.integers(1, 3)} epochs")
+        # More than this kills every unit; under AdamW it takes twice as much.
+        factor = _log_uniform(draw, 6, 14) * (2 if base.optimizer == "adamw" else 1)
+        return replace(base, size=factor, variant=f"{draw.integers(1, 3)} epochs")
     if base.family == "narrowing":
         return replace(base, size=_log_uniform(draw, 0.7, 7), variant=f"{draw.integers(1, 4)} directions")
     if base.family == "broken_resume":
