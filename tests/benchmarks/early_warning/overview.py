@@ -1,4 +1,4 @@
-"""What the runs show, as a Markdown table: did the truth fall, and what did the geometry do?
+"""What the runs show, as a Markdown table: whether the truth fell, and what the geometry did.
 
     python -m tests.benchmarks.early_warning.overview
 
