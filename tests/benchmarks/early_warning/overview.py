@@ -3,7 +3,7 @@
     python -m tests.benchmarks.early_warning.overview
 
 Each cell is ``before -> at the end``: medians over the runs of a family on a task. "Before" is the median of the three
-epochs before the onset (in healthy runs, and where there is no onset, of epochs 5-7), "at the end" of the last three.
+epochs before the onset (in healthy runs of epochs 5-7), "at the end" of the last three.
 """
 
 from __future__ import annotations

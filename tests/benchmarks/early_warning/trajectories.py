@@ -17,7 +17,8 @@ from tests.benchmarks.early_warning.families import HEALTHY, Recipe
 FOLDER = Path(__file__).parent / "trajectories"
 NAMES = ("family", "task", "seed", "onset", "size", "variant")
 """Columns that are the same in all rows of a run."""
-TERMINAL_ACCURACY = 0.995
+TERMINAL_SHARE = 0.99
+"""Of the highest training accuracy of a run: from there on it is in its terminal phase."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Run:
     seed: int
     healthy: bool
     onset: int | None
-    """first epoch that is trained with the fault; None in a healthy run. Of ``neural_collapse``: the first epoch with a
-    training accuracy of 0.995, None where that is not reached"""
+    """first epoch that is trained with the fault; None in a healthy run. Of ``neural_collapse``: the first epoch with
+    99 % of the highest training accuracy of the run"""
     size: float
     """how strong the fault is, in the unit of its family; NaN in a healthy run"""
     variant: str
@@ -90,8 +91,8 @@ def _run(rows: list[dict[str, str]]) -> Run:
     }
     onset = int(first["onset"]) if first["onset"] else None
     if first["family"] == "neural_collapse":
-        terminal = np.flatnonzero(columns["train_accuracy"] >= TERMINAL_ACCURACY)
-        onset = int(terminal[0]) if len(terminal) else None
+        accuracy = columns["train_accuracy"]
+        onset = int(np.argmax(accuracy >= TERMINAL_SHARE * accuracy.max()))
     return Run(
         family=first["family"],
         task=first["task"],
