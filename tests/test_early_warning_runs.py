@@ -31,8 +31,8 @@ def test_every_family_has_its_runs_on_every_task(runs):
     counts = Counter((run.family, run.task) for run in runs)
     assert set(counts) == {(family, task) for family in FAMILIES for task in TASKS}
     assert min(counts.values()) >= 3
-    assert min(Counter(run.family for run in runs).values()) >= 10
-    assert sum(run.healthy for run in runs) >= 130
+    assert min(Counter(run.family for run in runs).values()) >= 9
+    assert sum(run.healthy for run in runs) >= 117
     assert all(run.healthy == (run.family in HEALTHY) for run in runs)
 
 
