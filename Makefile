@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check docs format bench table clean
+.PHONY: demo test check docs format bench bench-warning bench-warning-runs table clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py
@@ -34,6 +34,10 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
+
+# The runs that detectors are calibrated on; about an hour. Those that are in the repository are not made again.
+bench-warning-runs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.collect
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
