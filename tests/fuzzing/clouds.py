@@ -10,15 +10,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geomonitor import GeomonitorWarning, InputError
+import geomonitor as gm
 
 # Every run tries the same 500 examples of each test; HYPOTHESIS_PROFILE=long tries others, many more of them.
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 PROFILES = {
+    "quick": settings(max_examples=40, derandomize=True, phases=[Phase.generate], **QUIET),
     "default": settings(max_examples=500, derandomize=True, **QUIET),
     "long": settings(max_examples=20_000, derandomize=False, print_blob=True, **QUIET),
 }
@@ -83,8 +84,8 @@ def measured(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What a function returns, or None where it refused the input; any other error or foreign warning goes through."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", GeomonitorWarning)
-        with contextlib.suppress(InputError):
+        warnings.simplefilter("ignore", gm.GeomonitorWarning)
+        with contextlib.suppress(gm.InputError):
             return function(*args, **options)
         return None
 

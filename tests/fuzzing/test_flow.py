@@ -82,7 +82,7 @@ def test_a_file_of_anything_is_a_history_or_refused(raw, with_header, text):
     assert found is None or isinstance(found, gm.History)
 
 
-VALUES = st.lists(st.floats(-1e12, 1e12, width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0]), max_size=24)
+VALUES = st.lists(st.floats(-1e12, 1e12) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0]), max_size=24)
 
 
 @PROFILE
@@ -176,7 +176,7 @@ def test_captured_gives_a_matrix_or_says_why_not(shape, dtype, pool, mask_row):
 @PROFILE
 @given(
     st.integers(0, 2**31), st.integers(-12, 12), st.sampled_from(DTYPES), st.sampled_from(["none", "zero", "nan"]),
-    st.lists(st.sampled_from(sorted(gm.MARKERS)), min_size=1, max_size=4),
+    st.lists(st.sampled_from(gm.MARKER_GROUPS["all"]), min_size=1, max_size=2),
 )  # fmt: skip
 def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
     torch.manual_seed(seed)
@@ -186,13 +186,12 @@ def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
         model[0].weight.mul_(10.0**exponent)
         if fault != "none":
             model[0].weight[:3] = 0 if fault == "zero" else math.nan
-    assert set(markers) <= set(gm.MARKER_GROUPS["all"])
+    assert set(markers) <= set(gm.MARKERS)
     monitor = gm.GeometryMonitor(
         gm.ProbeSet.from_dataset(data, per_class=4), markers=markers, watch=markers[:1], directions=4, batch_size=5
     )
-    for step in (1, 2):
-        records = measured(monitor.measure, model, step=step, epoch=0)
-        assert [record.marker for record in records] == [*dict.fromkeys(markers), "alarm", "seconds"]
+    records = measured(monitor.measure, model, step=1, epoch=0)
+    assert [record.marker for record in records] == [*dict.fromkeys(markers), "alarm", "seconds"]
     restored = gm.GeometryMonitor(monitor.probe, markers=markers, watch=markers[:1], directions=4)
     restored.load_state_dict(monitor.state_dict())
     assert as_text(restored.history) == as_text(monitor.history)

@@ -57,7 +57,7 @@ class Net(L.LightningModule):
         x, y = points(self.global_step)
         return nn.functional.cross_entropy(self(x), y)
 
-    def on_train_batch_end(self, *_: Any) -> None:  # comes before the validation, and after the callbacks
+    def on_train_batch_start(self, *_: Any) -> None:
         if self.global_step >= DECLINE_STEP:
             self.gain[2:] = 0.01
 
