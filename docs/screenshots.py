@@ -21,7 +21,7 @@ from selenium import webdriver
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent
 TAGS = "penultimate/(dimension|utility|capacity|participation|nc1$|alarm)|val_accuracy"
-SETTLED_SECONDS = 60
+SETTLED_SECONDS = 30
 
 
 def main() -> None:

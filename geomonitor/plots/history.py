@@ -114,7 +114,7 @@ def plot_decomposition(
         ImportError: matplotlib is missing.
     """
     parts = decomposition(history, layer).since(reference)
-    figure, ax = axes_on(ax, size=(5.6, 3.6))
+    figure, ax = axes_on(ax, size=(6.8, 3.6))
     for number, (name, values) in enumerate(
         [
             ("utility", parts.log_utility),
@@ -129,7 +129,7 @@ def plot_decomposition(
         label = None if count else f"alarm at step {span.first}"
         ax.axvline(span.first, color=COLORS[1], linewidth=1.2, linestyle=(0, (1, 1.5)), label=label)
     ax.axhline(0, color="0.6", linewidth=0.8)
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     start = f"step {reference}" if reference is not None else "the first measurement"
     tidy(
         ax,

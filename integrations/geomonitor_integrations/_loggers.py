@@ -24,8 +24,8 @@ from geomonitor.snapshot import Snapshot
 from geomonitor_integrations._logger_kinds import Sink, has_pictures, sink_of
 
 FIGURES_EVERY_N = 10
-"""Drawing the four figures of a layer takes about half a second, as long as a few small measurements: at every tenth
-measurement that is lost in the noise, and the first one is always drawn, so that it is seen whether it works."""
+"""The four figures of a layer cost about three quarters of a small measurement (300 points, 256 units, 200 directions),
+so that every tenth adds 7 % to it. The first one is always drawn: it is the reference."""
 
 
 class LoggerOutput:
