@@ -29,7 +29,7 @@ def test_several_runs_are_listed(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no geometry.csv"):
+    with pytest.raises(InputError, match=r"no geometry.csv"):
         load_run(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="no history file"):
