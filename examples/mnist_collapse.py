@@ -128,7 +128,7 @@ def train(
     """One run with the monitor on. Everything geomonitor needs is the probe set and the callback."""
     L.seed_everything(seed, verbose=False)
     probe = gm.ProbeSet.from_dataset(data.held_out, per_class=50, train=data.train)
-    geometry = GeometryCallback(probe)
+    geometry = GeometryCallback(probe, figures_every_n=6)
     story = Story(data, tell)
     callbacks: list[Any] = [geometry, story, *([GeometryEarlyStopping()] if stop else [])]
     trainer = L.Trainer(

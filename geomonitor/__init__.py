@@ -5,6 +5,7 @@ of a layer, the pure functions of :mod:`geomonitor.markers` turn them into numbe
 :class:`GeometryMonitor` (start there) makes records and verdicts of it all.
 """
 
+from geomonitor import plots
 from geomonitor.alerts import GeometryDeclineWarning
 from geomonitor.capture import captured
 from geomonitor.decline import Detector, Verdict
@@ -23,8 +24,10 @@ from geomonitor.metrics import (
     PointStatistics,
 )
 from geomonitor.monitor import GeometryMonitor
+from geomonitor.passive import ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import History, Record, Series
+from geomonitor.snapshot import Snapshot, take_snapshot
 
 __version__ = "0.1.0.dev0"
 
@@ -53,7 +56,9 @@ __all__ = [
     "Record",
     "ReferenceRuns",
     "Series",
+    "Snapshot",
     "Trend",
+    "ValidationProbe",
     "Verdict",
     "captured",
     "effective_rank",
@@ -61,6 +66,8 @@ __all__ = [
     "neural_collapse",
     "numerical_rank",
     "participation_ratio",
+    "plots",
     "rankme",
     "stable_rank",
+    "take_snapshot",
 ]

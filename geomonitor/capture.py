@@ -70,8 +70,9 @@ def captured(
 
     Raises:
         InputError: as ``resolve_layers``; an unknown ``pool``; a mask that is not (B, L) or has an empty row.
-        MeasurementError: on leaving the block, a layer that did not run, or another ``nn.Linear`` that ran
-            after the one taken for ``"penultimate"``; in the forward pass, activations that no rule covers.
+        MeasurementError: on leaving the block, never in the model's forward pass: a layer that did not run, another
+            ``nn.Linear`` that ran after the one taken for ``"penultimate"``, activations that no rule covers.
+        Exception: on leaving the block, what a ``pool`` function raised.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -85,11 +86,12 @@ def captured(
     check_pooling(pool, mask)
     pooling = _Pooling(pool, mask)
     features: dict[str, Tensor] = {}
+    failures: list[Exception] = []
     linears_run: list[str] = []
     with ExitStack() as stack:
         for alias, layer in resolved.items():
             keep = partial(features.__setitem__, alias)
-            stack.callback(_observe(modules[layer.path], layer, pooling, keep).remove)
+            stack.callback(_observe(modules[layer.path], layer, pooling, keep, failures).remove)
         if any(layer.automatic for layer in resolved.values()):
             for path in linear_paths(modules):
                 stack.callback(_note_runs(modules[path], path, linears_run).remove)
@@ -98,6 +100,8 @@ def captured(
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         yield features
+    if failures:
+        raise failures[0]
     _check_run(resolved, features, modules, linears_run)
 
 
@@ -118,13 +122,20 @@ def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
         )
 
 
-def _observe(module: nn.Module, layer: Layer, pooling: _Pooling, keep: Callable[[Tensor], None]) -> RemovableHandle:
+def _observe(
+    module: nn.Module, layer: Layer, pooling: _Pooling, keep: Callable[[Tensor], None], failures: list[Exception]
+) -> RemovableHandle:
+    def pooled(value: Any) -> None:
+        try:
+            keep(pooling.features(value, layer, module))
+        except Exception as error:  # noqa: BLE001 - raised after the forward pass, which may be that of a validation loop
+            failures.append(error)
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = args if any(isinstance(value, Tensor) for value in args) else kwargs
-        keep(pooling.features(given, layer, module))
+        pooled(args if any(isinstance(value, Tensor) for value in args) else kwargs)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        keep(pooling.features(output, layer, module))
+        pooled(output)
 
     if layer.side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)

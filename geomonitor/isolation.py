@@ -28,7 +28,7 @@ _ABSENT = object()
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, tell: Callable[[str, str], None] | None = None) -> Iterator[None]:
     """Put a model in evaluation mode, without gradients, and leave it exactly as it was.
 
     Restored on every way out, exceptions and ``KeyboardInterrupt`` included: the ``training`` flag of each
@@ -46,6 +46,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: any module; one that is wrapped (``torch.compile``, DDP) may be given wrapped.
+        tell: is told what ``forward`` changed, and the names again as the cause; by default a warning is given.
 
     Yields:
         Nothing: call the model inside the block.
@@ -83,12 +84,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = False
         yield
     if reports:
-        warnings.warn(
+        message = (
             f"in evaluation mode the forward pass of {type(model).__name__} still changes its own state: "
-            f"{'; '.join(reports)}. To measure without this, let forward write only `if self.training`.",
-            GeomonitorWarning,
-            stacklevel=3,
+            f"{'; '.join(reports)}. To measure without this, let forward write only `if self.training`."
         )
+        if tell is None:
+            warnings.warn(message, GeomonitorWarning, stacklevel=3)
+        else:
+            tell(message, "; ".join(reports))
 
 
 @contextmanager

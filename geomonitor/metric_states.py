@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from geomonitor import reservoir
+from geomonitor.drawing import plot_values
 from geomonitor.errors import InputError
 from geomonitor.markers import moments as moment
 from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
@@ -111,16 +112,19 @@ class FeatureMetric(Metric):
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the markers of the last ``compute``, or given values of it; needs matplotlib.
+        """Draw the markers: of one result a row each, of several the change of each since the first.
 
         Args:
             val: a result of ``compute`` or a list of them (one a step); by default ``compute()``.
-            ax: a matplotlib axis to draw on.
+            ax: a matplotlib axis to draw on; by default a new figure.
 
         Returns:
             matplotlib figure and axis.
+
+        Raises:
+            ImportError: matplotlib is missing.
         """
-        return self._plot(val, ax)
+        return plot_values(self.compute() if val is None else val, ax)
 
 
 class MomentMetric(FeatureMetric):

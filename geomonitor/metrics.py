@@ -211,6 +211,8 @@ class PointStatistics(PointMetric):
         self.markers = None if markers is None else frozenset(markers)
         self.latest_points: Tensor | None = None
         """points of the latest ``compute``, of all processes: a later ``reference``"""
+        self.latest_labels: Tensor | None = None
+        """their classes"""
 
     def compute(self) -> dict[str, Tensor]:
         """The markers whose state is ``"points"`` in ``geomonitor.MARKERS``, 0-dim float64.
@@ -219,7 +221,7 @@ class PointStatistics(PointMetric):
             InputError: no points, labels out of range, NaN or infinite features, a reference of other points.
         """
         points, labels = self._points()
-        self.latest_points = points
+        self.latest_points, self.latest_labels = points, labels
         return point_markers(
             points,
             labels,

@@ -7,49 +7,50 @@ history and asks a detector whether a marker has declined.
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
-from geomonitor.capture import Layer, Pool, captured, check_pooling, resolve_layers
+from geomonitor.budget import Budget
+from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
 from geomonitor.decline import Detector, Verdict, check_votes, judge
-from geomonitor.detectors import DETECTORS, DropFromReference
-from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
-from geomonitor.isolation import preserved_rng, undisturbed
-from geomonitor.markers import MARKER_GROUPS, MARKERS
+from geomonitor.detectors import DropFromReference
+from geomonitor.errors import InputError
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.measurement import Measurement, Plan, change_errors
+from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
+from geomonitor.options import detector_named, marker_names
 from geomonitor.outputs import head_of
+from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
-from geomonitor.processes import all_processes, rank_and_world_size
+from geomonitor.probe_pass import Forward, call, device_of, probe_pass, try_shifts
+from geomonitor.processes import rank_and_world_size
 from geomonitor.records import History, Record
-from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
+from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
+from geomonitor.snapshot import Snapshot, take_snapshots
+from geomonitor.telling import Told, cause_of
 
 ALARM = "alarm"
 """Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
 SECONDS = "seconds"
 """Marker name of what a measurement cost, in seconds of wall-clock time; its layer is ""."""
-
-Forward = Callable[[nn.Module, Any], Any]
-
-
-class ElsewhereError(MeasurementError):
-    """Another process could not measure, so no process does."""
+OVERHEAD = "overhead"
+"""Marker name of these seconds as a share of the wall-clock time since the measurement before; its layer is ""."""
 
 
 class GeometryMonitor:
     """Measures the geometry of a model's representation on a fixed probe set, and judges whether it declines.
 
     Args:
-        probe: the held-out, in-distribution points to measure on.
+        probe: the held-out, in-distribution points to measure on; or a ``ValidationProbe``, to take them from the
+            forward passes of the validation loop.
         layers: where to measure: ``"penultimate"`` (what goes into the last ``nn.Linear``), a module path with
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
@@ -67,6 +68,8 @@ class GeometryMonitor:
         shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
             (``"noise"``, ``"blur"``, ``"brightness"``, ``"contrast"``, ``"rotation"``; images only), or a dict
             ``name -> function`` of the whole batch of inputs. Each costs one more forward pass of the probe set.
+        max_overhead: seconds of measuring allowed per second of training, such as 0.02. Where a measurement costs more,
+            :meth:`due` lets only every k-th occasion pass; it says so once. None: every occasion.
         on_error: ``"warn"``: a measurement that fails is warned of once and its values are NaN; ``"raise"``.
 
     >>> import geomonitor as gm
@@ -80,7 +83,7 @@ class GeometryMonitor:
 
     def __init__(
         self,
-        probe: ProbeSet,
+        probe: ProbeSet | ValidationProbe,
         *,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
@@ -96,6 +99,7 @@ class GeometryMonitor:
         forward: Forward | None = None,
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
+        max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if on_error not in ("warn", "raise"):
@@ -105,12 +109,15 @@ class GeometryMonitor:
         self.probe = probe
         self.layers = layers
         self.shifts = named_shifts(shifts)
-        names = _marker_names(markers, more=[SHIFT_MARKER + name for name in self.shifts])
+        names = marker_names(markers, more=[SHIFT_MARKER + name for name in self.shifts])
         self.shifts |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in self.shifts}
         self.markers = tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in self.shifts)]))
-        self._try_shifts()
-        self.detector = _detector(detector)
-        self.watch = _marker_names(watch, more=self.markers)
+        if isinstance(self.probe, ProbeSet):
+            try_shifts(self.shifts, self.probe)
+        elif self.shifts:
+            raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
+        self.detector = detector_named(detector)
+        self.watch = marker_names(watch, more=self.markers)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
         check_votes(self.watch, votes)
@@ -124,7 +131,8 @@ class GeometryMonitor:
         if batch_size < 1:
             raise InputError(f"batch_size counts points, from 1; got {batch_size}")
         self.pool = pool
-        self.forward = forward or _call
+        self.forward = forward or call
+        self.budget = Budget(max_overhead)
         self.batch_size = batch_size
         self.on_error = on_error
         if (check := getattr(self.detector, "check_protocol", None)) is not None:
@@ -136,10 +144,14 @@ class GeometryMonitor:
         """verdicts that the latest measurement turned to "declined" """
         self.references: dict[str, Tensor] = {}
         """features of the probe by layer, to which the drift is measured; by default those of the first measurement"""
+        self.snapshots: dict[str, Snapshot] = {}
+        """what figures show of the latest measurement, by layer, where it was asked for; on rank 0 only"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
+        self._held: dict[str, tuple[Tensor, Tensor]] | None = None
         self._influences: dict[str, Tensor] = {}
-        self._told: set[str] = set()
+        self._points: str | None = None  # fingerprint of the points that a validation loop gave
+        self._told = Told()
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -164,7 +176,9 @@ class GeometryMonitor:
         step: int,
         epoch: int | None = None,
         forward: Forward | None = None,
+        validation: ValidationPass | None = None,
         context: Mapping[str, float] | None = None,
+        snapshots: bool = False,
     ) -> list[Record]:
         """Measure the model now; with several processes, every one of them has to call this.
 
@@ -173,41 +187,92 @@ class GeometryMonitor:
             step: optimiser steps done so far.
             epoch: epoch, from 0, where there are any.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
+            validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
             context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
                 weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
+            snapshots: also put into ``snapshots`` what figures show, from the same points: no second forward pass.
 
         Returns:
-            The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards.
+            The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards. Besides the
+            markers, for each layer the number of points with NaN or infinite features, ``nonfinite_rows``, and for the
+            whole measurement ``seconds`` and ``overhead`` (NaN where the time before is not known), the same on all
+            processes: those of the slowest.
 
         Raises:
             InputError: a layer that does not exist or is ambiguous; wrong configuration is always an error.
             Exception: what made the measurement fail, where ``on_error="raise"``.
         """
+        if isinstance(self.probe, ValidationProbe) == (validation is None):
+            raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
         if not len(self.history):
             self._influences = {}  # a new run
-        started, now = time.perf_counter(), time.time()
+        started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         layers = resolve_layers(model, self.layers)
         before, self._influences = self._influences, {}
+        self.snapshots, self._held = {}, {} if snapshots else None
         try:
-            values = self._values(model, layers, forward or self.forward)
+            values = self._values(model, layers, forward or self.forward, validation)
         except Exception as error:  # a monitor must not end a run; the cause is told
             if self.on_error == "raise":
                 raise
-            self._warn_of_failure(error, step)
-            values = {layer: dict.fromkeys(self.markers, (math.nan, math.nan)) for layer in layers}
+            if not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0:  # else told where it failed
+                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
+                self._told.once(f"{what}{type(error).__name__}: {error}", cause_of(error))
+            values = {layer: dict.fromkeys([*self.markers, NONFINITE_ROWS], (math.nan, math.nan)) for layer in layers}
         changes = change_errors(self._influences, before)
         self._influences = {**before, **self._influences}  # a measurement that failed is passed over
         records = [
             Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in values.items()
-            for marker in self.markers
+            for marker in (*self.markers, NONFINITE_ROWS)
         ]
         told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
-        seconds = Record(step, epoch, "", SECONDS, time.perf_counter() - started, time=now)
-        self.history.append([*alarms, seconds])
-        return [*records, *alarms, seconds]
+        if self._held:
+            self.snapshots = take_snapshots(
+                self._held, self.probe.classes, self._told.once, step=step, epoch=epoch, options=self.geometry_options
+            )
+        self._held = None
+        seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
+        costs = [
+            Record(step, epoch, "", marker, value, time=now)
+            for marker, value in self._cost(seconds, training_seconds, device_of(model)).items()
+        ]
+        self.history.append([*alarms, *costs])
+        return [*records, *alarms, *costs]
+
+    def due(self) -> bool:
+        """Whether to measure now; to be asked on evenly spaced occasions, such as each epoch. See ``max_overhead``."""
+        return self.budget.due()
+
+    def validation_pass(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass:
+        """Collect points from one validation; for a monitor that has a ``ValidationProbe``.
+
+        Args:
+            model: the model that is validated.
+            dataset_length: samples in the validation set, if it is read in order and has a length.
+
+        Returns:
+            What ``measure(..., validation=...)`` takes, once every batch was run inside its ``batch(...)`` block.
+
+        Raises:
+            InputError: the monitor has a probe set of its own; a layer that does not exist.
+
+        >>> import geomonitor as gm
+        >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> monitor = gm.GeometryMonitor(gm.ValidationProbe(classes=4, per_class=20))
+        >>> validation = monitor.validation_pass(model.eval())
+        >>> for batch in [(torch.randn(40, 6), torch.arange(40) % 4)] * 2:
+        ...     with validation.batch(batch), torch.no_grad():
+        ...         logits = model(batch[0])
+        >>> len(monitor.measure(model, step=100, validation=validation)) > 10
+        True
+        """
+        if not isinstance(self.probe, ValidationProbe):
+            raise InputError("only a ValidationProbe takes its points from the validation; this monitor has a ProbeSet")
+        layers = resolve_layers(model, self.layers)
+        return ValidationPass(model, layers, self.probe, pool=self.pool, dataset_length=dataset_length)
 
     def state_dict(self) -> dict[str, Any]:
         """History, protocol and references in plain Python and tensors: it loads with ``weights_only=True``."""
@@ -215,6 +280,8 @@ class GeometryMonitor:
             "protocol": self.protocol,
             "history": self.history.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
+            "budget": self.budget.state_dict(),
+            "points": self._points,
             "influences": dict(self._influences),
         }
 
@@ -238,10 +305,14 @@ class GeometryMonitor:
         if changed:
             self.history.clear()
             self.references, self._influences = {}, {}
+            self._points = None
         else:
             self.history.load_state_dict(state["history"])
             self.references = dict(state.get("references", {}))
             self._influences = dict(state.get("influences", {}))
+            self._points = state.get("points")
+            if "budget" in state:
+                self.budget.load_state_dict(state["budget"])
         self.verdicts = {}
 
     def explain(self, verdict: Verdict) -> str:
@@ -260,56 +331,49 @@ class GeometryMonitor:
         self._reference_given = True
 
     def _values(
-        self, model: nn.Module, layers: Mapping[str, Layer], forward: Forward
+        self, model: nn.Module, layers: Mapping[str, Layer], forward: Forward, validation: ValidationPass | None
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """Marker and standard error by layer and name; every process makes the same calls, whatever happens to it."""
-        device = _device_of(model)
-        if not len(self.history) and not self._reference_given:
-            self.references = {}  # a new run, whose first measurement is the reference
+        if not len(self.history):  # a new run, whose first measurement is the reference
+            self.references = self.references if self._reference_given else {}
+            self._points = None
         heads = {layer: head_of(model, place, self.probe.classes) for layer, place in layers.items()}
-        measurement = Measurement(self._plan, heads, self.references, device, self._tell_once)
-        failure: Exception | None = None
-        try:
-            self._probe_pass(model, layers, measurement, forward)
-        except Exception as error:  # noqa: BLE001 - told to the other processes first
-            failure = error
-        if not all_processes(failure is None, device):
-            raise failure or ElsewhereError("the probe pass failed in another process")
-        values = measurement.compute()
+        measurement = Measurement(self._plan, heads, self.references, device_of(model), self._told.once)
+        if validation is not None:
+            values = measurement.compute_after(lambda: validation.add_to(measurement, known=self._points))
+            self._points = validation.points
+        else:
+            assert isinstance(self.probe, ProbeSet)  # checked by measure
+            collect = partial(
+                probe_pass, model, layers, self.probe, measurement,
+                forward=forward, batch_size=self.batch_size, pool=self.pool, shifts=self.shifts,
+            )  # fmt: skip
+            values = measurement.compute_after(collect)
         self._latest_points = measurement.latest_points
         self._influences = measurement.influences
+        if self._held is not None:
+            self._held = measurement.points
         self.references = {**measurement.latest_points, **self.references}
         return values
 
-    def _probe_pass(
-        self, model: nn.Module, layers: Mapping[str, Layer], measurement: Measurement, forward: Forward
-    ) -> None:
-        """Run this process's part of the probe set through the model, without a trace, into the measurement."""
-        device = _device_of(model)
-        rank, world_size = rank_and_world_size()
-        with undisturbed(model):
-            # In lockstep every process runs as many forward passes as the others: sharded models need that.
-            for batch in self.probe.loader(self.batch_size, rank=rank, world_size=world_size, lockstep=True):
-                inputs = _to_device(batch.inputs, device)
-                mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-                with captured(model, layers, pool=self.pool, mask=mask) as features:
-                    outputs = {"": forward(model, inputs)}
-                for name, shift in self.shifts.items():
-                    outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
-                measurement.update(features, outputs, batch.labels, batch.ids)
+    def _cost(self, seconds: float, training_seconds: float, device: torch.device) -> dict[str, float]:
+        """What a measurement cost, alike on all processes; said once where it is too much for every occasion."""
+        seconds, overhead = self.budget.spend(seconds, training_seconds, device)
+        if self.budget.every > 1 and rank_and_world_size()[0] == 0:
+            self._told.once(
+                f"a measurement takes {seconds:.2g} s, more than max_overhead={self.budget.max_overhead:.2%} of the "
+                f"training time between two: from now on only every {self.budget.every}-th occasion is measured. This "
+                "follows the cost, and is not said again; patience and warm-up of detectors count measurements.",
+                "over budget",
+            )
+        return {SECONDS: seconds, OVERHEAD: overhead}
 
     @property
     def _plan(self) -> Plan:
-        return Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options)
-
-    def _try_shifts(self) -> None:
-        """Refuse built-in shifts of what is no image at once, not at the first measurement."""
-        if None in self.shifts.values():
-            with preserved_rng():
-                batch = next(self.probe.loader(1))
-                for name, shift in self.shifts.items():
-                    if shift is None:
-                        shifted(name, None, batch.inputs, batch.ids)
+        held = self._held is not None
+        return Plan(
+            self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options, held
+        )
 
     def _judge(self, layers: list[str], step: int, epoch: int | None) -> list[Record]:
         """Ask the detector about every layer; warn where an alarm is new, that is, not in the history yet."""
@@ -324,7 +388,7 @@ class GeometryMonitor:
             except Exception as error:  # a detector must not end a run either
                 if self.on_error == "raise":
                     raise
-                self._tell_once(f"the detector failed, so nothing is judged. {error!r}", _cause(error))
+                self._told.once(f"the detector failed, so nothing is judged. {error!r}", cause_of(error))
                 alarms.append(Record(step, epoch, layer, ALARM, math.nan))
                 continue
             alarms.append(Record(step, epoch, layer, ALARM, float(verdict.declined)))
@@ -334,62 +398,3 @@ class GeometryMonitor:
             for verdict in self.new_alarms:
                 warnings.warn(self.explain(verdict), GeometryDeclineWarning, stacklevel=3)
         return alarms
-
-    def _warn_of_failure(self, error: Exception, step: int) -> None:
-        if isinstance(error, ElsewhereError) and rank_and_world_size()[0] != 0:
-            return  # the process that failed tells why, and the first one that it happened
-        told = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
-        self._tell_once(f"{told}{type(error).__name__}: {error}", _cause(error))
-
-    def _tell_once(self, message: str, cause: str | None = None) -> None:
-        """Warn of each cause once in the life of this monitor."""
-        if (cause or message) not in self._told:
-            self._told.add(cause or message)
-            warnings.warn(message, GeomonitorWarning, stacklevel=4)
-
-
-def _marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
-    if isinstance(markers, str):
-        markers = MARKER_GROUPS.get(markers, (markers,))
-    for name in markers:
-        if name not in MARKERS and name not in more:
-            near = difflib.get_close_matches(name, [*MARKERS, *MARKER_GROUPS, *more])
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(MARKERS)}"
-            raise InputError(f"no marker or group is called {name!r}; {hint}")
-    return tuple(dict.fromkeys(markers))
-
-
-def _detector(detector: Detector | str | None) -> Detector | None:
-    if isinstance(detector, str):
-        if detector not in DETECTORS:
-            raise InputError(f"no detector is called {detector!r}; there are {', '.join(DETECTORS)}")
-        return DETECTORS[detector]()
-    if detector is not None and not callable(detector):
-        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
-    return detector
-
-
-def _cause(error: Exception) -> str:
-    """Kind and place of an error: the same cause is told once, also where numbers in its message change."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{type(error).__name__} {trace and (trace.tb_frame.f_code.co_filename, trace.tb_lineno)}"
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _to_device(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _to_device(value, device) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_to_device(value, device) for value in inputs)
-    return inputs.to(device) if hasattr(inputs, "to") else inputs

@@ -50,15 +50,22 @@ def logits_in(output: Any, labels: Sequence[int]) -> Tensor | None:
 def head_of(model: nn.Module, layer: Layer, labels: Sequence[int]) -> Head:
     """The head behind a layer: the layer is the input of an ``nn.Linear`` that has one row for each label.
 
-    Weights that are spread over devices (FSDP) are not gathered for this: there is no head then.
+    Weights that are spread over processes as ``DTensor`` (FSDP2) are gathered, so all processes have to call this; of
+    those that FSDP1 has flattened there is no head.
     """
     module = plain_modules(model)[layer.path]
     if layer.side != "input" or not isinstance(module, nn.Linear):
         return Head()
-    weight, bias = module.weight, module.bias
-    rows = torch.tensor(labels)
-    whole = weight.shape == (module.out_features, module.in_features) and not hasattr(weight, "full_tensor")
-    if not whole or min(labels) < 0 or max(labels) >= len(weight):
+    if module.weight.shape != (module.out_features, module.in_features):
         return Head()
-    rows = rows.to(weight.device)
-    return Head(weight.detach()[rows], None if bias is None else bias.detach()[rows])
+    if min(labels) < 0 or max(labels) >= module.out_features:
+        return Head()
+    weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
+    rows = torch.tensor(labels, device=weight.device)
+    return Head(weight[rows], None if bias is None else bias[rows])
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    with torch.no_grad():
+        whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+        return whole

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.run_file import RunFile, free_name, write_at_once
+
+_FEWEST_COLUMNS = 6  # up to the standard error; later versions added some at the end
 
 
 class Record(NamedTuple):
@@ -86,7 +90,7 @@ class History:
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._records: dict[tuple[int, str, str], Record] = {}
         self._series: dict[tuple[str, str], dict[int, Record]] = {}
-        self._path: Path | None = None
+        self._file: RunFile | None = None
         self._keep(records)
 
     def __iter__(self) -> Iterator[Record]:
@@ -97,20 +101,15 @@ class History:
 
     @property
     def path(self) -> Path | None:
-        """The file that is written, if any."""
-        return self._path
+        """The file that is written, if any; another one than was opened where another run has taken its name."""
+        return None if self._file is None else self._file.path
 
     def append(self, records: Iterable[Record]) -> None:
         """Keep records and write them to the file; a full or read-only disk is warned of, never an error."""
         records = list(records)
         self._keep(records)
-        if self._path is None:
-            return
-        try:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                file.write(_rows(records))
-        except OSError as error:
-            self._give_up_on_file(error)
+        if self._file is not None:
+            self._file.add(_rows(records), self._text)
 
     def series(self, layer: str, marker: str) -> Series:
         """One marker of one layer in the order of the steps; empty where there is none."""
@@ -128,22 +127,25 @@ class History:
     def open(self, path: str | os.PathLike[str], protocol: dict[str, Any] | None = None) -> None:
         """Write to ``path`` from now on, starting with what is in memory.
 
-        A file of another run that is in the way is kept as ``<name>.<n>.csv``. ``protocol`` goes into a side file of
+        What the same run left there is replaced, with all that came after its checkpoint. Any other file that is in the
+        way, such as the history of another run, is kept as ``<name>.<n>.csv``. ``protocol`` goes into a side file of
         the same name with the ending ``.json``.
         """
-        self._path = Path(path)
+        self._file = RunFile(Path(path))
+        beside = self._file.path.with_suffix(".json")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and not len(self):
-                free, protocol_path = _free_name(self._path), self._path.with_suffix(".json")
-                self._path.rename(free)
-                if protocol_path.exists():
-                    protocol_path.rename(free.with_suffix(".json"))
-            _write(self._path, ",".join(Record._fields) + "\r\n" + _rows(self))
-            if protocol is not None:
-                _write(self._path.with_suffix(".json"), json.dumps(protocol, indent=2, sort_keys=True) + "\n")
+            if self._file.path.exists() and not self._is_continued_from(self._file.path):
+                free = free_name(self._file.path)
+                self._file.path.rename(free)
+                if beside.exists():
+                    beside.rename(free.with_suffix(".json"))
         except OSError as error:
-            self._give_up_on_file(error)
+            self._file.fail(error)
+            return
+        self._file.write(self._text())
+        if protocol is not None and self._file.path.exists():
+            with contextlib.suppress(OSError):  # said of the history
+                write_at_once(beside, json.dumps(protocol, indent=2, sort_keys=True) + "\n")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -171,19 +173,30 @@ class History:
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read a history file.
 
-        A last line cut off by a kill is left out with a warning.
+        A last line cut off by a kill is left out with a warning. Columns that an older version did not write are NaN.
 
         Raises:
             InputError: not a history file, or a broken line other than the last.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+        with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        whole, cut_off = _whole_lines(text)
+        try:
+            rows = list(csv.reader(io.StringIO(whole, newline="")))
+        except csv.Error as error:
+            raise InputError(f"{path} is no history file: {error}") from error
+        columns = len(rows[0]) if rows else 0
+        if columns < _FEWEST_COLUMNS or tuple(rows[0]) != Record._fields[:columns]:
+            raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
         if cut_off:
             warnings.warn(f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2)
-        rows = csv.reader(io.StringIO(whole))
-        if tuple(next(rows, ())) != Record._fields:
-            raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
-        return cls(_record(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2))
+        return cls(_record(row, columns, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2))
+
+    def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
+        """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
+        from geomonitor.plots import plot_history
+
+        return plot_history(self, markers, layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists, for a checkpoint that loads with ``weights_only=True``."""
@@ -194,25 +207,33 @@ class History:
         self._records.clear()
         self._series.clear()
         self._keep(Record(*row) for row in state["records"])
+        if self._file is not None:
+            self._file.outdated()
 
     def clear(self) -> None:
         """Forget all records; an open file is closed and stays as it is."""
         self._records.clear()
         self._series.clear()
-        self._path = None
+        self._file = None
 
     def _keep(self, records: Iterable[Record]) -> None:
         for record in records:
             self._records[record.step, record.layer, record.marker] = record
             self._series.setdefault((record.layer, record.marker), {})[record.step] = record
 
-    def _give_up_on_file(self, error: OSError) -> None:
-        warnings.warn(
-            f"the geometry history cannot be written to {self._path} ({error}); it stays in memory and in checkpoints",
-            GeomonitorWarning,
-            stacklevel=3,
-        )
-        self._path = None
+    def _text(self) -> str:
+        return ",".join(Record._fields) + "\r\n" + _rows(self)
+
+    def _is_continued_from(self, path: Path) -> bool:
+        """Whether a file has a record of this history: the time in it is that of no other run."""
+        if not len(self):
+            return False
+        try:
+            found = History.load(path)
+        except InputError:
+            return False
+        ours = self._records
+        return any(key in ours and _rows([ours[key]]) == _rows([there]) for key, there in found._records.items())
 
 
 def _rows(records: Iterable[Record]) -> str:
@@ -221,26 +242,22 @@ def _rows(records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
-def _record(row: list[str], place: str) -> Record:
+def _whole_lines(text: str) -> tuple[str, str]:
+    """The complete lines, and what a kill has left of one that is not: no line end, or a quote that stays open."""
+    end = text.rfind("\n") + 1
+    quotes = text.count('"', 0, end)
+    while quotes % 2:
+        start = text.rfind("\n", 0, end - 1) + 1
+        quotes -= text.count('"', start, end)
+        end = start
+    return text[:end], text[end:]
+
+
+def _record(row: list[str], columns: int, place: str) -> Record:
     try:
         step, epoch, layer, marker, *numbers = row
-        value, standard_error, when, change_error = map(float, numbers)
-        return Record(
-            int(step), int(epoch) if epoch else None, layer, marker, value, standard_error, when, change_error
-        )
+        if len(row) != columns:
+            raise ValueError
+        return Record(int(step), int(epoch) if epoch else None, layer, marker, *map(float, numbers))
     except ValueError:
         raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a kill leaves the old file or the new one, never half of it."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8", newline="")
-    beside.replace(path)
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    return candidate

@@ -16,7 +16,7 @@ from torch import nn
 from geomonitor.checkpoints import Checkpoint, load_checkpoint, load_weights
 from geomonitor.decline import Verdict, judge
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
-from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
+from geomonitor.monitor import ALARM, GeometryMonitor
 from geomonitor.records import Record
 
 LONGEST_MEASUREMENT = timedelta(days=1)
@@ -114,7 +114,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             if not own:
                 records = exchange.receive(place)
                 history.append(records)
-            measured = measured or any(math.isfinite(r.value) for r in records if r.marker != SECONDS)
+            measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
             yield _judged(monitor, detector, moment)
         if not rank and not measured:
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 
-def in_processes(function: Callable[..., Any], *args: Any, world_size: int = 2, seconds: float = 120) -> list[Any]:
+def in_processes(function: Callable[..., Any], *args: Any, world_size: int = 2, seconds: float = 300) -> list[Any]:
     """Results of ``function(rank, *args)`` by rank; a dead-lock or an error in any process fails the test.
 
     The function has to be importable (a module's own) and its result picklable.

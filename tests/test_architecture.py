@@ -11,15 +11,15 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 STAGES = [
-    {"errors", "isolation", "processes"},
+    {"budget", "drawing", "errors", "isolation", "processes", "telling"},
     {"datasets", "origins", "probe", "shifts"},
     {"layers", "capture", "outputs"},
     {"markers"},
     {"reservoir", "metric_states", "metrics"},
-    {"measurement", "records"},
+    {"run_file", "measurement", "probe_pass", "passive", "snapshot", "records", "curves", "plots"},
     {"decline"},
     {"detectors"},
-    {"alerts"},
+    {"alerts", "options"},
     {"monitor", "__init__"},
     {"runs", "checkpoints", "scan", "compare"},
     {"report"},

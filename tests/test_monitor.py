@@ -39,7 +39,7 @@ def monitor(**options) -> gm.GeometryMonitor:
 
 
 def values(records: list[gm.Record]) -> dict[str, float]:
-    return {record.key: record.value for record in records if record.marker != "seconds"}
+    return {record.key: record.value for record in records if record.marker not in ("seconds", "overhead")}
 
 
 def test_the_records_are_the_markers_of_the_layer():
@@ -57,7 +57,9 @@ def test_the_records_are_the_markers_of_the_layer():
     }
     for name, value in expected.items():
         assert measured[f"geometry/penultimate/{name}"] == pytest.approx(value.item(), rel=1e-9)
-    assert set(measured) == {f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "alarm"]}
+    assert set(measured) == {
+        f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "nonfinite_rows", "alarm"]
+    }
 
 
 def test_standard_errors_come_with_the_sampled_markers_only():
@@ -68,8 +70,10 @@ def test_standard_errors_come_with_the_sampled_markers_only():
 
 def test_default_markers_and_seconds():
     records = monitor().measure(network(), step=1)
-    assert tuple(r.marker for r in records) == (*gm.MARKER_GROUPS["default"], "alarm", "seconds")
-    assert 0 < records[-1].value < 60
+    assert tuple(r.marker for r in records) == (
+        *gm.MARKER_GROUPS["default"], "nonfinite_rows", "alarm", "seconds", "overhead"
+    )  # fmt: skip
+    assert 0 < records[-2].value < 60
     assert all(r.step == 1 and r.epoch is None for r in records)
 
 
@@ -125,8 +129,8 @@ def test_a_failing_measurement_is_warned_of_once_and_is_nan():
     model, watcher = Broken(), monitor(on_error="warn")
     with pytest.warns(gm.GeomonitorWarning, match=r"step 1; .* RuntimeError: out of cheese"):
         records = watcher.measure(model, step=1)
-    assert all(math.isnan(r.value) for r in records[:-2])
-    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 2
+    assert all(math.isnan(r.value) for r in records[:-3])
+    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 4
     watcher.measure(model, step=2)  # the same cause is not told again: warnings are errors here
     model.broken = False
     assert math.isfinite(watcher.measure(model, step=3)[0].value)
@@ -191,7 +195,7 @@ def test_a_restored_monitor_goes_on_as_the_unbroken_one(tmp_path):
     second.measure(model, step=3)  # the alarm is known already: no warning
 
     def timeless(watcher: gm.GeometryMonitor) -> list[str]:
-        return [repr(r._replace(time=0.0)) for r in watcher.history if r.marker != "seconds"]
+        return [repr(r._replace(time=0.0)) for r in watcher.history if r.marker not in ("seconds", "overhead")]
 
     assert timeless(second) == timeless(unbroken)
 
@@ -297,7 +301,7 @@ def _fail_on_one(rank: int) -> list[str]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         records = watcher.measure(model, step=1)
-    assert all(math.isnan(r.value) for r in records[:-2])
+    assert all(math.isnan(r.value) for r in records[:-3])
     return [str(w.message) for w in told if issubclass(w.category, gm.GeomonitorWarning)]
 
 
@@ -427,7 +431,7 @@ def test_accuracy_under_shifts():
     measured = _shifted_accuracies()
     names = [name.removeprefix(PROBE_KEY) for name in measured]
     shifted = [f"accuracy_under_{name}" for name in ("blur", "noise", "none", "upside_down")]
-    assert names == ["dimension", "accuracy", *shifted, "alarm"]
+    assert names == ["dimension", "accuracy", *shifted, "nonfinite_rows", "alarm"]
     assert measured[PROBE_KEY + "accuracy_under_none"] == measured[PROBE_KEY + "accuracy"]
     assert _shifted_accuracies() == measured
     assert all(result == pytest.approx(measured, rel=1e-6) for result in in_processes(_shifted_accuracies))
@@ -464,7 +468,7 @@ def test_groups_by_name(group):
 
 def test_markers_of_the_logits_alone():
     measured = monitor(markers=["accuracy", "margin"], watch=["accuracy"]).measure(network(), step=1)
-    assert [record.marker for record in measured] == ["accuracy", "margin", "alarm", "seconds"]
+    assert [record.marker for record in measured][:4] == ["accuracy", "margin", "nonfinite_rows", "alarm"]
     assert 0 <= measured[0].value <= 1
 
 

@@ -28,7 +28,8 @@ from geomonitor.markers.active_set import (
     solve,
     solve_on,
 )
-from geomonitor.markers.leftovers import Coordinates, finish, replace_rows
+from geomonitor.markers.compiled import solve_compiled, suits
+from geomonitor.markers.leftovers import Coordinates, finish, put_rows, replace_rows
 from geomonitor.markers.smallest_weights import DEPENDENT, are_dependent, smallest_weights
 
 # Two steps divide what JITTER (1e-13) changed twice by 1e6 even if a column is within 1e-3 of the others'
@@ -65,7 +66,7 @@ def solve_anchors(
         lengths: ``(B,)``, norms of the directions.
         coordinates: columns and target of a row, for samples that do not converge in Gram space.
     """
-    sets, pivot = _refined(problem, solve(problem))
+    sets, pivot = _solved(problem)
     gradient = signed_gradient(problem, sets.columns, sets.weights)
     settled = torch.zeros_like(sets.converged)
     # Dependent columns in an active set (features of low rank) leave a residual that no refinement removes.
@@ -79,6 +80,19 @@ def solve_anchors(
     converged = sets.converged & optimal
     shares = _shares(problem, sets, norms, class_of)
     return Anchors(sets.columns, shares, projection * lengths.square(), residual, converged)
+
+
+def _solved(problem: GramProblem) -> tuple[ActiveSets, Tensor]:
+    """Refined solutions and the smallest pivot of each sample: compiled, and in batches what that leaves."""
+    if not suits(problem):
+        return _refined(problem, solve(problem))
+    sets, pivot = solve_compiled(problem)
+    left = (~sets.converged).nonzero()[:, 0]
+    if not len(left):
+        return sets, pivot
+    part = problem.select(left)
+    rest, rest_pivot = _refined(part, solve(part))
+    return put_rows(sets, left, rest), pivot.index_copy(0, left, rest_pivot)
 
 
 def _refined(problem: GramProblem, sets: ActiveSets) -> tuple[ActiveSets, Tensor]:

@@ -67,6 +67,18 @@ def replace_rows(sets: ActiveSets, found: Mapping[int, SparseWeights]) -> Active
     return ActiveSets(columns, weights, sets.converged)
 
 
+def put_rows(sets: ActiveSets, rows: Tensor, part: ActiveSets) -> ActiveSets:
+    """Copies of the sets, wider where needed, with some rows replaced by those of other sets."""
+    width = max(sets.columns.shape[1], part.columns.shape[1])
+
+    def put(whole: Tensor, own: Tensor, value: float) -> Tensor:
+        whole, own = (torch.nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in (whole, own))
+        return whole.index_copy(0, rows, own)
+
+    columns, weights = put(sets.columns, part.columns, -1), put(sets.weights, part.weights, 0.0)
+    return ActiveSets(columns, weights, sets.converged.index_copy(0, rows, part.converged))
+
+
 def _reduced(units: Tensor, target: Tensor, signs: Tensor) -> tuple[Array, Array]:
     """Signed columns ``(min(N, C), C)`` and target: of many dimensions the triangular factor says the
     same.

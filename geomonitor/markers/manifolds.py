@@ -113,8 +113,7 @@ def manifold_geometry(
         "none" if chosen is None else _digest(chosen),
     )
     ranks = OneProcess() if ranks is None else ranks
-    # Derivatives by the mean anchors enter the standard errors; inference mode would forbid them.
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with torch.no_grad():
         points = prepare_points(features, class_of)
         t, y = t.to(features.device), y.to(features.device)
         if chosen is None:

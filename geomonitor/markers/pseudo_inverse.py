@@ -16,9 +16,6 @@ RANK_CUTOFF = 1e-10
 def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     """Squared length of the projection of ``t`` onto the span of rows ``R``: ``(R t)^T (R R^T)^+ (R t)``.
 
-    Its gradient is that of the quadratic form, ``2 x dv - x^T dG x`` with ``x = G^+ v``: it exists for
-    dependent rows too, where that of a factorisation does not.
-
     Args:
         gram: ``R R^T``, shape ``(..., P, P)``.
         products: ``R t``, shape ``(..., P)``.
@@ -31,11 +28,18 @@ def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     >>> round(float(projected_square(rows @ rows.T, rows @ t, torch.tensor(4.0))), 12)
     9.0
     """
-    with torch.no_grad():
-        coefficients = _coefficients(gram, products, scale)
+    return projection(gram, products, scale)[0]
+
+
+def projection(gram: Tensor, products: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the coefficients ``x = (R R^T)^+ (R t)`` of the projection, shape ``(..., P)``.
+
+    The squared length is ``2 x^T R t - x^T R R^T x``, which feels errors of ``x`` in second order only.
+    """
+    coefficients = _coefficients(gram, products, scale)
     x = coefficients[..., None]
     quadratic = (x.mT @ gram @ x)[..., 0, 0]
-    return 2 * (coefficients * products).sum(dim=-1) - quadratic
+    return 2 * (coefficients * products).sum(dim=-1) - quadratic, coefficients
 
 
 def _coefficients(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:

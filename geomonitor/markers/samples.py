@@ -11,18 +11,10 @@ from torch import Tensor
 
 from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import solve_anchors
+from geomonitor.markers.centers import Centers, Segments, center_alignment, centers, sum_of_shares
 from geomonitor.markers.points import Points, column_layout
 from geomonitor.markers.ranks import Ranks, own_share
-from geomonitor.markers.scalars import (
-    EFFECTS,
-    Centers,
-    Scalars,
-    center_alignment,
-    centers,
-    sample_scalars,
-    sum_of_shares,
-    with_effects,
-)
+from geomonitor.markers.scalars import EFFECTS, Scalars, sample_scalars, with_effects
 from geomonitor.markers.threads import threads_for
 
 # A chunk gets at least the budget divided by this, however much the points and the Gram matrix take.
@@ -57,7 +49,8 @@ def joint_samples(
     """
     columns, segment = column_layout(points.class_of, points.classes)
     used = columns.clamp(min=0)
-    units = points.units[used] * (columns >= 0)[:, None]
+    padded = len(columns) > len(points.units)
+    units = points.units[used].mul_((columns >= 0)[:, None]) if padded else points.units
     norms, class_of = points.norms[used][None], points.class_of[used][None]
     gram = (units @ units.T)[None]
     most_active = min(*units.shape, _ACTIVE_PER_CLASS * points.classes + _ACTIVE_LEAST)
@@ -65,10 +58,13 @@ def joint_samples(
     own = own_share(len(directions), ranks)
     chunks = _chunks(own, _left(memory_bytes, units, gram) // row_bytes, directions.device)
 
+    segments = Segments(class_of[0, ::segment], segment, points.classes)
+
     def batch(rows: Tensor) -> _Batch:
-        lengths = torch.linalg.vector_norm(directions[rows], dim=1)
-        column_signs = signs[rows][:, class_of[0]]
-        products = (directions[rows] @ units.T).div_(_nonzero(lengths)[:, None]).mul_(column_signs)
+        own = directions if len(rows) == len(directions) else directions[rows]
+        lengths = torch.linalg.vector_norm(own, dim=1)
+        column_signs = signs[rows].index_select(1, class_of[0])
+        products = (own @ units.T).div_(_nonzero(lengths)[:, None]).mul_(column_signs)
         return _Batch(GramProblem(gram, products, column_signs, torch.zeros_like(rows), segment, units), lengths)
 
     total, count = gram.new_zeros(1, len(columns)), gram.new_zeros(1)
@@ -85,20 +81,19 @@ def joint_samples(
         total, count = total + shares, count + good
         solved.append(anchors)
     total, count = ranks.sum(total), ranks.sum(count)
-    mean_shares = total / count[:, None]
+    mean = centers(gram, segments, total / count[:, None])
     parts, slopes = [], gram.new_zeros(len(EFFECTS), 1, len(columns))
     for rows, anchors in zip(chunks, solved, strict=True):
         problem, lengths = current if len(chunks) == 1 else batch(rows)  # several would not fit at once
         with threads_for(len(columns), gram.device):
-            scalars, part_slopes = sample_scalars(problem, class_of, lengths, anchors, mean_shares)
+            scalars, part_slopes = sample_scalars(problem, segments, lengths, anchors, mean)
         parts.append(scalars)
         slopes += part_slopes
     slopes = ranks.sum(slopes) / count[:, None]
     parts = [
-        with_effects(part, slopes, anchors, mean_shares, torch.zeros_like(rows))
+        with_effects(part, slopes, anchors, mean.shares, torch.zeros_like(rows))
         for part, rows, anchors in zip(parts, chunks, solved, strict=True)
     ]
-    mean = centers(gram, class_of, points.classes, mean_shares)
     gathered = Scalars(*(ranks.gather(field)[None] for field in _joined(parts, gram)))
     return SampleScalars(gathered, *center_alignment(mean.gram))
 
@@ -212,10 +207,10 @@ def _solve_pairs(pair_points: _PairPoints, pairs: Tensor, signs: Tensor, lengths
     all_lengths = lengths.repeat(len(pairs))
     anchors = solve_anchors(problem, norms, class_of, all_lengths, coordinates)
     total, count = sum_of_shares(anchors, problem.group, len(pairs), size)
-    mean_shares = total / count[:, None]
-    scalars, slopes = sample_scalars(problem, class_of, all_lengths, anchors, mean_shares)
-    scalars = with_effects(scalars, slopes / count[:, None], anchors, mean_shares, group)
-    return scalars, centers(problem.gram, class_of, 2, mean_shares)
+    segments = Segments(class_of[0, ::width], width, 2)
+    mean = centers(problem.gram, segments, total / count[:, None])
+    scalars, slopes = sample_scalars(problem, segments, all_lengths, anchors, mean)
+    return with_effects(scalars, slopes / count[:, None], anchors, mean.shares, group), mean
 
 
 def _left(memory_bytes: int, *taken: Tensor) -> int:

@@ -6,20 +6,30 @@ own namespace, because a Trainer of one does not know the callbacks of the other
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from geomonitor.alerts import headline
+from geomonitor.budget import Budget
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
-from geomonitor.monitor import ALARM, GeometryMonitor
+from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
+from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
+from geomonitor_integrations._lightning_checks import (
+    first_loader,
+    require_namespace,
+    require_whole_model,
+    shuffles,
+)
+from geomonitor_integrations._loggers import LoggerOutput
 
 HISTORY_FILE = "geometry.csv"
 GRADIENT_NORM_EVERY = 20
@@ -32,12 +42,14 @@ class GeometryHooks:
 
     def __init__(
         self,
-        probe: ProbeSet | GeometryMonitor,
+        probe: ProbeSet | ValidationProbe | GeometryMonitor,
         *,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        name: str = "",
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
+        figures_every_n: int | None = None,
         **monitor_options: Any,
     ) -> None:
         super().__init__()
@@ -45,33 +57,86 @@ class GeometryHooks:
             raise InputError(f"give {sorted(monitor_options)} to the GeometryMonitor, not to the callback")
         if every_n_epochs < 1 or (every_n_steps is not None and every_n_steps < 1):
             raise InputError(f"every_n_epochs and every_n_steps count from 1; got {every_n_epochs}, {every_n_steps}")
+        if name and not re.fullmatch(r"\w[\w.-]*", name):  # it becomes part of a file name
+            raise InputError(f"name must be of letters, digits, '_', '-' and '.', such as 'train_points'; got {name!r}")
+        self.name = name
         self.monitor = probe if isinstance(probe, GeometryMonitor) else GeometryMonitor(probe, **monitor_options)
+        self.passive = isinstance(self.monitor.probe, ValidationProbe)
+        if self.passive and every_n_steps is not None:
+            raise InputError("a ValidationProbe is measured in the validation loop: use every_n_epochs")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.directory = directory
         self.allow_protocol_change = allow_protocol_change
+        self.output = LoggerOutput(figures_every_n, name)
         self._restored = self._resumed = False
         self._gradient_norm: torch.Tensor | None = None
         self._run: Path | None = None
         self.last_step: int | None = None
         """optimiser step of the latest measurement of this fit"""
+        self._unlogged: list[Record] = []
+        self._validation: ValidationPass | None = None
+        self._occasion: tuple[int, bool] = (-1, True)  # step of the latest occasion, and whether the budget let it pass
+        self._step_seen = 0
+
+    @property
+    def state_key(self) -> str:
+        """Under this key a checkpoint holds the state: of two callbacks in a Trainer, one at least needs a name."""
+        key: str = type(self).__qualname__
+        return f"{key}{{'name': {self.name!r}}}" if self.name else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        _require_namespace(self, trainer)
+        require_namespace(self, trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run:
             return
         resolve_layers(pl_module, self.monitor.layers)  # a layer that does not exist is an error before any training
-        self.last_step = None
+        require_whole_model(trainer)
+        if self.passive and not trainer.enable_validation:
+            raise InputError(
+                "a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet"
+            )
+        self.last_step, self._unlogged, self._validation, self._occasion = None, [], None, (-1, True)
+        self._step_seen = trainer.global_step
         run = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # log_dir is a broadcast: every rank
         if not self._restored and (trainer.global_step == 0 or run != self._run):
             self.monitor.history.clear()  # this object has seen another run
             self.monitor.verdicts = {}
+            self.monitor.budget = Budget(self.monitor.budget.max_overhead)
+        self.monitor.budget.start()
         self._resumed, self._restored, self._run = self._restored, False, run
         if trainer.is_global_zero:
-            self.monitor.history.open(run / HISTORY_FILE, self.monitor.protocol)
-            _add_text(trainer, "geometry/protocol", json.dumps(self.monitor.protocol, indent=2))
+            self.monitor.history.open(run / _prefixed(HISTORY_FILE, self.name, "_"), self.monitor.protocol)
+        self.output.start(trainer, self.monitor)
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.passive and self._measures_after(trainer):
+            loader = first_loader(trainer)
+            if self.monitor.probe.ids is None and shuffles(loader):  # type: ignore[union-attr]
+                raise InputError(
+                    "the validation loader shuffles, so the position of a sample does not name it: use shuffle=False, "
+                    "or give ValidationProbe(ids=function of the batch)"
+                )
+            length = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else None
+            self._validation = self.monitor.validation_pass(pl_module, dataset_length=length)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._validation is not None and dataloader_idx == 0:
+            self._validation.open()
+
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning passes them by position
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._validation is not None and dataloader_idx == 0:
+            self._validation.close(batch)
+        # Before any on_validation_epoch_end, where averaged weights may be swapped back: the validated ones are
+        # measured, whatever the order of the callbacks.
+        batches = trainer.num_val_batches
+        if (dataloader_idx, batch_idx) == (len(batches) - 1, batches[-1] - 1) and self._measures_after(trainer):
+            self._unlogged = self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
@@ -83,16 +148,22 @@ class GeometryHooks:
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
-        due = self.every_n_steps and step % self.every_n_steps == 0
-        if (
-            due and step and step != self.last_step and not trainer.fast_dev_run
-        ):  # the same step comes again under gradient accumulation
-            records = self._measure(trainer, pl_module)
-            values = {record.key: record.value for record in records}
-            # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=step)
-            _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
+        # A batch may be several steps (manual optimisation) and never end at a multiple of every_n_steps.
+        due = self.every_n_steps and step // self.every_n_steps > self._step_seen // self.every_n_steps
+        self._step_seen = step
+        # The same step comes again under gradient accumulation.
+        if due and step and step != self.last_step and not trainer.fast_dev_run and self._within_budget(step):
+            self._measure_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        # What the budget passed over is made up for where it was the end: nobody wants a run without its last values.
+        if self._occasion == (trainer.global_step, False) and not self.passive:
+            self._measure_step(trainer, pl_module, in_loop=False)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self._validation is not None:
+            self._validation.abandon()
+            self._validation = None
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step % GRADIENT_NORM_EVERY == 0:
@@ -100,21 +171,52 @@ class GeometryHooks:
             self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "figures": self.output.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict, allow_protocol_change=self.allow_protocol_change)
+        self.output.load_state_dict(state_dict.get("figures", {}))
         self._restored = True
 
+    def _measures_after(self, trainer: Any) -> bool:
+        """Whether this validation is one at whose end the geometry is measured."""
+        here = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_last_batch
+        return bool(here) and trainer.global_step != self.last_step and self._measures_epoch(trainer)
+
+    def _measures_epoch(self, trainer: Any) -> bool:
+        if self.every_n_steps is not None or trainer.fast_dev_run or trainer.current_epoch % self.every_n_epochs:
+            return False
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        return self._within_budget(trainer.global_step) or last
+
+    def _within_budget(self, step: int) -> bool:
+        """Ask the budget once a step: to ask is to count an occasion."""
+        if self._occasion[0] != step:
+            self._occasion = (step, self.monitor.due())
+        return self._occasion[1]
+
     def _measure_epoch(self, trainer: Any, pl_module: Any) -> None:
-        if self.every_n_steps is not None or trainer.fast_dev_run or trainer.global_step == self.last_step:
+        if self.every_n_steps is not None or trainer.fast_dev_run:
             return
-        if trainer.current_epoch % self.every_n_epochs == 0:
-            records = self._measure(trainer, pl_module)
-            _log(trainer, pl_module, {r.key: r.value for r in records}, on_step=False, on_epoch=True)
-        else:  # after a resume Lightning has forgotten the values that callbacks and schedulers watch
-            for record in self.monitor.history:
-                trainer.callback_metrics.setdefault(record.key, torch.tensor(0.0)).fill_(record.value)
+        possible = not self.passive or self._validation is not None
+        if trainer.global_step != self.last_step and possible and self._measures_epoch(trainer):
+            self._unlogged = self._measure(trainer, pl_module)
+        if self._unlogged:
+            _log(trainer, pl_module, self._values(self._unlogged), on_step=False, on_epoch=True)
+            self._unlogged = []
+        elif trainer.global_step != self.last_step:
+            # After a resume Lightning has forgotten the values that callbacks and schedulers watch.
+            for key, value in self._values(self.monitor.history).items():
+                trainer.callback_metrics.setdefault(key, torch.tensor(0.0)).fill_(value)
+
+    def _measure_step(self, trainer: Any, pl_module: Any, *, in_loop: bool = True) -> None:
+        """Measure between two steps, or where the run has ended and modules can log no more."""
+        values = self._values(self._measure(trainer, pl_module))
+        # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        if in_loop:
+            _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
 
     def _measure(self, trainer: Any, pl_module: Any) -> list[Record]:
         precision = trainer.precision_plugin
@@ -123,18 +225,18 @@ class GeometryHooks:
             with precision.forward_context():
                 return self.monitor.forward(model, precision.convert_input(inputs))
 
-        self.last_step = trainer.global_step
+        self.last_step, validation, self._validation = trainer.global_step, self._validation, None
         records = self.monitor.measure(
             pl_module,
             step=trainer.global_step,
             epoch=trainer.current_epoch,
             forward=forward,
+            validation=validation,
             context=self._context(trainer),
+            snapshots=self.output.figures_due(len(self.monitor.history.series("", SECONDS).steps)),
         )
         self._resumed = False
-        for verdict in self.monitor.new_alarms:
-            text = self.monitor.explain(verdict).replace("\n", "\n\n")  # Markdown: a blank line makes a paragraph
-            _add_text(trainer, f"geometry/{verdict.layer}/{ALARM}", text)
+        self.output.write(trainer, self.monitor, records)
         return records
 
     def _context(self, trainer: Any) -> dict[str, float]:
@@ -144,16 +246,21 @@ class GeometryHooks:
         told |= {"gradient_norm": self._gradient_norm, "resumed": self._resumed}
         return {name: float(value) for name, value in told.items() if value is not None}
 
+    def _values(self, records: Iterable[Record]) -> dict[str, float]:
+        """Values by the key under which they are logged; of records of the same key the last one counts."""
+        return {_prefixed(record.key, self.name, "/"): record.value for record in records}
+
 
 class StopOnDecline:
     """Ends training on all ranks alike once the geometry of a layer has declined; see ``GeometryEarlyStopping``."""
 
-    def __init__(self, layer: str = "penultimate") -> None:
+    def __init__(self, layer: str = "penultimate", *, name: str = "") -> None:
         self.layer = layer
+        self.name = name
         self.stopping_reason_message: str | None = None
         self._judged_step: int | None = None
         super().__init__(  # type: ignore[call-arg]
-            monitor=f"geometry/{layer}/{ALARM}",
+            monitor=_prefixed(f"geometry/{layer}/{ALARM}", name, "/"),
             mode="min",
             divergence_threshold=0.5,  # the alarm is 0 or 1
             patience=NEVER,  # "does not improve" means nothing here
@@ -163,14 +270,17 @@ class StopOnDecline:
         )
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        _require_namespace(self, trainer)
-        hooks = _geometry_hooks(trainer)
+        require_namespace(self, trainer)
+        hooks = self._hooks(trainer)
         if stage == "fit" and not hooks:
-            raise InputError("GeometryEarlyStopping needs a GeometryCallback in the same Trainer: add one to callbacks")
+            named = f" of the name {self.name!r}" if self.name else ""
+            raise InputError(
+                f"GeometryEarlyStopping needs a GeometryCallback{named} in the same Trainer: add one to callbacks"
+            )
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        judged = [h.monitor.layers for h in _geometry_hooks(trainer) if h.monitor.detector is not None]
+        judged = [h.monitor.layers for h in self._hooks(trainer) if h.monitor.detector is not None]
         aliases = [alias for layers in judged for alias in resolve_layers(pl_module, layers)]
         if self.layer not in aliases:
             raise InputError(
@@ -181,43 +291,34 @@ class StopOnDecline:
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         # With every_n_steps an epoch may be the whole run: decide at the measurement, not at the epoch's end. The
         # step is remembered because this callback may stand before the one that measures.
-        measured = [h.last_step for h in _geometry_hooks(trainer) if h.every_n_steps and h.last_step is not None]
+        measured = [h.last_step for h in self._hooks(trainer) if h.every_n_steps and h.last_step is not None]
         if measured and max(measured) != self._judged_step and not trainer.should_stop:
             self._judged_step = max(measured)
             self._run_early_stopping_check(trainer)
 
     def _run_early_stopping_check(self, trainer: Any) -> None:
-        stopping_already = trainer.should_stop
+        stopping_already, reason = trainer.should_stop, self.stopping_reason_message
         super()._run_early_stopping_check(trainer)  # type: ignore[misc]
-        verdicts = [h.monitor.verdicts.get(self.layer) for h in _geometry_hooks(trainer)]
+        if stopping_already:
+            self.stopping_reason_message = reason  # not Lightning's words for the same alarm, an epoch's end later
+        verdicts = [h.monitor.verdicts.get(self.layer) for h in self._hooks(trainer)]
         declined = [verdict for verdict in verdicts if verdict and verdict.declined]
         if declined and trainer.should_stop and not stopping_already and trainer.is_global_zero:
             self.stopping_reason_message = f"geometry early stopping: {headline(declined[0])}"
             print(self.stopping_reason_message, file=sys.stderr)
 
+    def _hooks(self, trainer: Any) -> list[GeometryHooks]:
+        """The callbacks that measure what this one watches."""
+        measuring = [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
+        return [callback for callback in measuring if callback.name == self.name]
 
-def _geometry_hooks(trainer: Any) -> list[GeometryHooks]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
+
+def _prefixed(key: str, name: str, separator: str) -> str:
+    """``geometry/fc/nc1`` or ``geometry.csv`` with the name of a callback after its first word."""
+    return f"geometry{separator}{name}{key.removeprefix('geometry')}" if name else key
 
 
 def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> None:
     """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
     if values and not trainer.barebones:
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)
-
-
-def _add_text(trainer: Any, tag: str, text: str) -> None:
-    """To the loggers that show text (TensorBoard)."""
-    for logger in trainer.loggers:
-        if trainer.is_global_zero and hasattr(logger.experiment, "add_text"):
-            logger.experiment.add_text(tag, text, trainer.global_step)
-
-
-def _require_namespace(callback: Any, trainer: Any) -> None:
-    """Refuse a Trainer of the other namespace: it would pass over our early stopping without a word."""
-    ours = {base.__module__.split(".")[0] for base in type(callback).__mro__} & {"lightning", "pytorch_lightning"}
-    theirs = type(trainer).__module__.split(".")[0]
-    if theirs in {"lightning", "pytorch_lightning"} and theirs not in ours:
-        raise InputError(
-            f"this Trainer comes from {theirs}: import {type(callback).__name__} from geomonitor_integrations.{theirs}"
-        )

@@ -1,0 +1,57 @@
+"""Cosines of rows from their products, and how sums of them change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomonitor.markers.pseudo_inverse import ZERO_ROW
+
+
+def norms_of_rows(gram: Tensor, scale: Tensor) -> Tensor:
+    """Norms of rows, zero where they are rounding error."""
+    squares = gram.diagonal(dim1=1, dim2=2)
+    return torch.where(squares > ZERO_ROW * scale[:, None], squares, 0.0).sqrt()
+
+
+class Cosines(NamedTuple):
+    """Cosines of ordered pairs ``mu != nu``."""
+
+    values: Tensor  # (B, P, P), 0 where a norm is zero
+    defined: Tensor  # (B, P, P), float64, 1 where no norm is zero
+
+    @property
+    def signs(self) -> Tensor:
+        return self.values.sign()
+
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed and absolute sum and number of pairs, ``(B,)`` each."""
+        return self.values.sum(dim=(1, 2)), self.values.abs().sum(dim=(1, 2)), self.defined.sum(dim=(1, 2))
+
+
+def cosines(products: Tensor, left: Tensor, right: Tensor) -> Cosines:
+    """Cosines of rows with these products ``(B, P, P)`` and norms ``(B, P)``."""
+    lengths = left[:, :, None] * right[:, None, :]
+    defined = lengths > 0
+    defined.diagonal(dim1=1, dim2=2).fill_(False)
+    return Cosines(torch.where(defined, products / lengths, 0.0), defined.to(products.dtype))
+
+
+def cosine_slopes(cosines: Tensor, left: Tensor, right: Tensor, defined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a sum of cosines ``<l_mu, r_nu> / (|l_mu| |r_nu|)``: derivatives by the products and by ``|l|^2``, ``|r|^2``.
+
+    Args:
+        cosines: ``(B, P, P)``, 0 where there is none; their signs times this for the sum of absolute cosines.
+        left: ``(B, P)``, norms; 0: no such row.
+        right: ``(B, P)``.
+        defined: ``(B, P, P)``, +1 or -1 (for the sum of absolute cosines) where there is a cosine, else 0.
+    """
+    inverse_left, inverse_right = (torch.where(norms > 0, 1 / norms, 0.0) for norms in (left, right))
+    by_products = defined * inverse_left[:, :, None] * inverse_right[:, None, :]
+    return (
+        by_products,
+        -0.5 * cosines.sum(dim=2) * inverse_left.square(),
+        -0.5 * cosines.sum(dim=1) * inverse_right.square(),
+    )

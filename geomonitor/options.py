@@ -1,0 +1,42 @@
+"""Options by name: what a user may write for markers and detectors, and what is said where it is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from geomonitor.decline import Detector
+from geomonitor.detectors import DETECTORS
+from geomonitor.errors import InputError
+from geomonitor.markers import MARKER_GROUPS, MARKERS
+
+
+def marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of markers, without repetition, from a group, a name or names; ``more`` are known besides the table's.
+
+    Raises:
+        InputError: no such marker or group, with the nearest ones.
+    """
+    if isinstance(markers, str):
+        markers = MARKER_GROUPS.get(markers, (markers,))
+    for name in markers:
+        if name not in MARKERS and name not in more:
+            near = difflib.get_close_matches(name, [*MARKERS, *MARKER_GROUPS, *more])
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(MARKERS)}"
+            raise InputError(f"no marker or group is called {name!r}; {hint}")
+    return tuple(dict.fromkeys(markers))
+
+
+def detector_named(detector: Detector | str | None) -> Detector | None:
+    """A detector as it is, or made by its name with default settings.
+
+    Raises:
+        InputError: neither a function nor a known name.
+    """
+    if isinstance(detector, str):
+        if detector not in DETECTORS:
+            raise InputError(f"no detector is called {detector!r}; there are {', '.join(DETECTORS)}")
+        return DETECTORS[detector]()
+    if detector is not None and not callable(detector):
+        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
+    return detector

@@ -1,0 +1,44 @@
+"""What a Trainer has to be like for the callbacks to work in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from geomonitor.errors import InputError
+
+
+def first_loader(trainer: Any) -> Any:
+    """The first validation loader of however many there are."""
+    loaders = trainer.val_dataloaders
+    while isinstance(loaders, (list, tuple, dict)):
+        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders))
+    return loaders
+
+
+def shuffles(loader: Any) -> bool:
+    """Whether a loader gives its samples in another order each time, as far as its sampler tells."""
+    sampler = getattr(loader, "sampler", None)
+    return isinstance(sampler, torch.utils.data.RandomSampler) or bool(getattr(sampler, "shuffle", False))
+
+
+def require_whole_model(trainer: Any) -> None:
+    """Refuse tensor parallelism: its processes have to see the same points, and each would get points of its own."""
+    mesh = getattr(trainer.strategy, "device_mesh", None)
+    names = getattr(mesh, "mesh_dim_names", None) or ()
+    if mesh is not None and "tensor_parallel" in names and mesh["tensor_parallel"].size() > 1:
+        raise InputError(
+            "the geometry cannot be measured under tensor parallelism: use data parallelism (DDP, FSDP2), or measure "
+            "a saved checkpoint with GeometryMonitor"
+        )
+
+
+def require_namespace(callback: Any, trainer: Any) -> None:
+    """Refuse a Trainer of the other namespace: it would pass over our early stopping without a word."""
+    ours = {base.__module__.split(".")[0] for base in type(callback).__mro__} & {"lightning", "pytorch_lightning"}
+    theirs = type(trainer).__module__.split(".")[0]
+    if theirs in {"lightning", "pytorch_lightning"} and theirs not in ours:
+        raise InputError(
+            f"this Trainer comes from {theirs}: import {type(callback).__name__} from geomonitor_integrations.{theirs}"
+        )

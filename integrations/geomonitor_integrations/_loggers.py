@@ -1,0 +1,156 @@
+"""What goes to the loggers of a Trainer beside the scalars: layout, error bands, figures, alarms, the protocol.
+
+Only rank 0 writes, and nothing that fails here ends a run: it is told once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomonitor.alerts import headline
+from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.isolation import preserved_rng
+from geomonitor.monitor import ALARM, GeometryMonitor
+from geomonitor.records import Record
+from geomonitor.snapshot import Snapshot
+from geomonitor_integrations._logger_kinds import Sink, has_pictures, sink_of
+
+FIGURES_EVERY_N = 10
+"""Drawing the four figures of a layer takes about half a second, as long as a few small measurements: at every tenth
+measurement that is lost in the noise, and the first one is always drawn, so that it is seen whether it works."""
+
+
+class LoggerOutput:
+    """Writes what a measurement gives to all loggers of a Trainer that can show it.
+
+    Args:
+        figures_every_n: measurements between two sets of figures, from the first one on; 0 for none; by default every
+            tenth where matplotlib is installed.
+
+        name: of the callback; it stands before every layer.
+
+    Raises:
+        InputError: a negative number.
+    """
+
+    def __init__(self, figures_every_n: int | None, name: str = "") -> None:
+        if figures_every_n is not None and figures_every_n < 0:
+            raise InputError(f"figures_every_n counts measurements, or is 0 for no figures; got {figures_every_n}")
+        self.figures_every_n = figures_every_n
+        self._name = name
+        self.references: dict[str, Snapshot] = {}
+        """the first snapshot of the run by layer: later spectra are drawn against it"""
+        self._draws = False
+        self._begun: set[str] = set()
+        self._told: set[str] = set()
+
+    def start(self, trainer: Any, monitor: GeometryMonitor) -> None:
+        """Prepare for a fit; every rank has to call this."""
+        self._begun = set()
+        # Whether points are held for figures must be the same everywhere, or the ranks would wait for each other.
+        self._draws = trainer.strategy.broadcast(self._can_draw(trainer))
+        self._each(trainer, lambda sink: sink.protocol(f"geometry/{self._named('protocol')}", monitor.protocol))
+
+    def figures_due(self, measured: int) -> bool:
+        """Whether the next measurement is drawn; the same on all ranks.
+
+        Args:
+            measured: measurements of this run so far.
+        """
+        if not measured:
+            self.references = {}  # a new run
+        every = FIGURES_EVERY_N if self.figures_every_n is None else self.figures_every_n
+        return self._draws and measured % every == 0
+
+    def write(self, trainer: Any, monitor: GeometryMonitor, records: Sequence[Record]) -> None:
+        """What a measurement gave, new alarms and snapshots included."""
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        step = trainer.global_step
+        with preserved_rng():
+            named = [record._replace(layer=self._named(record.layer)) for record in records]
+            self._each(trainer, lambda sink: self._write_curves(sink, named, step))
+            for verdict in monitor.new_alarms:
+                tag, text = f"geometry/{self._named(verdict.layer)}/{ALARM}", monitor.explain(verdict)
+                self._each(trainer, partial(_write_alarm, tag=tag, title=headline(verdict), text=text, step=step))
+            if monitor.snapshots:
+                started = time.perf_counter()
+                self._draw(trainer, monitor.snapshots, step)
+                took = {f"geometry/{self._named('figure_seconds')}": time.perf_counter() - started}
+                self._each(trainer, lambda sink: sink.scalars(took, step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The references in plain Python and tensors."""
+        return {layer: snapshot.state_dict() for layer, snapshot in self.references.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with saved references."""
+        self.references = {layer: Snapshot(**snapshot) for layer, snapshot in state.items()}
+
+    def _named(self, layer: str) -> str:
+        return "/".join(part for part in (self._name, layer) if part)
+
+    def _can_draw(self, trainer: Any) -> bool:
+        if self.figures_every_n == 0 or not any(has_pictures(logger) for logger in trainer.loggers):
+            return False
+        found = importlib.util.find_spec("matplotlib") is not None
+        if not found and self.figures_every_n and trainer.is_global_zero:
+            self._tell('there are no figures without matplotlib: pip install "geomonitor[plots]"')
+        return found
+
+    def _write_curves(self, sink: Sink, records: Sequence[Record], step: int) -> None:
+        if sink.name not in self._begun:
+            self._begun.add(sink.name)
+            sink.layout(records)
+        sink.bands(records, step)
+
+    def _draw(self, trainer: Any, snapshots: dict[str, Snapshot], step: int) -> None:
+        from geomonitor.drawing import pixels
+        from geomonitor.plots import FIGURES, figure_of
+
+        for layer, snapshot in snapshots.items():
+            reference = self.references.setdefault(layer, snapshot.as_reference())
+            for name in FIGURES:
+                try:
+                    picture = pixels(figure_of(name, snapshot, None if reference.step == step else reference))
+                except Exception as error:  # noqa: BLE001 - told; a figure is not worth a run
+                    self._tell(f"the figure {name!r} cannot be drawn. {type(error).__name__}: {error}")
+                    continue
+                tag = f"geometry/{self._named(layer)}/{name}"
+                self._each(trainer, partial(_write_picture, tag=tag, picture=picture, step=step))
+
+    def _each(self, trainer: Any, write: Callable[[Sink], None]) -> None:
+        """Write to every logger that can show more than scalars; one that fails does not keep the others from it."""
+        if not trainer.is_global_zero:
+            return
+        for number, logger in enumerate(trainer.loggers):
+            kind = type(logger).__name__
+            try:
+                sink = sink_of(logger, f"{number}")
+                if sink is not None:
+                    write(sink)
+            except Exception as error:  # noqa: BLE001 - told; a logger must not end a run through us
+                self._tell(f"{kind} did not take what geomonitor gave it. {type(error).__name__}: {error}")
+
+    def _tell(self, message: str) -> None:
+        """Warn of each thing once in the life of this callback; numbers in a message make no new one."""
+        cause = message.split(".", maxsplit=1)[0]
+        if cause not in self._told:
+            self._told.add(cause)
+            warnings.warn(message, GeomonitorWarning, stacklevel=5)
+
+
+def _write_picture(sink: Sink, *, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+    sink.picture(tag, picture, step)
+
+
+def _write_alarm(sink: Sink, *, tag: str, title: str, text: str, step: int) -> None:
+    sink.alarm(tag, title, text, step)

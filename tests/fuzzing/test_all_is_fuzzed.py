@@ -1,0 +1,15 @@
+"""A public name that no fuzz test uses has to be excused here, with a reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import geomonitor as gm
+
+EXCUSED = {"Detector": "a type", "GeometryDeclineWarning": "words", "GeomonitorWarning": "words"}
+
+
+def test_every_public_name_is_fuzzed():
+    used = set(re.findall(r"gm\.(\w+)", "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))))
+    assert set(gm.__all__) - used - set(EXCUSED) == set()

@@ -1,0 +1,198 @@
+"""Probe sets, capture, histories, detectors and whole measurements on whatever comes."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import geomonitor as gm
+from tests.fuzzing.clouds import DTYPES, PROFILE, measured
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+NAMES = st.text(st.characters(exclude_characters="\0"), max_size=8)
+RECORDS = st.lists(
+    st.builds(
+        gm.Record, st.integers(0, 2**62), st.none() | st.integers(0, 10**6), NAMES, NAMES, FLOATS, FLOATS, FLOATS
+    ),
+    max_size=6,
+)
+
+
+def as_text(history: gm.History) -> list[str]:
+    return [repr(record) for record in history]
+
+
+def names_survive(records: list[gm.Record]) -> bool:
+    """Lone surrogates are no text that a file could hold; they come back escaped."""
+    return all(
+        (record.layer + record.marker).isprintable() or _encodes(record.layer + record.marker) for record in records
+    )
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@PROFILE
+@given(RECORDS, st.integers(0, 400))
+def test_a_history_comes_back_from_file_and_state_also_where_the_file_was_cut(records, cut):
+    history, restored = gm.History(), gm.History()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "h.csv")
+        history.open(path)
+        history.append(records[:2])
+        history.append(records[2:])
+        loaded = gm.History.load(path)
+        assert len(loaded) == len(history) or not names_survive(records)
+        if names_survive(records):
+            assert as_text(loaded) == as_text(gm.History(records))
+        path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
+        part = measured(gm.History.load, path)
+        if part is not None and names_survive(records) and len({r[:1] + r[2:4] for r in records}) == len(records):
+            assert as_text(part) == as_text(history)[: len(part)]
+    restored.load_state_dict(json.loads(json.dumps(history.state_dict())))
+    assert as_text(restored) == as_text(history)
+    for record in records:
+        series = history.series(record.layer, record.marker)
+        assert isinstance(series, gm.Series)
+        assert (np.diff(series.steps) > 0).all()
+        assert record.key.startswith("geometry")
+
+
+@PROFILE
+@given(st.binary(max_size=60), st.booleans(), st.text('0123456789,\r\n"aenif-.', max_size=60))
+def test_a_file_of_anything_is_a_history_or_refused(raw, with_header, text):
+    header = ",".join(gm.Record._fields).encode() + b"\r\n" if with_header else b""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(header + text.encode() + raw)
+        found = measured(gm.History.load, file.name)
+    assert found is None or isinstance(found, gm.History)
+
+
+VALUES = st.lists(st.floats(-1e12, 1e12, width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0]), max_size=24)
+
+
+@PROFILE
+@given(VALUES, FLOATS, st.floats(0.01, 0.99), st.floats(0, 10), st.integers(1, 5), st.integers(1, 4))
+def test_a_detector_judges_any_series(values, error, drop, sigmas, warmup, patience):
+    detector = gm.DETECTORS["drop_from_reference"](drop, sigmas, warmup, patience)
+    assert isinstance(detector, gm.DropFromReference)
+
+    def judged(values: np.ndarray, error: float) -> gm.Verdict:
+        steps = np.arange(len(values))
+        return detector(gm.Series("fc", "d", steps, steps.astype(float), values, np.full(len(values), error)))
+
+    series = np.array(values, dtype=float)
+    verdict = measured(judged, series, error)
+    assert isinstance(verdict, gm.Verdict)
+    assert verdict.declined == (verdict.checks >= patience)
+    if verdict.declined:
+        assert verdict.value < verdict.reference * (1 - drop) * (1 + 1e-12)
+        assert verdict.change < 0 < verdict.sigmas
+        assert "fell by" in gm.alerts.headline(verdict)
+    scaled = judged(series * 2.0**-20, error * 2.0**-20)
+    assert (scaled.declined, scaled.checks, scaled.since_step) == (verdict.declined, verdict.checks, verdict.since_step)
+    assert not judged(np.sort(series), abs(error)).declined  # what only rises has not declined
+
+
+@PROFILE
+@given(FLOATS, FLOATS, st.integers(-2, 5), st.integers(-2, 5))
+def test_options_of_a_detector_make_sense_or_are_refused(drop, sigmas, warmup, patience):
+    good = 0 < drop < 1 and sigmas >= 0 and warmup >= 1 and patience >= 1
+    assert (measured(gm.DropFromReference, drop, sigmas, warmup, patience) is not None) == good
+
+
+@PROFILE
+@given(
+    st.lists(st.integers(-3, 4), max_size=30), st.integers(0, 5),
+    st.none() | st.integers(-1, 5) | st.lists(st.integers(-3, 5), max_size=4), st.integers(-1, 2**40), st.booleans(),
+)  # fmt: skip
+def test_a_probe_set_is_balanced_and_repeatable_or_refused(labels, per_class, classes, seed, allow_fewer):
+    dataset = TensorDataset(torch.arange(len(labels)).float(), torch.tensor(labels, dtype=torch.int64))
+    options = {"per_class": per_class, "classes": classes, "seed": seed, "allow_fewer": allow_fewer}
+    probe, again = (measured(gm.ProbeSet.from_dataset, dataset, **options) for _ in range(2))
+    if probe is None:
+        return
+    assert probe.labels.tolist() == [label for label in probe.classes for _ in range(probe.per_class)]
+    assert [labels[i] for i in probe.indices] == probe.labels.tolist()
+    assert len(set(probe.indices.tolist())) == len(probe)
+    assert len(probe.classes) >= 2
+    assert probe.per_class == per_class or (allow_fewer and probe.per_class < per_class)
+    assert probe.fingerprint == again.fingerprint
+    assert torch.cat([batch.ids for batch in probe.loader(4)]).tolist() == list(range(len(probe)))
+
+
+class Gives(nn.Module):
+    """Gives a tensor, whatever goes in."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+        self.tensor = tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.tensor)
+
+
+@PROFILE
+@given(
+    st.lists(st.integers(1, 4), min_size=0, max_size=6), st.sampled_from([*DTYPES, torch.int64, torch.bool]),
+    st.sampled_from(["auto", "mean", "first", "last", "flatten"]),
+    st.none() | st.lists(st.booleans(), min_size=1, max_size=4),
+)  # fmt: skip
+def test_captured_gives_a_matrix_or_says_why_not(shape, dtype, pool, mask_row):
+    model = Gives(torch.ones(shape).to(dtype))
+    mask = None if mask_row is None else torch.tensor([mask_row] * (shape[0] if shape else 1))
+
+    def features() -> torch.Tensor | None:
+        try:
+            with gm.captured(model, {"a": "inner"}, pool=pool, mask=mask) as found:
+                model(torch.zeros(1))
+        except gm.MeasurementError as error:
+            return None if issubclass(type(error), gm.GeomonitorError) else torch.zeros(())
+        return found["a"]
+
+    matrix = measured(features)
+    if matrix is not None:
+        assert matrix.shape[:1] == tuple(shape[:1])
+        assert matrix.ndim == 2
+        assert bool((matrix == 1).all())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@PROFILE
+@given(
+    st.integers(0, 2**31), st.integers(-12, 12), st.sampled_from(DTYPES), st.sampled_from(["none", "zero", "nan"]),
+    st.lists(st.sampled_from(sorted(gm.MARKERS)), min_size=1, max_size=4),
+)  # fmt: skip
+def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
+    torch.manual_seed(seed)
+    data = TensorDataset(torch.randn(18, 4).to(dtype), torch.arange(18) % 3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.mul_(10.0**exponent)
+        if fault != "none":
+            model[0].weight[:3] = 0 if fault == "zero" else math.nan
+    assert set(markers) <= set(gm.MARKER_GROUPS["all"])
+    monitor = gm.GeometryMonitor(
+        gm.ProbeSet.from_dataset(data, per_class=4), markers=markers, watch=markers[:1], directions=4, batch_size=5
+    )
+    for step in (1, 2):
+        records = measured(monitor.measure, model, step=step, epoch=0)
+        assert [record.marker for record in records] == [*dict.fromkeys(markers), "alarm", "seconds"]
+    restored = gm.GeometryMonitor(monitor.probe, markers=markers, watch=markers[:1], directions=4)
+    restored.load_state_dict(monitor.state_dict())
+    assert as_text(restored.history) == as_text(monitor.history)
