@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.run_file import RunFile, free_name, write_at_once
 
+_FEWEST_COLUMNS = 6  # up to the standard error; later versions added some at the end
+
 
 class Record(NamedTuple):
     """One marker of one layer at one moment of training."""
@@ -171,7 +173,7 @@ class History:
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read a history file.
 
-        A last line cut off by a kill is left out with a warning.
+        A last line cut off by a kill is left out with a warning. Columns that an older version did not write are NaN.
 
         Raises:
             InputError: not a history file, or a broken line other than the last.
@@ -183,11 +185,12 @@ class History:
             rows = list(csv.reader(io.StringIO(whole, newline="")))
         except csv.Error as error:
             raise InputError(f"{path} is no history file: {error}") from error
-        if not rows or tuple(rows[0]) != Record._fields:
+        columns = len(rows[0]) if rows else 0
+        if columns < _FEWEST_COLUMNS or tuple(rows[0]) != Record._fields[:columns]:
             raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
         if cut_off:
             warnings.warn(f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2)
-        return cls(_record(row, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2))
+        return cls(_record(row, columns, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2))
 
     def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
         """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
@@ -250,12 +253,11 @@ def _whole_lines(text: str) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def _record(row: list[str], place: str) -> Record:
+def _record(row: list[str], columns: int, place: str) -> Record:
     try:
         step, epoch, layer, marker, *numbers = row
-        value, standard_error, when, change_error = map(float, numbers)
-        return Record(
-            int(step), int(epoch) if epoch else None, layer, marker, value, standard_error, when, change_error
-        )
+        if len(row) != columns:
+            raise ValueError
+        return Record(int(step), int(epoch) if epoch else None, layer, marker, *map(float, numbers))
     except ValueError:
         raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None

@@ -16,7 +16,7 @@ from torch import nn
 from geomonitor.checkpoints import Checkpoint, load_checkpoint, load_weights
 from geomonitor.decline import Verdict, judge
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
-from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
+from geomonitor.monitor import ALARM, GeometryMonitor
 from geomonitor.records import Record
 
 LONGEST_MEASUREMENT = timedelta(days=1)
@@ -73,10 +73,11 @@ def moments(paths: Sequence[str]) -> list[Moment]:
 def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Moment]) -> Iterator[Verdict | None]:
     """Measure checkpoints one after the other; with several processes each takes its share of them.
 
-    A checkpoint is measured by one process, whole, so the numbers do not depend on how many there are. Processes are
-    those of ``torchrun`` (its environment variables tell); the process group must not be initialised, as the metrics
-    would then wait for one another. The first process collects everything in its ``monitor.history``, in order, and
-    judges it as the run would have been judged.
+    A checkpoint is measured by one process, whole, so the numbers do not depend on how many there are. Each takes a
+    stretch of them, and measures again what its own are compared with: the checkpoint before (errors of changes) and
+    the first one (drift). Processes are those of ``torchrun`` (its environment variables tell); the process group must
+    not be initialised, as the metrics would then wait for one another. The first process collects everything in its
+    ``monitor.history``, in order, and judges it as the run would have been judged.
 
     Args:
         monitor: what to measure; its history is appended to, in the first process only.
@@ -98,11 +99,13 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
     detector, history = monitor.detector, monitor.history
     monitor.detector = None  # judged here, where all measurements come together
     try:
-        if rank and rank < len(checkpoints) and "drift" in monitor.markers:
-            _measure(monitor, model, checkpoints[0])  # the drift is measured to the first one
+        mine = _stretch(len(checkpoints), rank, processes)
+        if rank and mine:
+            for place in sorted({mine[0] - 1} | ({0} if "drift" in monitor.markers else set())):
+                _measure(monitor, model, checkpoints[place])
         measured = False
         for place, moment in enumerate(checkpoints):
-            own = place % processes == rank
+            own = place in mine
             records = _measure(monitor, model, moment) if own else []
             if rank:
                 if own:
@@ -111,12 +114,17 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             if not own:
                 records = exchange.receive(place)
                 history.append(records)
-            measured = measured or any(math.isfinite(r.value) for r in records if r.marker != SECONDS)
+            measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
             yield _judged(monitor, detector, moment)
         if not rank and not measured:
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")
     finally:
         monitor.detector = detector
+
+
+def _stretch(count: int, rank: int, processes: int) -> range:
+    """Places of the checkpoints of one process: stretches of nearly equal length, in order."""
+    return range(count * rank // processes, count * (rank + 1) // processes)
 
 
 def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list[Record]:
@@ -132,7 +140,7 @@ def _judged(monitor: GeometryMonitor, detector: Callable[..., Verdict] | None, m
     history, new = monitor.history, []
     for layer in history.layers:
         before = history.series(layer, ALARM).values
-        verdict = monitor.verdicts[layer] = judge(history, layer, monitor.watch, detector)
+        verdict = monitor.verdicts[layer] = judge(history, layer, monitor.watch, detector, monitor.votes)
         history.append([Record(moment.step, moment.epoch, layer, ALARM, float(verdict.declined))])
         if verdict.declined and not (len(before) and before[-1] == 1):
             new.append(verdict)

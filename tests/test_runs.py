@@ -26,10 +26,22 @@ def test_several_runs_are_listed(tmp_path):
         load_run(tmp_path)
 
 
+def test_a_file_without_the_columns_of_later_versions_is_read(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = (run / "geometry.csv").read_text(encoding="utf-8").splitlines()
+    (run / "old.csv").write_text("".join(",".join(line.split(",")[:6]) + "\r\n" for line in lines), newline="")
+    old, new = load_run(run / "old.csv").history, load_run(run).history
+    assert [record[:5] for record in old] == [record[:5] for record in new]
+    assert all(math.isnan(record.time) for record in old)
+    (run / "short.csv").write_text("step,epoch,layer,marker\r\n1,0,fc,dimension\r\n", newline="")
+    with pytest.raises(InputError, match="first line must be"):
+        load_run(run / "short.csv")
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no geometry.csv"):
+    with pytest.raises(InputError, match=r"no geometry.csv"):
         load_run(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="no history file"):

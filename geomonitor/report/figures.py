@@ -73,8 +73,9 @@ def marker_figure(
                 x=band_x, y=band_y, fill="toself", mode="lines", line_width=0, hoverinfo="skip", showlegend=False,
                 meta={"color": curve.color, "band": True},
             )  # fmt: skip
+        name = html.escape(curve.label, quote=False)  # Plotly reads some tags in names
         figure.add_scatter(
-            x=time.tolist(), y=_display(series.values), mode="lines+markers", name=html.escape(curve.label, quote=False),
+            x=time.tolist(), y=_display(series.values), mode="lines+markers", name=name,
             line_dash=curve.dash, meta={"color": curve.color},
         )  # fmt: skip
     return _finished(figure, x, alarms)

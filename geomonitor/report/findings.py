@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alerts import explain, headline
-from geomonitor.decline import Detector, Verdict, judge
+from geomonitor.alerts import explain, headline, what_changed
+from geomonitor.decline import Verdict, judge
 from geomonitor.detectors import DropFromReference
 from geomonitor.monitor import ALARM, SECONDS
 from geomonitor.records import History
@@ -61,9 +61,9 @@ class Overhead(NamedTuple):
     """of the time from the first to the last measurement; NaN where the times are not known"""
 
 
-def verdict_of(history: History, layer: str, detector: Detector | None = None) -> Verdict:
+def verdict_of(history: History, layer: str) -> Verdict:
     """The verdict on a layer at the end of a run, by the default detector."""
-    return judge(history, layer, [WATCHED], detector or DropFromReference())
+    return judge(history, layer, [WATCHED], DropFromReference())
 
 
 def alarms(history: History) -> list[Alarm]:
@@ -77,10 +77,8 @@ def alarms(history: History) -> list[Alarm]:
             off = np.flatnonzero(values[place:] != 1)
             step = int(steps[place])
             epoch = int(epochs[place]) if np.isfinite(epochs[place]) else None
-            verdict = verdict_of(History(r for r in history if r.step <= step), layer)
-            found.append(
-                Alarm(layer, step, epoch, int(steps[place + off[0]]) if len(off) else None, *_words(verdict, layer))
-            )
+            words = _words(History(r for r in history if r.step <= step), layer)
+            found.append(Alarm(layer, step, epoch, int(steps[place + off[0]]) if len(off) else None, *words))
     return sorted(found, key=lambda alarm: alarm.step)
 
 
@@ -160,9 +158,10 @@ def _last_moment(history: History) -> tuple[int, int | None]:
     return last.step, last.epoch
 
 
-def _words(verdict: Verdict, layer: str) -> tuple[str, list[str]]:
-    if verdict.declined:
-        return headline(verdict), explain(verdict).splitlines()[1:]
+def _words(history: History, layer: str) -> tuple[str, list[str]]:
+    verdict = verdict_of(history, layer)
+    if verdict.declined and verdict.since_step is not None:
+        return headline(verdict), explain(verdict, what_changed(history, verdict.since_step)).splitlines()[1:]
     return f"The detector of the run raised an alarm on {layer!r}", [
         f"The default detector, on the {WATCHED} alone, sees no decline at this measurement: the run was judged by "
         "another detector or by other markers, and their settings are not part of the history."

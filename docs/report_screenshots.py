@@ -1,0 +1,79 @@
+"""Make the pictures of the report again, from the runs that ``make demo`` left.
+
+    pip install selenium; python docs/report_screenshots.py
+
+Looks at a real report in headless Chromium, in light and dark, on a desktop and on a phone; needs chromium and
+chromedriver on the PATH. Ends with an error where the page asks for anything from elsewhere, complains, or is wider
+than the screen.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+
+from geomonitor.report import write_report
+from geomonitor.runs import load_run
+
+RUNS = Path("runs/mnist_collapse")
+DOCS = Path(__file__).parent
+DESKTOP, PHONE = (1280, 1000), (390, 844)
+SETTLED_SECONDS = 4
+
+
+def main() -> None:
+    """Write the report of the faulty run beside the healthy one and photograph it."""
+    if not (RUNS / "faulty").is_dir():
+        sys.exit(f"{RUNS} holds no runs: make demo first")
+    faulty, healthy = load_run(RUNS / "faulty"), load_run(RUNS / "healthy")
+    with tempfile.TemporaryDirectory() as folder:
+        address = write_report(faulty, Path(folder, "report.html"), compare=[healthy]).as_uri()
+        for size, device in ((DESKTOP, ""), (PHONE, "_phone")):
+            for scheme in ("light", "dark"):
+                photograph(address, DOCS / f"report{device}_{scheme}.png", size, scheme)
+
+
+def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str) -> None:
+    """One screenshot of the top of the page, after a check of the whole."""
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        chosen = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", chosen)
+        browser.get(address)
+        time.sleep(SETTLED_SECONDS)
+        check(browser, address, size[0])
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
+        picture.write_bytes(base64.b64decode(shot["data"]))
+    print(picture)
+
+
+def check(browser: Any, address: str, width: int) -> None:
+    """Nothing asked for elsewhere, no complaint of the browser, no figure undrawn, no page wider than the screen."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    problems = [f"asks for {url}" for url in asked if url != address and not url.startswith(("data:", "blob:"))]
+    problems += [entry["message"] for entry in browser.get_log("browser")]
+    if browser.execute_script("return document.documentElement.scrollWidth") > width:
+        problems.append(f"is wider than {width} pixels")
+    if browser.execute_script("return document.querySelectorAll('.plot:not([data-drawn])').length"):
+        problems.append("has a figure that was not drawn")
+    if problems:
+        sys.exit("the report " + "; ".join(problems))
+
+
+if __name__ == "__main__":
+    main()
