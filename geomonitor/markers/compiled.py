@@ -1,4 +1,4 @@
-"""The loops of `exchange`, compiled by numba where it is installed: about twice as fast in all on a CPU.
+"""The loops of `exchange`, compiled by numba where it is installed: a tenth of the time of the batches on a CPU.
 
 numba is optional (``pip install "geomonitor[fast]"``). The first measurement on a machine compiles for some seconds;
 the result is kept beside the source, or where numba keeps such files if that folder is read-only.
