@@ -29,9 +29,14 @@ format: $(STAMP)
 table: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py --seeds 10
 
-# Speed and memory of the geometry, and the cost of the other markers; takes a while.
+# The tables and the plot of docs/performance.md: speed, exactness, scaling, two processes, memory, cost of the other
+# markers. Takes an hour on one core.
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed --plain
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.exactness
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.scaling docs/scaling.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.two_processes
 	$(BIN)/python -m tests.benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
 

@@ -93,7 +93,7 @@ def solve(problem: GramProblem, *, rounds: int = ROUNDS) -> ActiveSets:
     """
     state = _empty_state(problem)
     batch = len(state.sample)
-    most = _most_active(problem)
+    most = most_active(problem)
     done: list[_State] = []
     for _ in range(rounds):
         gradient = signed_gradient(problem, state.columns, state.weights)
@@ -232,7 +232,7 @@ def _hide_active(gradient: Tensor, columns: Tensor) -> None:
     gradient.scatter_(1, used, hidden)
 
 
-def _most_active(problem: GramProblem) -> float:
+def most_active(problem: GramProblem) -> float:
     """Active columns of a sample beyond which it is better solved alone."""
     if problem.units is None or len(problem.units) <= problem.units.shape[1]:
         return torch.inf

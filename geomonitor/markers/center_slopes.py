@@ -8,6 +8,7 @@ the Gram matrix for all six fields together, where backward passes take one each
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def center_axis_slopes(by_products: Tensor, by_centers: Tensor, by_axes: Tensor)
 
 
 def total_slopes(
-    slopes: list[Slopes], problem: GramProblem, segments: Segments, anchors: Anchors, mean: Centers
+    slopes: Iterable[Slopes], problem: GramProblem, segments: Segments, anchors: Anchors, mean: Centers
 ) -> Tensor:
     """Derivatives by mean shares of sums over the converged samples, ``(fields, G, C)``.
 

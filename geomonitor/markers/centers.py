@@ -95,7 +95,7 @@ def center_influence(center_gram: Tensor, axis_center: Tensor) -> tuple[Tensor, 
     pairs = found.defined.sum(dim=(1, 2))[:, None, None]
     moved = axis_center.view(len(center_gram), -1, *center_gram.shape[1:])
     changes = []
-    for values, signs in ((found.values, found.defined), (found.values.abs(), found.signs)):
+    for values, signs in found.both():
         by_products, by_left, by_right = cosine_slopes(values, norms, norms, signs)
         slope = (by_products + torch.diag_embed(by_left + by_right)) / pairs
         changes.append(2 * (moved * slope[:, None]).sum(dim=(2, 3)).flatten())

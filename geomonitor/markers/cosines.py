@@ -22,9 +22,9 @@ class Cosines(NamedTuple):
     values: Tensor  # (B, P, P), 0 where a norm is zero
     defined: Tensor  # (B, P, P), float64, 1 where no norm is zero
 
-    @property
-    def signs(self) -> Tensor:
-        return self.values.sign()
+    def both(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Values and signs whose products with the norms are the cosines, for signed and for absolute ones."""
+        return (self.values, self.defined), (self.values.abs(), self.values.sign())
 
     def sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """Signed and absolute sum and number of pairs, ``(B,)`` each."""

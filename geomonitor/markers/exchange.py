@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+# When more samples than this, and half of all so far, need another method, the rest of the batch goes there at once.
+FEW_FAILURES = 3
+
 
 def solve_samples(
     gram: Array,
@@ -39,12 +42,13 @@ def solve_samples(
         limits: rounds, violation, rounding per mass, least progress, least pivot, refinements.
         columns: ``(B, n)``, result: active columns, -1 where unused. At most ``n`` may be active.
         weights: ``(B, n)``, result: their weights, 0 where unused.
-        pivots: ``(B,)``, result: smallest squared diagonal entry of the factor; -1: not solved.
+        pivots: ``(B,)``, given as -1, result: smallest squared diagonal entry of the factor; -1: not solved.
     """
     most = columns.shape[1]
     active, old_active = np.empty(most, np.int64), np.empty(most, np.int64)
     factor, old_factor = np.zeros((most, most)), np.zeros((most, most))
     vectors, gradient = np.zeros((5, most)), np.empty(products.shape[1])
+    failures = 0
     for sample in range(len(products)):
         own = gram[group[sample]]
         count = _solve_sample(
@@ -60,8 +64,10 @@ def solve_samples(
             vectors,
             gradient,
         )
-        pivots[sample] = -1.0
         if count < 0:
+            failures += 1
+            if failures > FEW_FAILURES and 2 * failures > sample:
+                return
             continue
         pivots[sample] = 1.0
         for i in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -83,19 +84,13 @@ def sample_scalars(
     axis = cosines(axis_gram, axis_norms, axis_norms)
     center_axis = cosines(axis_center.mT, center_norms, axis_norms)
 
-    def slopes() -> list[Slopes]:
-        found = [
-            projection_slopes(by_axes, lengths, with_centers=False),
-            projection_slopes(by_both, lengths, with_centers=True),
-        ]
-        for values, signs in ((axis.values, axis.defined), (axis.values.abs(), axis.signs)):
-            found.append(axis_slopes(*cosine_slopes(values, axis_norms, axis_norms, signs)))
-        for values, signs in (
-            (center_axis.values, center_axis.defined),
-            (center_axis.values.abs(), center_axis.signs),
-        ):
-            found.append(center_axis_slopes(*cosine_slopes(values, center_norms, axis_norms, signs)))
-        return found
+    def slopes() -> Iterator[Slopes]:  # one at a time: each is as large as the Gram matrices of the anchors
+        yield projection_slopes(by_axes, lengths, with_centers=False)
+        yield projection_slopes(by_both, lengths, with_centers=True)
+        for values, signs in axis.both():
+            yield axis_slopes(*cosine_slopes(values, axis_norms, axis_norms, signs))
+        for values, signs in center_axis.both():
+            yield center_axis_slopes(*cosine_slopes(values, center_norms, axis_norms, signs))
 
     signed, absolute = center_influence(mean.gram, axis_center)
     zero = torch.zeros_like(anchors.residual)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]
@@ -13,7 +13,7 @@ from geomonitor.markers.dichotomies import draw_dichotomies, draw_directions, dr
 
 
 def loop_seconds(features: Tensor, labels: Tensor, *, directions: int, samples: int, pairs: int | None) -> float:
-    """Seconds for all samples, from the time of some of them.
+    """Seconds of processor time for all samples, from the time of some of them.
 
     Args:
         features: ``(Q, N)``.
@@ -23,7 +23,7 @@ def loop_seconds(features: Tensor, labels: Tensor, *, directions: int, samples: 
         pairs: number of class pairs; None: joint.
     """
     classes = int(labels.max()) + 1
-    start = perf_counter()
+    start = process_time()
     ts = draw_directions(directions, features.shape[1], seed=0).numpy()
     ys = draw_dichotomies(directions, classes if pairs is None else 2, "balanced", seed=0).numpy()
     chosen = [range(classes)] if pairs is None else draw_pairs(classes, pairs, seed=0).tolist()
@@ -33,15 +33,15 @@ def loop_seconds(features: Tensor, labels: Tensor, *, directions: int, samples: 
         rows = np.isin(names, list(group))
         _, own = np.unique(names[rows], return_inverse=True)
         problems.append((points[rows], own))
-    drawn = perf_counter() - start
+    drawn = process_time() - start
     work = [(problem, t, y) for t, y in zip(ts, ys, strict=True) for problem in problems]
     step = max(1, len(work) // samples)
     timed = work[::step][:samples]
-    start = perf_counter()
+    start = process_time()
     stacks = [(anchors(*problem, t, y), t) for problem, t, y in timed]
     s0 = np.mean([stack for stack, _ in stacks], axis=0)
     np.mean([scalars(stack, s0, t) for stack, t in stacks], axis=0)
-    return drawn + (perf_counter() - start) * len(work) / len(timed)
+    return drawn + (process_time() - start) * len(work) / len(timed)
 
 
 def anchors(points: np.ndarray, labels: np.ndarray, t: np.ndarray, y: np.ndarray) -> np.ndarray:

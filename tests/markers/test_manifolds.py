@@ -11,6 +11,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 
 from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.markers import anchors
 from geomonitor.markers.dichotomies import draw_dichotomies, draw_directions, draw_pairs
 from geomonitor.markers.effective_geometry import EffectiveGeometry
 from geomonitor.markers.manifolds import manifold_geometry
@@ -74,8 +75,13 @@ def assert_matches_reference(
     assert float(result.max_kkt_residual) < RELATIVE
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_literal_definition(case: str) -> None:
+def test_agrees_with_the_literal_definition(case: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(anchors, "suits", lambda problem: False)
     assert_matches_reference(*CASES[case](), "balanced")
 
 
