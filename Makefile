@@ -40,6 +40,10 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
 
+# Every detector and every baseline replayed on the cached runs: docs/calibration.md; some minutes.
+bench-warning: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.report
+
 # The runs that detectors are calibrated on; about an hour. Those that are in the repository are not made again.
 bench-warning-runs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.collect
