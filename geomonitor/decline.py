@@ -15,6 +15,9 @@ from geomonitor.records import History, Series
 
 Direction = Literal["lower", "higher"]
 
+DEFAULT_WATCH = ("dimension", "participation_ratio_per_class")
+"""Markers that are judged where nobody says otherwise: those that found most faults in ``docs/calibration.md``."""
+
 
 class Verdict(NamedTuple):
     """Whether a marker has declined, and the evidence."""

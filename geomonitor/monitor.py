@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
 from geomonitor.budget import Budget
 from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
-from geomonitor.decline import Detector, Verdict, check_votes, judge
+from geomonitor.decline import DEFAULT_WATCH, Detector, Verdict, check_votes, judge
 from geomonitor.detectors import DropFromReference
 from geomonitor.errors import InputError
 from geomonitor.markers.dichotomies import Dichotomies
@@ -55,7 +55,8 @@ class GeometryMonitor:
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
-        watch: names of the markers that the detector judges.
+        watch: names of the markers that the detector judges; by default those of ``geomonitor.decline.DEFAULT_WATCH``
+            that are measured.
         votes: kinds of watched markers that must decline together, see :func:`geomonitor.decline.judge`.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
@@ -88,7 +89,7 @@ class GeometryMonitor:
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
         detector: Detector | str | None = DropFromReference(),
-        watch: Sequence[str] = ("dimension",),
+        watch: Sequence[str] | None = None,
         votes: int = 1,
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
@@ -117,7 +118,8 @@ class GeometryMonitor:
         elif self.shifts:
             raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
         self.detector = detector_named(detector)
-        self.watch = marker_names(watch, more=self.markers)
+        wanted = [name for name in DEFAULT_WATCH if name in self.markers] if watch is None else watch
+        self.watch = marker_names(wanted, more=self.markers)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
         check_votes(self.watch, votes)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from geomonitor.alerts import explain, what_changed
+from geomonitor.decline import DEFAULT_WATCH
 from geomonitor.detectors import DETECTORS
 from geomonitor.errors import InputError
 from geomonitor.replay import Episode, detector_from
@@ -24,7 +25,9 @@ def replay(  # noqa: PLR0917 - options of a command line
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the detector, such as drop=0.2; again for more")
     ] = None,
-    watch: Annotated[list[str] | None, typer.Option(help="a marker to judge; may be given again")] = None,
+    watch: Annotated[
+        list[str] | None, typer.Option(help=f"a marker to judge, again for more; by default {', '.join(DEFAULT_WATCH)}")
+    ] = None,
     votes: Annotated[int, typer.Option(help="kinds of markers that must decline together")] = 1,
     layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
 ) -> None:
@@ -37,7 +40,8 @@ def replay(  # noqa: PLR0917 - options of a command line
     layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
     alarms = 0
     for name in layers:
-        episodes = replay_history(loaded.history, name, watch or ["dimension"], judge, votes)
+        measured = [marker for marker in DEFAULT_WATCH if marker in loaded.history.markers(name)]
+        episodes = replay_history(loaded.history, name, watch or measured, judge, votes)
         alarms += len(episodes)
         typer.echo(f"{name}: {_count(len(episodes))}")
         for episode in episodes:

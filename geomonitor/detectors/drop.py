@@ -34,6 +34,8 @@ class DropFromReference(Walker):
     *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
     change: measurements of one protocol share their draws) and the scatter of the series itself.
 
+    The defaults are those of ``docs/calibration.md``, for a handful to some dozens of measurements a run.
+
     A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one that is not positive.
 
     Args:
@@ -53,9 +55,9 @@ class DropFromReference(Walker):
     (True, 6, -0.35)
     """
 
-    drop: float = 0.15
+    drop: float = 0.1
     sigmas: float = 3.0
-    warmup_checks: int = 4
+    warmup_checks: int = 6
     patience_checks: int = 2
     follow_trend: bool = False
     worse: Worse = "marker"
