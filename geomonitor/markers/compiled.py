@@ -53,15 +53,12 @@ def solve_compiled(problem: GramProblem) -> tuple[ActiveSets, Tensor]:
     columns = torch.full((batch, most), -1)
     weights = torch.zeros(columns.shape, dtype=torch.float64)
     pivots = torch.full((batch,), -1.0, dtype=torch.float64)
-    limits = torch.tensor(
-        [ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, LEAST_PIVOT, REFINEMENTS], dtype=torch.float64
+    limits = exchange.Limits(
+        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
     )
-    given = (problem.gram, problem.group, problem.products, problem.signs)
-    _loops()(
-        *(tensor.contiguous().numpy() for tensor in given),
-        problem.segment,
-        *(tensor.numpy() for tensor in (limits, columns, weights, pivots)),
-    )
+    given = (tensor.contiguous().numpy() for tensor in (problem.gram, problem.group, problem.products, problem.signs))
+    results = exchange.Results(columns.numpy(), weights.numpy(), pivots.numpy())
+    _loops()(*given, problem.segment, limits, results)
     width = max(1, int((columns >= 0).sum(dim=1).amax()) if batch else 1)
     return ActiveSets(columns[:, :width].contiguous(), weights[:, :width].contiguous(), pivots >= 0), pivots
 
@@ -75,6 +72,8 @@ def _loops() -> Callable[..., None]:
     for helper in (
         exchange._copy,
         exchange._gradient,
+        exchange._empty,
+        exchange._append,
         exchange._add_worst,
         exchange._back_substitute,
         exchange._remove,
