@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def _loops() -> Callable[..., None]:
     import numba
     from numba.extending import register_jitable
 
-    options = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
     for helper in (
         exchange._copy,
         exchange._gradient,
@@ -82,8 +83,9 @@ def _loops() -> Callable[..., None]:
         exchange._solve_sample,
     ):
         register_jitable(**options)(helper)
+    compiled: Callable[..., None]
     try:
         compiled = numba.njit(cache=True, nogil=True, **options)(exchange.solve_samples)
     except RuntimeError:  # no folder to keep the result in
         compiled = numba.njit(nogil=True, **options)(exchange.solve_samples)
-    return compiled  # type: ignore[no-any-return]
+    return compiled
