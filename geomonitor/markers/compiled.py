@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,15 +54,12 @@ def solve_compiled(problem: GramProblem) -> tuple[ActiveSets, Tensor]:
     columns = torch.full((batch, most), -1)
     weights = torch.zeros(columns.shape, dtype=torch.float64)
     pivots = torch.full((batch,), -1.0, dtype=torch.float64)
-    limits = torch.tensor(
-        [ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, LEAST_PIVOT, REFINEMENTS], dtype=torch.float64
+    limits = exchange.Limits(
+        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
     )
-    given = (problem.gram, problem.group, problem.products, problem.signs)
-    _loops()(
-        *(tensor.contiguous().numpy() for tensor in given),
-        problem.segment,
-        *(tensor.numpy() for tensor in (limits, columns, weights, pivots)),
-    )
+    given = (tensor.contiguous().numpy() for tensor in (problem.gram, problem.group, problem.products, problem.signs))
+    results = exchange.Results(columns.numpy(), weights.numpy(), pivots.numpy())
+    _loops()(*given, problem.segment, limits, results)
     width = max(1, int((columns >= 0).sum(dim=1).amax()) if batch else 1)
     return ActiveSets(columns[:, :width].contiguous(), weights[:, :width].contiguous(), pivots >= 0), pivots
 
@@ -71,10 +69,12 @@ def _loops() -> Callable[..., None]:
     import numba
     from numba.extending import register_jitable
 
-    options = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
     for helper in (
         exchange._copy,
         exchange._gradient,
+        exchange._empty,
+        exchange._append,
         exchange._add_worst,
         exchange._back_substitute,
         exchange._remove,
@@ -83,8 +83,9 @@ def _loops() -> Callable[..., None]:
         exchange._solve_sample,
     ):
         register_jitable(**options)(helper)
+    compiled: Callable[..., None]
     try:
         compiled = numba.njit(cache=True, nogil=True, **options)(exchange.solve_samples)
     except RuntimeError:  # no folder to keep the result in
         compiled = numba.njit(nogil=True, **options)(exchange.solve_samples)
-    return compiled  # type: ignore[no-any-return]
+    return compiled

@@ -10,6 +10,8 @@ The factor ``R`` is upper triangular, ``R^T R`` the Gram matrix of the signed ac
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,220 +22,198 @@ Index = NDArray[np.int64]
 FEW_FAILURES = 3
 
 
+class Limits(NamedTuple):
+    """When to stop; see the constants of `active_set` and `compiled`."""
+
+    rounds: int
+    violation: float
+    rounding_per_mass: float
+    least_progress: float
+    least_pivot: float
+    refinements: int
+
+
+class Sample(NamedTuple):
+    """One problem."""
+
+    gram: Array  # (C, C), unit diagonal; zero in padded columns
+    products: Array  # (C,)
+    signs: Array  # (C,)
+
+
+class State(NamedTuple):
+    """An active set; only the first places are in use."""
+
+    active: Index  # (n,), columns
+    weights: Array  # (n,)
+    z: Array  # (n,)
+    factor: Array  # (n, n), upper triangle of R
+
+
+class Results(NamedTuple):
+    """What the samples come to."""
+
+    columns: Index  # (B, n), active columns; -1 where unused
+    weights: Array  # (B, n), theirs; 0 where unused
+    pivots: Array  # (B,), smallest squared diagonal entry of the factor; -1 where another method is needed
+
+
 def solve_samples(
-    gram: Array,
-    group: Index,
-    products: Array,
-    signs: Array,
-    segment: int,
-    limits: Array,
-    columns: Index,
-    weights: Array,
-    pivots: Array,
+    gram: Array, group: Index, products: Array, signs: Array, segment: int, limits: Limits, results: Results
 ) -> None:
     """Solves every sample of a batch.
 
     Args:
-        gram: ``(G, C, C)``, unit diagonal; zero in padded columns.
+        gram: ``(G, C, C)``.
         group: ``(B,)``.
         products: ``(B, C)``.
         signs: ``(B, C)``.
         segment: columns per segment.
-        limits: rounds, violation, rounding per mass, least progress, least pivot, refinements.
-        columns: ``(B, n)``, result: active columns, -1 where unused. At most ``n`` may be active.
-        weights: ``(B, n)``, result: their weights, 0 where unused.
-        pivots: ``(B,)``, given as -1, result: smallest squared diagonal entry of the factor; -1: not solved.
+        limits: when to stop.
+        results: filled in; at most ``n`` columns may be active.
     """
+    columns, weights, pivots = results.columns, results.weights, results.pivots
     most = columns.shape[1]
-    active, old_active = np.empty(most, np.int64), np.empty(most, np.int64)
-    factor, old_factor = np.zeros((most, most)), np.zeros((most, most))
-    vectors, gradient = np.zeros((5, most)), np.empty(products.shape[1])
+    state, old = _empty(most), _empty(most)
+    solution, gradient = np.empty(most), np.empty(products.shape[1])
     failures = 0
-    for sample in range(len(products)):
-        own = gram[group[sample]]
-        count = _solve_sample(
-            own,
-            products[sample],
-            signs[sample],
-            segment,
-            limits,
-            active,
-            old_active,
-            factor,
-            old_factor,
-            vectors,
-            gradient,
-        )
+    for row in range(len(products)):
+        sample = Sample(gram[group[row]], products[row], signs[row])
+        count = _solve_sample(sample, segment, limits, state, old, solution, gradient)
         if count < 0:
             failures += 1
-            if failures > FEW_FAILURES and 2 * failures > sample:
+            if failures > FEW_FAILURES and 2 * failures > row:
                 return
             continue
-        pivots[sample] = 1.0
+        pivots[row] = 1.0
         for i in range(count):
-            columns[sample, i] = active[i]
-            weights[sample, i] = max(vectors[0, i], 0.0)
-            pivots[sample] = min(pivots[sample], factor[i, i] ** 2)
+            columns[row, i] = state.active[i]
+            weights[row, i] = max(state.weights[i], 0.0)
+            pivots[row] = min(pivots[row], state.factor[i, i] ** 2)
+
+
+def _empty(most: int) -> State:
+    return State(np.empty(most, np.int64), np.empty(most), np.empty(most), np.zeros((most, most)))
 
 
 def _solve_sample(
-    gram: Array,
-    products: Array,
-    signs: Array,
-    segment: int,
-    limits: Array,
-    active: Index,
-    old_active: Index,
-    factor: Array,
-    old_factor: Array,
-    vectors: Array,
-    gradient: Array,
+    sample: Sample, segment: int, limits: Limits, state: State, old: State, solution: Array, gradient: Array
 ) -> int:
-    """Number of active columns, whose weights are then in ``vectors[0]``; -1 if another method is needed."""
-    present, solution, z, old_present, old_z = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    """Number of active columns in the state; -1 if another method is needed."""
     count, objective, careful = 0, 0.0, False
-    for _ in range(int(limits[0])):
-        _gradient(gram, products, signs, active, present, count, gradient)
+    for _ in range(limits.rounds):
+        _gradient(sample, state, count, gradient)
         mass = 0.0
         for i in range(count):
-            mass += present[i]
-        tolerance = max(limits[1], limits[2] * mass)
+            mass += state.weights[i]
+        tolerance = max(limits.violation, limits.rounding_per_mass * mass)
         old_count = count
-        _copy(count, active, present, z, factor, old_active, old_present, old_z, old_factor)
-        count = _add_worst(
-            gram,
-            products,
-            signs,
-            segment,
-            tolerance,
-            careful,
-            limits[4],
-            active,
-            present,
-            z,
-            factor,
-            count,
-            gradient,
-            solution,
-        )
+        _copy(count, state, old)
+        length = len(gradient) if careful else segment
+        count = _add_worst(sample, state, count, gradient, length, tolerance, limits.least_pivot, solution)
         if count < 0:
             return -1
         if count == old_count:
-            _refine(gram, products, signs, active, factor, count, present, solution, int(limits[5]))
+            _refine(sample, state, count, solution, limits.refinements)
             return count
-        count = _drop_until_positive(active, factor, z, present, solution, count, careful)
+        count = _drop_until_positive(state, count, solution, careful)
         new = 0.0
         for i in range(count):
-            new -= 0.5 * products[active[i]] * solution[i]
-        if new < objective - limits[3] * abs(objective):
+            new -= 0.5 * sample.products[state.active[i]] * solution[i]
+        if new < objective - limits.least_progress * abs(objective):
             objective, careful = new, False
             for i in range(count):
-                present[i] = solution[i]
+                state.weights[i] = solution[i]
         elif careful:
             return -1
         else:
             count, careful = old_count, True
-            _copy(count, old_active, old_present, old_z, old_factor, active, present, z, factor)
+            _copy(count, old, state)
     return -1
 
 
-def _copy(
-    count: int,
-    active: Index,
-    present: Array,
-    z: Array,
-    factor: Array,
-    to_active: Index,
-    to_present: Array,
-    to_z: Array,
-    to_factor: Array,
-) -> None:
+def _copy(count: int, source: State, target: State) -> None:
     for i in range(count):
-        to_active[i], to_present[i], to_z[i] = active[i], present[i], z[i]
+        target.active[i], target.weights[i], target.z[i] = source.active[i], source.weights[i], source.z[i]
         for j in range(i, count):
-            to_factor[i, j] = factor[i, j]
+            target.factor[i, j] = source.factor[i, j]
 
 
-def _gradient(
-    gram: Array, products: Array, signs: Array, active: Index, weights: Array, count: int, gradient: Array
-) -> None:
+def _gradient(sample: Sample, state: State, count: int, gradient: Array) -> None:
     """Descent direction ``y <u, t - sum_j x_j y_j u_j>`` of every column; minus infinity for active ones."""
+    products, signs = sample.products, sample.signs
     for j in range(len(gradient)):
         gradient[j] = 0.0
     for i in range(count):
-        row, weight = gram[active[i]], signs[active[i]] * weights[i]
+        row, weight = sample.gram[state.active[i]], signs[state.active[i]] * state.weights[i]
         for j in range(len(gradient)):
             gradient[j] += weight * row[j]
     for j in range(len(gradient)):
         gradient[j] = products[j] - signs[j] * gradient[j]
     for i in range(count):
-        gradient[active[i]] = -np.inf
+        gradient[state.active[i]] = -np.inf
 
 
 def _add_worst(
-    gram: Array,
-    products: Array,
-    signs: Array,
-    segment: int,
-    tolerance: float,
-    careful: bool,
-    least_pivot: float,
-    active: Index,
-    present: Array,
-    z: Array,
-    factor: Array,
+    sample: Sample,
+    state: State,
     count: int,
     gradient: Array,
-    scratch: Array,
+    length: int,
+    tolerance: float,
+    least_pivot: float,
+    entries: Array,
 ) -> int:
-    """Appends the worst violated column of each segment (careful: of all); -1: no room, or dependent columns."""
-    length = len(gradient) if careful else segment
+    """Appends the worst violated column of every ``length``; -1: no room, or dependent columns."""
     for start in range(0, len(gradient), length):
         column = start
         for j in range(start + 1, start + length):
             if gradient[j] > gradient[column]:
                 column = j
-        if not gradient[column] > tolerance:
-            continue
-        if count == len(active):
-            return -1
-        row = gram[column]
-        for i in range(count):
-            scratch[i] = signs[column] * signs[active[i]] * row[active[i]]
-        pivot, right = row[column], products[column]
-        for i in range(count):
-            entry = scratch[i] / factor[i, i]
-            pivot -= entry * entry
-            right -= entry * z[i]
-            rest, source = scratch[i + 1 : count], factor[i, i + 1 : count]
-            for j in range(len(rest)):
-                rest[j] -= entry * source[j]
-            factor[i, count] = entry
-        if not pivot > least_pivot:
-            return -1
-        factor[count, count] = np.sqrt(pivot)
-        z[count] = right / factor[count, count]
-        active[count], present[count] = column, 0.0
-        count += 1
+        if gradient[column] > tolerance:
+            if count == len(state.active) or not _append(sample, state, count, column, least_pivot, entries):
+                return -1
+            count += 1
     return count
 
 
-def _back_substitute(factor: Array, z: Array, count: int, solution: Array) -> None:
-    """``R^-1 z``."""
+def _append(sample: Sample, state: State, count: int, column: int, least_pivot: float, entries: Array) -> bool:
+    """Puts a column at the end of the factor, unless it depends on the others; ``entries`` is for its own use."""
+    active, factor, signs, row = state.active, state.factor, sample.signs, sample.gram[column]
+    for i in range(count):
+        entries[i] = signs[column] * signs[active[i]] * row[active[i]]
+    pivot, right = row[column], sample.products[column]
+    for i in range(count):
+        entry = entries[i] / factor[i, i]
+        pivot -= entry * entry
+        right -= entry * state.z[i]
+        rest, source = entries[i + 1 : count], factor[i, i + 1 : count]
+        for j in range(len(rest)):
+            rest[j] -= entry * source[j]
+        factor[i, count] = entry
+    if not pivot > least_pivot:
+        return False
+    factor[count, count] = np.sqrt(pivot)
+    state.z[count] = right / factor[count, count]
+    active[count], state.weights[count] = column, 0.0
+    return True
+
+
+def _back_substitute(factor: Array, right: Array, count: int, solution: Array) -> None:
+    """``R^-1 right``."""
     for i in range(count - 1, -1, -1):
         row, known = factor[i, i + 1 : count], solution[i + 1 : count]
         total = 0.0
         for j in range(len(row)):
             total += row[j] * known[j]
-        solution[i] = (z[i] - total) / factor[i, i]
+        solution[i] = (right[i] - total) / factor[i, i]
 
 
-def _drop_until_positive(
-    active: Index, factor: Array, z: Array, present: Array, solution: Array, count: int, careful: bool
-) -> int:
+def _drop_until_positive(state: State, count: int, solution: Array, careful: bool) -> int:
     """Solves on the active columns, drops what is not positive, and so on; careful: one at a time, by ratio."""
+    present = state.weights
     while True:
-        _back_substitute(factor, z, count, solution)
+        _back_substitute(state.factor, state.z, count, solution)
         negative, shortest = False, np.inf
         for i in range(count):
             if not solution[i] > 0:
@@ -247,12 +227,13 @@ def _drop_until_positive(
                 bad = present[i] / (present[i] - solution[i]) <= shortest
             present[i] += shortest * (solution[i] - present[i])
             if bad:
-                _remove(active, factor, z, present, count, i)
+                _remove(state, count, i)
                 count -= 1
 
 
-def _remove(active: Index, factor: Array, z: Array, present: Array, count: int, place: int) -> None:
+def _remove(state: State, count: int, place: int) -> None:
     """Takes a column out: what was below it is updated by its row, rotation by rotation."""
+    active, present, z, factor = state.active, state.weights, state.z, state.factor
     last = count - 1
     row, right = np.empty(last - place), z[place]
     for j in range(last - place):
@@ -273,28 +254,17 @@ def _remove(active: Index, factor: Array, z: Array, present: Array, count: int, 
         moved = cosine * z[i + 1] + sine * right
         right = cosine * right - sine * z[i + 1]
         z[i] = moved
-    for i in range(place, last):
         active[i], present[i] = active[i + 1], present[i + 1]
 
 
-def _refine(
-    gram: Array,
-    products: Array,
-    signs: Array,
-    active: Index,
-    factor: Array,
-    count: int,
-    weights: Array,
-    correction: Array,
-    steps: int,
-) -> None:
+def _refine(sample: Sample, state: State, count: int, correction: Array, steps: int) -> None:
     """Removes from the weights what rounding in the changes of the factor has left."""
+    active, weights, factor, signs = state.active, state.weights, state.factor, sample.signs
     for _ in range(steps):
         for i in range(count):
-            column = active[i]
-            row, total = gram[column], products[column]
+            row, total = sample.gram[active[i]], sample.products[active[i]]
             for j in range(count):
-                total -= signs[column] * signs[active[j]] * row[active[j]] * weights[j]
+                total -= signs[active[i]] * signs[active[j]] * row[active[j]] * weights[j]
             correction[i] = total
         for i in range(count):
             correction[i] /= factor[i, i]

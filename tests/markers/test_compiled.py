@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,9 +41,9 @@ class TestInterpreted:
     def test_careful_steps_alone_reach_the_solution(self, monkeypatch: pytest.MonkeyPatch) -> None:
         add, drop, seen = exchange._add_worst, exchange._drop_until_positive, []
 
-        def careful_add(*args: object) -> int:
-            seen.append(args[5])
-            return add(*args[:5], True, *args[6:])  # type: ignore[arg-type]
+        def careful_add(*args: Any) -> int:
+            seen.append(args)
+            return add(*args[:4], len(args[3]), *args[5:])
 
         monkeypatch.setattr(exchange, "_add_worst", careful_add)
         monkeypatch.setattr(exchange, "_drop_until_positive", lambda *args: drop(*args[:-1], True))  # type: ignore[arg-type]

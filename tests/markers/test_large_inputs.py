@@ -38,12 +38,13 @@ def assert_same(g: EffectiveGeometry, expected: EffectiveGeometry) -> None:
     torch.testing.assert_close(torch.stack(g.measures), torch.stack(expected.measures), rtol=SAME, atol=SAME)
 
 
+@pytest.fixture(scope="module")
+def expected() -> EffectiveGeometry:
+    return measured(*clouds())
+
+
 class TestTheRightAnswer:
     features, labels = clouds()
-
-    @pytest.fixture(scope="class")
-    def expected(self) -> EffectiveGeometry:
-        return measured(self.features, self.labels)
 
     def test_more_points_than_dimensions(self, expected: EffectiveGeometry) -> None:
         assert len(self.features) > 8 * DIMENSION
