@@ -41,7 +41,7 @@ def replay(  # noqa: PLR0917 - options of a command line
     alarms = 0
     for name in layers:
         measured = [marker for marker in DEFAULT_WATCH if marker in loaded.history.markers(name)]
-        episodes = replay_history(loaded.history, name, watch or measured, judge, votes)
+        episodes = replay_history(loaded.history, name, watch or measured or DEFAULT_WATCH, judge, votes)
         alarms += len(episodes)
         typer.echo(f"{name}: {_count(len(episodes))}")
         for episode in episodes:

@@ -48,11 +48,11 @@ class DropFromReference(Walker):
             markers says of each, and a fall where it says nothing.
 
     >>> import numpy as np, geomonitor as gm
-    >>> epochs, errors = np.arange(8), np.full(8, 0.05)
-    >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
+    >>> epochs, errors = np.arange(10), np.full(10, 0.05)
+    >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
     >>> verdict = gm.DropFromReference()(gm.Series("fc", "dimension", 24 * epochs, epochs, values, errors))
     >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
-    (True, 6, -0.35)
+    (True, 8, -0.37)
     """
 
     drop: float = 0.1

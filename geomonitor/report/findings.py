@@ -165,6 +165,6 @@ def _words(history: History, layer: str) -> tuple[str, list[str]]:
     if verdict.declined and verdict.since_step is not None:
         return headline(verdict), explain(verdict, what_changed(history, verdict.since_step)).splitlines()[1:]
     return f"The detector of the run raised an alarm on {layer!r}", [
-        f"The default detector, on {' and '.join(DEFAULT_WATCH)}, sees no decline at this measurement: the run was judged by "
-        "another detector or by other markers, and their settings are not part of the history."
+        f"The default detector, on {' and '.join(DEFAULT_WATCH)}, sees no decline at this measurement: the run was "
+        "judged by another detector or by other markers, and their settings are not part of the history."
     ]

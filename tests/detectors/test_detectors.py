@@ -215,9 +215,10 @@ class TestDropFromReference:
 
     def test_a_trend_that_goes_on_is_expected(self):
         falling = 4 * 0.96**TIME
-        assert DropFromReference().declines(series(falling)).any()
-        assert not DropFromReference(follow_trend=True).declines(series(falling)).any()
-        assert DropFromReference(follow_trend=True).declines(series(falling * FAULT)).any()
+        plain, following = (DropFromReference(drop=0.15, warmup_checks=4, follow_trend=f) for f in (False, True))
+        assert plain.declines(series(falling)).any()
+        assert not following.declines(series(falling)).any()
+        assert following.declines(series(falling * FAULT)).any()
 
     def test_without_epochs_the_step_is_known(self):
         known = series(2 * FAULT[:25])
@@ -227,9 +228,9 @@ class TestDropFromReference:
 
 class TestCusum:
     def test_small_falls_add_up(self):
-        small = np.where(TIME < ONSET, 2.0, 1.74)  # 13 %, below what a single drop must be
-        assert first_alarm(small, DropFromReference(), errors=0.0) is None
-        assert first_alarm(small, Cusum(), errors=0.0) is not None
+        small = np.where(TIME < ONSET, 2.0, 1.7)  # 15 %, less than three standard errors of a single difference
+        assert first_alarm(small, DropFromReference(), errors=0.05) is None
+        assert first_alarm(small, Cusum(), errors=0.05) is not None
 
 
 def test_the_registry_makes_detectors_by_name():
