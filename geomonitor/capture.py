@@ -230,7 +230,8 @@ def _mean(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype | None:
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    narrow = tensor.dtype in (torch.float16, torch.bfloat16) or not (tensor.is_floating_point() or tensor.is_complex())
+    return torch.float32 if narrow else None
 
 
 def _check_run(

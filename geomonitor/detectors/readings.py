@@ -114,14 +114,16 @@ def readings(series: Series, direction: Direction) -> Readings:
     values = series.values
     (places,) = np.nonzero(np.isfinite(values) & (values > 0))
     kept = values[places]
-    errors = series.standard_errors[places] / kept
-    changes = np.full(len(places), math.inf) if series.change_errors is None else series.change_errors[places] / kept
+    unknown = np.full(len(values), math.nan)
+    with np.errstate(over="ignore"):  # a tiny value of a huge error has an infinite relative one
+        errors = np.abs(series.standard_errors[places] / kept)
+        changes = np.abs((unknown if series.change_errors is None else series.change_errors)[places] / kept)
     return Readings(
         series,
         direction,
         places.tolist(),
         (_sign(direction) * np.log(kept)).tolist(),
-        np.nan_to_num(errors, nan=0.0, posinf=0.0).tolist(),
+        np.nan_to_num(errors, nan=0.0, posinf=math.inf).tolist(),
         np.nan_to_num(changes, nan=math.inf, posinf=math.inf).tolist(),
     )
 

@@ -109,6 +109,27 @@ def test_a_detector_judges_any_series(values, error, drop, sigmas, warmup, patie
 
 
 @PROFILE
+@given(VALUES, FLOATS, st.sampled_from([gm.Cusum, gm.Trend]), st.sampled_from(["lower", "higher", "either"]))
+def test_the_other_detectors_judge_any_series(values, error, kind, worse):
+    steps = np.arange(len(values))
+    series = gm.Series(
+        "fc", "d", steps, steps.astype(float), np.array(values, dtype=float), np.full(len(values), error)
+    )
+    runs = [gm.History(gm.Record(n, n, "fc", "d", float(level)) for n in range(24)) for level in (1.0, 2.0, 1.5)]
+    for detector in (kind(worse=worse), gm.ReferenceRuns(runs, worse=worse)):
+        verdict = detector(series)
+        assert verdict.declined == bool(detector.declines(series)[-1:].any())
+        assert not verdict.declined or verdict.sigmas > 0
+
+
+@PROFILE
+@given(st.integers(-2, 5) | st.lists(st.integers(-3, 9), max_size=5), st.integers(-1, 5), st.integers(-1, 3))
+def test_a_validation_probe_has_classes_or_is_refused(classes, per_class, seed):
+    probe = measured(gm.ValidationProbe, classes=classes, per_class=per_class, seed=seed)
+    assert probe is None or (len(set(probe.classes)) >= 2 and probe.per_class >= 2)
+
+
+@PROFILE
 @given(FLOATS, FLOATS, st.integers(-2, 5), st.integers(-2, 5))
 def test_options_of_a_detector_make_sense_or_are_refused(drop, sigmas, warmup, patience):
     good = 0 < drop < 1 and sigmas >= 0 and warmup >= 1 and patience >= 1
@@ -191,7 +212,9 @@ def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
         gm.ProbeSet.from_dataset(data, per_class=4), markers=markers, watch=markers[:1], directions=4, batch_size=5
     )
     records = measured(monitor.measure, model, step=1, epoch=0)
-    assert [record.marker for record in records] == [*dict.fromkeys(markers), "alarm", "seconds"]
+    assert [record.marker for record in records] == [
+        *dict.fromkeys(markers), "nonfinite_rows", "alarm", "seconds", "overhead"
+    ]  # fmt: skip
     restored = gm.GeometryMonitor(monitor.probe, markers=markers, watch=markers[:1], directions=4)
     restored.load_state_dict(monitor.state_dict())
     assert as_text(restored.history) == as_text(monitor.history)

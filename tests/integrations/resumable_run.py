@@ -91,7 +91,9 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
     torch.manual_seed(0)
     folder = Path(directory)
     probe = gm.ProbeSet.from_dataset(TensorDataset(*points(10_000, 60)), per_class=15)
-    options = {"directions": 10, "markers": ["dimension", "participation_ratio"], "on_error": "raise"} | options
+    detector = gm.DropFromReference(drop=0.15, warmup_checks=4)
+    own = {"directions": 10, "markers": ["dimension", "participation_ratio"], "detector": detector, "on_error": "raise"}
+    options = own | options
     geometry = GeometryCallback(probe, watch=["participation_ratio"], **plan.cadence, **options)
     saving = {"every_n_train_steps": plan.save_every_n_steps} if plan.save_every_n_steps else {"every_n_epochs": 1}
     keeper = ModelCheckpoint(folder, save_last=True, **saving)
@@ -109,7 +111,7 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
             loader, loader if plan.validate else None, ckpt_path=last if last.exists() else None,
         )  # fmt: skip
     stopper = next(callback for callback in trainer.callbacks if isinstance(callback, GeometryEarlyStopping))
-    kept = [r for r in geometry.monitor.history if r.marker != "seconds"]
+    kept = [r for r in geometry.monitor.history if r.layer]  # the rest are times, costs, and that it was resumed
     result = {
         "records": [[repr(part) for part in record._replace(time=0.0)] for record in kept],
         "verdicts": {layer: repr(verdict) for layer, verdict in geometry.monitor.verdicts.items()},

@@ -72,7 +72,7 @@ def geometry_warners() -> Iterator[Warner]:
     """Every detector with every set of watched markers."""
     for (name, detector, caution), (watch, (markers, votes)) in itertools.product(detectors(), WATCHES.items()):
         turned = {marker: dataclasses.replace(detector, worse=worse) for marker, worse in markers.items()}  # type: ignore[type-var]
-        yield Warner(f"{name}, {watch}", repr(detector), functools.partial(_first_vote, turned, votes), caution)
+        yield Warner(f"{name}, {watch}", repr(detector), functools.partial(first_vote, turned, votes), caution)
 
 
 def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
@@ -96,7 +96,7 @@ def baselines() -> Iterator[Warner]:
             ("NC1 rises", "nc1", "higher"),
         ):
             detector = DropFromReference(drop=drop, patience_checks=patience, worse=worse)  # type: ignore[arg-type]
-            alarm = functools.partial(_first_vote, {marker: detector}, 1)
+            alarm = functools.partial(first_vote, {marker: detector}, 1)
             yield Warner(name, f"{drop=}, {patience=}", alarm, drop + patience / 100)
     for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
         alarm = functools.partial(_spike, factor)
@@ -136,7 +136,8 @@ def _declines(detector: Walker, run: Run, marker: str) -> NDArray[np.bool_]:
     return _DECLINES[key]
 
 
-def _first_vote(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
+def first_vote(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
+    """First epoch at which ``votes`` kinds of markers are in decline, each by its own detector."""
     kinds: dict[str, NDArray[np.bool_]] = {}
     for marker, detector in detectors.items():
         kind = MARKERS[marker].state
