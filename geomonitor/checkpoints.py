@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +102,7 @@ def _pickled(path: Path) -> Any:
     try:
         # Mapped, not read: looking up the step of a large file costs next to nothing. Old formats cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)|type(?:: | )([\w.]+)", str(error))
         found = f" ({named.group(1) or named.group(2)})" if named else ""
         raise InputError(

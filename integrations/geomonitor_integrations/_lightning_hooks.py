@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from geomonitor.alerts import headline
+from geomonitor.alerts import CONTEXT, headline
 from geomonitor.budget import Budget
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
@@ -248,7 +248,8 @@ class GeometryHooks:
 
     def _values(self, records: Iterable[Record]) -> dict[str, float]:
         """Values by the key under which they are logged; of records of the same key the last one counts."""
-        return {_prefixed(record.key, self.name, "/"): record.value for record in records}
+        logged = [record for record in records if record.layer or record.marker not in CONTEXT]
+        return {_prefixed(record.key, self.name, "/"): record.value for record in logged}
 
 
 class StopOnDecline:

@@ -74,8 +74,9 @@ def low_from_stop_step(series: Series) -> gm.Verdict:
 def latest(monitor: gm.GeometryMonitor) -> dict[str, float]:
     """Values of the last measurement by key."""
     last = max(record.step for record in monitor.history)
-    skipped = ("alarm", "seconds", "overhead", "drift")
-    return {r.key: r.value for r in monitor.history if r.step == last and r.marker not in skipped}
+    return {
+        r.key: r.value for r in monitor.history if r.step == last and r.layer and r.marker not in ("alarm", "drift")
+    }
 
 
 def alone(weights: dict[str, Tensor], *, passive: bool) -> dict[str, float]:

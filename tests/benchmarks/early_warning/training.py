@@ -52,7 +52,7 @@ def run(recipe: Recipe, epochs: int = EPOCHS) -> Iterator[dict[str, float]]:
             records = monitor.measure(trainer.model, step=trainer.step, epoch=epoch)
         geometry = {}
         for record in records:
-            if record.layer:
+            if record.marker in MARKERS:
                 geometry[record.marker] = record.value
                 if gm.MARKERS[record.marker].state == "manifolds":
                     geometry[f"{record.marker}_standard_error"] = record.standard_error
