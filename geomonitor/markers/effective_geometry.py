@@ -55,7 +55,8 @@ class EffectiveGeometry(NamedTuple):
     radius: Tensor
     """effective radius against the centres: sqrt(E[c] / E[b - c])"""
     utility: Tensor
-    """E[c] / E[a], in [0, 1]"""
+    """E[c] / E[a]: 0 or more, and at most about 1. Few directions, or so few feature dimensions that all are taken up,
+    can give more (1.14 was seen for N = 2), because c leaves out the cross terms of centres and axes that a has"""
     center_alignment: Tensor
     axis_alignment: Tensor
     center_axis_alignment: Tensor
