@@ -207,7 +207,7 @@ def _head(runs: Sequence[Run], chosen_on: Sequence[Run], held_out: Sequence[Run]
             "",
             "What to know before believing it: the networks are small, measured with 30 points a class and 100 "
             "directions; the detectors were written by people who knew the fault of raised weight decay; families were "
-            "made stronger after a look at the truth of first runs; the sets that watch NC1 both ways were added to the "
+            "strengthened after a look at the truth of first runs; the sets that watch NC1 both ways were added to the "
             "candidates after a look at a part of the held-out runs.",
             "",
             "![Each way to warn: failing runs found against healthy runs with a false alarm](calibration.png)",
