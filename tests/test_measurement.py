@@ -199,6 +199,6 @@ def test_memory_is_constant_over_200_measurements_and_no_hook_is_left():
     ((tensors, resident, hooks),) = in_processes(_measured_often, world_size=1)
     assert not hooks
     assert tensors == 0
-    # What grows is the history: 8 records a measurement, 4.2 KiB by tracemalloc, 0.8 MiB in all. Resident memory grew by
-    # 4.3 MiB, ever more slowly: the rest is the allocator's, so the bound is twice that.
+    # What grows is the history: 8 records a measurement, 4.2 KiB by tracemalloc, 0.8 MiB in all. Resident memory grew
+    # by 4.3 MiB, ever more slowly: the rest is the allocator's, so the bound is twice that.
     assert resident < 8 * 2**20
