@@ -14,13 +14,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote
 
 from selenium import webdriver
 
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent
-TAGS = "penultimate/(dimension|utility|capacity|participation|nc1$|alarm)|val_accuracy"
 SETTLED_SECONDS = 30
 
 
@@ -39,7 +37,6 @@ def main() -> None:
     try:
         page = f"http://127.0.0.1:{port}"
         wait_for(f"{page}/data/runs")
-        photograph(f"{page}/?smoothing=0&tagFilter={quote(TAGS)}#timeseries", DOCS / "tensorboard.png", (1500, 1480))
         photograph(f"{page}/#custom_scalars&_smoothingWeight=0", DOCS / "tensorboard_layout.png", (1500, 1120))
         photograph(f"{page}/#images&regexInput=faulty", DOCS / "tensorboard_figures.png", (1500, 1200))
         photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 760))

@@ -15,7 +15,7 @@ CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
 """What a training loop can tell beside the markers; kept in the history, with layer "", to explain an alarm."""
 
 _PAPER = "Chou et al. 2026, arXiv:2603.01879"
-_LEAST_CHANGE = MappingProxyType({"learning_rate": 1.25, "weight_decay": 1.25, "gradient_norm": 2.0})
+_LEAST_CHANGE = MappingProxyType({"learning_rate": 1.25, "weight_decay": 1.25, "gradient_norm": 10.0})
 _REMEDIES = MappingProxyType(
     {
         "learning_rate": "bring the learning rate back, or go on from a checkpoint before the change",
@@ -81,8 +81,9 @@ def what_changed(history: History, since_step: int) -> list[str]:
         since_step: first measurement of the decline, in optimiser steps.
 
     Returns:
-        One phrase for each, most often none: a change of at least a quarter in learning rate or weight decay, of the
-        double in gradient norm, or a resume, within the two measurements before ``since_step``.
+        One phrase for each, most often none: a change of at least a quarter in learning rate or weight decay, tenfold
+        in gradient norm (that of one batch, which varies by a factor of a few), or a resume, within the two
+        measurements before ``since_step``.
 
     >>> from geomonitor import History, Record
     >>> told = [Record(s, None, "", "weight_decay", v) for s, v in ((10, 0.01), (20, 0.01), (30, 0.5), (40, 0.5))]

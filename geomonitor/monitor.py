@@ -150,7 +150,6 @@ class GeometryMonitor:
         """what figures show of the latest measurement, by layer, where it was asked for; on rank 0 only"""
         self._reference_given = False
         self._latest_points: dict[str, Tensor] = {}
-        self._held: dict[str, tuple[Tensor, Tensor]] | None = None
         self._influences: dict[str, Tensor] = {}
         self._points: str | None = None  # fingerprint of the points that a validation loop gave
         self._told = Told()
@@ -211,9 +210,10 @@ class GeometryMonitor:
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         layers = resolve_layers(model, self.layers)
         before, self._influences = self._influences, {}
-        self.snapshots, self._held = {}, {} if snapshots else None
+        self.snapshots = {}
+        points: dict[str, tuple[Tensor, Tensor]] = {}
         try:
-            values = self._values(model, layers, forward or self.forward, validation)
+            values, points = self._values(model, layers, forward or self.forward, validation, hold_points=snapshots)
         except Exception as error:  # a monitor must not end a run; the cause is told
             if self.on_error == "raise":
                 raise
@@ -231,11 +231,10 @@ class GeometryMonitor:
         told = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*records, *told])
         alarms = [alarm._replace(time=now) for alarm in self._judge(list(layers), step, epoch)]
-        if self._held:
+        if snapshots and points:
             self.snapshots = take_snapshots(
-                self._held, self.probe.classes, self._told.once, step=step, epoch=epoch, options=self.geometry_options
+                points, self.probe.classes, self._told.once, step=step, epoch=epoch, options=self.geometry_options
             )
-        self._held = None
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         costs = [
             Record(step, epoch, "", marker, value, time=now)
@@ -333,14 +332,31 @@ class GeometryMonitor:
         self._reference_given = True
 
     def _values(
-        self, model: nn.Module, layers: Mapping[str, Layer], forward: Forward, validation: ValidationPass | None
-    ) -> dict[str, dict[str, tuple[float, float]]]:
-        """Marker and standard error by layer and name; every process makes the same calls, whatever happens to it."""
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        forward: Forward,
+        validation: ValidationPass | None,
+        *,
+        hold_points: bool,
+    ) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, tuple[Tensor, Tensor]]]:
+        """Marker and standard error by layer and name, and the points and classes by layer where they were held.
+
+        Every process makes the same calls, whatever happens to it.
+        """
         if not len(self.history):  # a new run, whose first measurement is the reference
             self.references = self.references if self._reference_given else {}
             self._points = None
         heads = {layer: head_of(model, place, self.probe.classes) for layer, place in layers.items()}
-        measurement = Measurement(self._plan, heads, self.references, device_of(model), self._told.once)
+        plan = Plan(
+            self.probe.classes,
+            self.probe.per_class,
+            self.markers,
+            tuple(self.shifts),
+            self.geometry_options,
+            hold_points,
+        )
+        measurement = Measurement(plan, heads, self.references, device_of(model), self._told.once)
         if validation is not None:
             values = measurement.compute_after(lambda: validation.add_to(measurement, known=self._points))
             self._points = validation.points
@@ -353,10 +369,8 @@ class GeometryMonitor:
             values = measurement.compute_after(collect)
         self._latest_points = measurement.latest_points
         self._influences = measurement.influences
-        if self._held is not None:
-            self._held = measurement.points
         self.references = {**measurement.latest_points, **self.references}
-        return values
+        return values, measurement.points
 
     def _cost(self, seconds: float, training_seconds: float, device: torch.device) -> dict[str, float]:
         """What a measurement cost, alike on all processes; said once where it is too much for every occasion."""
@@ -369,13 +383,6 @@ class GeometryMonitor:
                 "over budget",
             )
         return {SECONDS: seconds, OVERHEAD: overhead}
-
-    @property
-    def _plan(self) -> Plan:
-        held = self._held is not None
-        return Plan(
-            self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry_options, held
-        )
 
     def _judge(self, layers: list[str], step: int, epoch: int | None) -> list[Record]:
         """Ask the detector about every layer; warn where an alarm is new, that is, not in the history yet."""

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from geomonitor.decline import Detector
-from geomonitor.detectors import DETECTORS
+from geomonitor.detectors import make_detector
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 
@@ -31,12 +31,10 @@ def detector_named(detector: Detector | str | None) -> Detector | None:
     """A detector as it is, or made by its name with default settings.
 
     Raises:
-        InputError: neither a function nor a known name.
+        InputError: neither a function nor a known name, or one that needs settings.
     """
     if isinstance(detector, str):
-        if detector not in DETECTORS:
-            raise InputError(f"no detector is called {detector!r}; there are {', '.join(DETECTORS)}")
-        return DETECTORS[detector]()
+        return make_detector(detector)
     if detector is not None and not callable(detector):
         raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
     return detector

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,15 +73,26 @@ def try_shifts(shifts: Mapping[str, Shift | None], probe: ProbeSet) -> None:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """The model on a batch as it is usually called: a mapping gives keywords, a tuple positions."""
+    arguments = inputs if isinstance(inputs, (tuple, list)) else () if isinstance(inputs, Mapping) else (inputs,)
+    named = inputs if isinstance(inputs, Mapping) else {}
     try:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-    except (NotImplementedError, TypeError) as error:  # no forward at all, or one of other arguments
+        return model(*arguments, **named)
+    except (NotImplementedError, TypeError) as error:  # no forward at all, or one of other arguments?
+        missing = "_forward_unimplemented" in str(error)  # Lightning's modules pass anything on to it
+        if isinstance(error, TypeError) and not missing and _takes(model.forward, arguments, named):
+            raise  # an error within the model
         raise MeasurementError(
             f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Say how to run it with "
             "forward=, a function of (model, inputs)"
         ) from error
+
+
+def _takes(function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def device_of(model: nn.Module) -> torch.device:

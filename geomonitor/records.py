@@ -111,6 +111,10 @@ class History:
         if self._file is not None:
             self._file.add(_rows(records), self._text)
 
+    def latest(self) -> list[Record]:
+        """The last record of each marker of each layer."""
+        return [next(reversed(records.values())) for records in self._series.values()]
+
     def series(self, layer: str, marker: str) -> Series:
         """One marker of one layer in the order of the steps; empty where there is none."""
         rows = sorted(self._series.get((layer, marker), {}).values(), key=lambda r: r.step)

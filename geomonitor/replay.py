@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomonitor.decline import Detector, Verdict, check_votes, count_votes, kind_of
-from geomonitor.detectors import DETECTORS
 from geomonitor.detectors.readings import Walker
 from geomonitor.errors import InputError
 from geomonitor.records import History, Series
@@ -70,20 +69,6 @@ def replay(history: History, layer: str, watch: Sequence[str], detector: Detecto
         elif running and not verdict.declined:
             episodes[-1] = episodes[-1]._replace(end_step=step)
     return episodes
-
-
-def detector_from(name: str, settings: Mapping[str, Any]) -> Detector:
-    """A detector by its name, with settings.
-
-    Raises:
-        InputError: no detector of that name, or a setting that it does not have.
-    """
-    if name not in DETECTORS:
-        raise InputError(f"no detector is called {name!r}; there are {', '.join(DETECTORS)}")
-    try:
-        return DETECTORS[name](**settings)
-    except TypeError as error:
-        raise InputError(f"{name} does not take these settings: {error}") from error
 
 
 class _Verdicts(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geomonitor import DETECTORS, DropFromReference, History, InputError, Record, Series, Verdict
-from geomonitor.alerts import explain, headline
+from geomonitor.alerts import explain, headline, what_changed
 from geomonitor.decline import judge
 
 NOISE = 0.03
@@ -143,3 +143,39 @@ def test_the_registry_makes_detectors_by_name():
 def test_options_without_sense_are_refused(option):
     with pytest.raises(InputError):
         DropFromReference(**option)
+
+
+def told(name, *values) -> list[str]:
+    records = [Record(10 * n, n, "", name, value) for n, value in enumerate(values)]
+    return what_changed(History(records), since_step=10 * (len(values) - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "changed"),
+    [
+        ("learning_rate", (0.1, 0.1, 0.01), ["learning_rate 0.1 -> 0.01 between steps 10 and 20"]),
+        ("learning_rate", (0.1, 0.1, 0.09), []),
+        ("weight_decay", (0.0, 0.0, 0.02, 0.02), ["weight_decay 0 -> 0.02 between steps 10 and 20"]),
+        ("weight_decay", (0.0, 0.02, 0.02, 0.02, 0.02), []),  # long before
+        ("gradient_norm", (0.6, 1.7, 0.5), []),  # of one batch: it varies so much anyhow
+        ("gradient_norm", (0.6, 0.6, 12.0), ["gradient_norm 0.6 -> 12 between steps 10 and 20"]),
+        ("gradient_norm", (0.6, math.nan, 0.6), []),
+        ("resumed", (0.0, 0.0, 1.0), ["resumed before step 20"]),
+    ],
+)
+def test_what_changed_just_before(name, values, changed):
+    assert told(name, *values) == changed
+
+
+def test_a_warning_says_what_changed_and_what_to_try():
+    verdict = Verdict(True, "fc", "dimension", 1.2, 2.0, 0.1, since_step=20, checks=2)
+    text = explain(verdict, told("weight_decay", 0.0, 0.0, 0.02))
+    assert "Changed at that time: weight_decay 0 -> 0.02 between steps 10 and 20." in text
+    assert "Try: bring the weight decay back" in text
+    assert "Try" not in explain(verdict)
+
+
+def test_a_rise_is_told_as_a_rise():
+    verdict = Verdict(True, "fc", "nc1", 3.0, 2.0, 0.1, since_step=20, checks=1, direction="higher")
+    assert "nc1 of 'fc' rose by 50 %" in headline(verdict)
+    assert "what it forecasts for new classes is not known" in explain(verdict)

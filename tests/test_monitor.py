@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from geomonitor.probe_pass import call
 from geomonitor.records import Series
 from tests.processes import in_processes
 
@@ -505,3 +506,23 @@ def test_one_decomposition_of_the_features_a_layer(monkeypatch):
     width, points = 32, CLASSES * PER_CLASS
     # For each layer: all features once, each class once, and the few class means.
     assert sorted(shapes) == sorted(len(layers) * [(points, width), *CLASSES * [(PER_CLASS, width)], (CLASSES, width)])
+
+
+def test_a_type_error_within_the_model_is_not_taken_for_a_wrong_call():
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + None  # type: ignore[operator]
+
+    class Needy(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return x * mask
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        call(Broken(), torch.ones(2))
+    with pytest.raises(gm.MeasurementError, match="forward="):
+        call(Needy(), torch.ones(2))
+
+
+def test_a_detector_that_needs_settings_is_not_made_by_its_name_alone():
+    with pytest.raises(gm.InputError, match=r"reference_runs does not take these settings.*reference"):
+        monitor(detector="reference_runs")

@@ -22,6 +22,12 @@ RECORDS = [
 ]
 
 
+def test_the_latest_record_of_each_marker():
+    history = History([Record(n, n, "fc", marker, float(n)) for n in range(3) for marker in ("nc1", "dimension")])
+    history.append([Record(2, 2, "fc", "nc1", 9.0)])
+    assert [(r.marker, r.step, r.value) for r in history.latest()] == [("nc1", 2, 9.0), ("dimension", 2, 2.0)]
+
+
 def as_text(history: History) -> list[str]:
     return [repr(record) for record in history]  # NaN equals NaN as text
 

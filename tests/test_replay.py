@@ -8,7 +8,8 @@ import pytest
 from geomonitor import Cusum, DropFromReference, History, InputError, Record, Trend, Verdict
 from geomonitor.cli.app import run
 from geomonitor.decline import judge
-from geomonitor.replay import detector_from, replay
+from geomonitor.detectors import make_detector
+from geomonitor.replay import replay
 from tests.detectors.synthetic import FAULT, RAMP, TIME, WARM_UP, noisy
 
 
@@ -59,11 +60,13 @@ def test_what_is_not_there_is_named():
 
 
 def test_detectors_by_name_and_setting():
-    assert detector_from("cusum", {"drop": 0.2}) == Cusum(drop=0.2)
+    assert make_detector("cusum", drop=0.2) == Cusum(drop=0.2)
     with pytest.raises(InputError, match="no detector is called 'cumsum'; there are drop_from_reference"):
-        detector_from("cumsum", {})
+        make_detector("cumsum")
     with pytest.raises(InputError, match=r"does not take these settings.*drops"):
-        detector_from("cusum", {"drops": 0.2})
+        make_detector("cusum", drops=0.2)
+    with pytest.raises(InputError, match="reference"):
+        make_detector("reference_runs")
 
 
 @pytest.fixture

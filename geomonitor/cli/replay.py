@@ -10,9 +10,9 @@ import typer
 
 from geomonitor.alerts import explain, what_changed
 from geomonitor.decline import DEFAULT_WATCH
-from geomonitor.detectors import DETECTORS
+from geomonitor.detectors import DETECTORS, make_detector
 from geomonitor.errors import InputError
-from geomonitor.replay import Episode, detector_from
+from geomonitor.replay import Episode
 from geomonitor.replay import replay as replay_history
 from geomonitor.runs import load_run
 
@@ -36,7 +36,7 @@ def replay(  # noqa: PLR0917 - options of a command line
     For instance: geomonitor replay runs/mine --detector drop_from_reference --set drop=0.2 --watch dimension
     """
     loaded = load_run(run)
-    judge = detector_from(detector, dict(_setting(text) for text in setting or ()))
+    judge = make_detector(detector, **dict(_setting(text) for text in setting or ()))
     layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
     alarms = 0
     for name in layers:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from geomonitor.detectors.drop import fall_within
 from geomonitor.detectors.readings import (
     Baseline,
     Finding,
@@ -14,6 +13,7 @@ from geomonitor.detectors.readings import (
     Walker,
     Worse,
     baseline,
+    end_of_warm_up,
     recent_half,
     require_direction,
 )
@@ -66,14 +66,11 @@ class Cusum(Walker):
         """What is found at each reading."""
         levels = seen.levels
         least = -math.log1p(-self.drop)
-        warm = False
         total, low, since = 0.0, 0, 0
         before: Baseline | None = None
-        for now in range(len(levels)):
-            warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
-            if not warm:
-                yield Finding(now)
-                continue
+        judged_from = end_of_warm_up(levels, self.warmup_checks, least / 2)
+        yield from map(Finding, range(judged_from))
+        for now in range(judged_from, len(levels)):
             if total == 0 or before is None:
                 since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
             expected = before.at(now)

@@ -13,7 +13,7 @@ from geomonitor.detectors.readings import (
     Walker,
     Worse,
     baseline,
-    median,
+    end_of_warm_up,
     recent_half,
     require_direction,
 )
@@ -78,14 +78,11 @@ class DropFromReference(Walker):
         """What is found at each reading."""
         levels = seen.levels
         least = -math.log1p(-self.drop)
-        warm = False
         low = since = 0
         before: Baseline | None = None
-        for now in range(len(levels)):
-            warm = warm or (now >= self.warmup_checks and fall_within(levels[recent_half(now) : now + 1]) < least / 2)
-            if not warm:
-                yield Finding(now)
-                continue
+        judged_from = end_of_warm_up(levels, self.warmup_checks, least / 2)
+        yield from map(Finding, range(judged_from))
+        for now in range(judged_from, len(levels)):
             if not low or before is None:
                 since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
             expected = before.at(now)
@@ -93,9 +90,3 @@ class DropFromReference(Walker):
             gap = expected - levels[now]
             low = low + 1 if gap > least and gap > self.sigmas * noise else 0
             yield Finding(now, low, since, expected, noise)
-
-
-def fall_within(levels: list[float]) -> float:
-    """Fall from the first part of a stretch to the second."""
-    middle = len(levels) // 2
-    return median(levels[:middle]) - median(levels[middle:])

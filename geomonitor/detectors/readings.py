@@ -146,6 +146,23 @@ def recent_half(now: int) -> int:
     return max(now // 2, now - WINDOW)
 
 
+def end_of_warm_up(levels: Sequence[float], checks: int, settled: float) -> int:
+    """The first reading to be judged; as many as there are where the warm-up lasts to the end.
+
+    Args:
+        levels: of the readings.
+        checks: readings that belong to the warm-up in any case.
+        settled: over once, within the recent half, the median of the second part lies below that of the first by less
+            than this.
+    """
+    for now in range(checks, len(levels)):
+        recent = levels[recent_half(now) : now + 1]
+        middle = len(recent) // 2
+        if median(recent[:middle]) - median(recent[middle:]) < settled:
+            return now
+    return len(levels)
+
+
 def median(values: Sequence[float]) -> float:
     """Median; NaN of nothing. Faster than NumPy's on the few readings of a window."""
     ordered, count = sorted(values), len(values)

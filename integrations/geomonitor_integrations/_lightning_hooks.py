@@ -1,4 +1,4 @@
-"""The hooks of both Lightning namespaces. They translate calls and compute nothing.
+"""The hooks of ``GeometryCallback`` in both Lightning namespaces. They translate calls and compute nothing.
 
 ``lightning.py`` and ``pytorch_lightning.py`` mix these classes with the ``Callback`` and ``EarlyStopping`` of their
 own namespace, because a Trainer of one does not know the callbacks of the other.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from geomonitor.alerts import CONTEXT, headline
+from geomonitor.alerts import CONTEXT
 from geomonitor.budget import Budget
 from geomonitor.capture import resolve_layers
 from geomonitor.errors import InputError
-from geomonitor.monitor import ALARM, SECONDS, GeometryMonitor
+from geomonitor.monitor import SECONDS, GeometryMonitor
 from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.records import Record
+from geomonitor.runs import HISTORY_FILE
 from geomonitor_integrations._lightning_checks import (
     first_loader,
     require_namespace,
@@ -31,10 +31,8 @@ from geomonitor_integrations._lightning_checks import (
 )
 from geomonitor_integrations._loggers import LoggerOutput
 
-HISTORY_FILE = "geometry.csv"
 GRADIENT_NORM_EVERY = 20
 """Optimiser steps between two looks at the norm of the gradient, which only explains alarms."""
-NEVER = sys.maxsize
 
 
 class GeometryHooks:
@@ -107,7 +105,7 @@ class GeometryHooks:
         self.monitor.budget.start()
         self._resumed, self._restored, self._run = self._restored, False, run
         if trainer.is_global_zero:
-            self.monitor.history.open(run / _prefixed(HISTORY_FILE, self.name, "_"), self.monitor.protocol)
+            self.monitor.history.open(run / prefixed(HISTORY_FILE, self.name, "_"), self.monitor.protocol)
         self.output.start(trainer, self.monitor)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -167,8 +165,10 @@ class GeometryHooks:
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step % GRADIENT_NORM_EVERY == 0:
-            gradients = [p.grad for p in pl_module.parameters() if type(p.grad) is torch.Tensor]
-            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            # Sparse gradients and those spread over processes are not looked at: a norm is not worth a run.
+            if all(type(grad) is torch.Tensor and grad.layout is torch.strided for grad in gradients):
+                self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.monitor.state_dict(), "figures": self.output.state_dict()}
@@ -206,7 +206,7 @@ class GeometryHooks:
             self._unlogged = []
         elif trainer.global_step != self.last_step:
             # After a resume Lightning has forgotten the values that callbacks and schedulers watch.
-            for key, value in self._values(self.monitor.history).items():
+            for key, value in self._values(self.monitor.history.latest()).items():
                 trainer.callback_metrics.setdefault(key, torch.tensor(0.0)).fill_(value)
 
     def _measure_step(self, trainer: Any, pl_module: Any, *, in_loop: bool = True) -> None:
@@ -247,74 +247,12 @@ class GeometryHooks:
         return {name: float(value) for name, value in told.items() if value is not None}
 
     def _values(self, records: Iterable[Record]) -> dict[str, float]:
-        """Values by the key under which they are logged; of records of the same key the last one counts."""
+        """Values by the key under which they are logged."""
         logged = [record for record in records if record.layer or record.marker not in CONTEXT]
-        return {_prefixed(record.key, self.name, "/"): record.value for record in logged}
+        return {prefixed(record.key, self.name, "/"): record.value for record in logged}
 
 
-class StopOnDecline:
-    """Ends training on all ranks alike once the geometry of a layer has declined; see ``GeometryEarlyStopping``."""
-
-    def __init__(self, layer: str = "penultimate", *, name: str = "") -> None:
-        self.layer = layer
-        self.name = name
-        self.stopping_reason_message: str | None = None
-        self._judged_step: int | None = None
-        super().__init__(  # type: ignore[call-arg]
-            monitor=_prefixed(f"geometry/{layer}/{ALARM}", name, "/"),
-            mode="min",
-            divergence_threshold=0.5,  # the alarm is 0 or 1
-            patience=NEVER,  # "does not improve" means nothing here
-            strict=False,  # no value before the first measurement
-            check_finite=False,
-            check_on_train_epoch_end=True,
-        )
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        require_namespace(self, trainer)
-        hooks = self._hooks(trainer)
-        if stage == "fit" and not hooks:
-            named = f" of the name {self.name!r}" if self.name else ""
-            raise InputError(
-                f"GeometryEarlyStopping needs a GeometryCallback{named} in the same Trainer: add one to callbacks"
-            )
-        super().setup(trainer, pl_module, stage)  # type: ignore[misc]
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        judged = [h.monitor.layers for h in self._hooks(trainer) if h.monitor.detector is not None]
-        aliases = [alias for layers in judged for alias in resolve_layers(pl_module, layers)]
-        if self.layer not in aliases:
-            raise InputError(
-                f"no GeometryCallback judges a layer {self.layer!r}, so nothing could ever stop this run: "
-                f"GeometryEarlyStopping(layer=...) can watch {aliases or 'none, as no callback has a detector'}"
-            )
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        # With every_n_steps an epoch may be the whole run: decide at the measurement, not at the epoch's end. The
-        # step is remembered because this callback may stand before the one that measures.
-        measured = [h.last_step for h in self._hooks(trainer) if h.every_n_steps and h.last_step is not None]
-        if measured and max(measured) != self._judged_step and not trainer.should_stop:
-            self._judged_step = max(measured)
-            self._run_early_stopping_check(trainer)
-
-    def _run_early_stopping_check(self, trainer: Any) -> None:
-        stopping_already, reason = trainer.should_stop, self.stopping_reason_message
-        super()._run_early_stopping_check(trainer)  # type: ignore[misc]
-        if stopping_already:
-            self.stopping_reason_message = reason  # not Lightning's words for the same alarm, an epoch's end later
-        verdicts = [h.monitor.verdicts.get(self.layer) for h in self._hooks(trainer)]
-        declined = [verdict for verdict in verdicts if verdict and verdict.declined]
-        if declined and trainer.should_stop and not stopping_already and trainer.is_global_zero:
-            self.stopping_reason_message = f"geometry early stopping: {headline(declined[0])}"
-            print(self.stopping_reason_message, file=sys.stderr)
-
-    def _hooks(self, trainer: Any) -> list[GeometryHooks]:
-        """The callbacks that measure what this one watches."""
-        measuring = [callback for callback in trainer.callbacks if isinstance(callback, GeometryHooks)]
-        return [callback for callback in measuring if callback.name == self.name]
-
-
-def _prefixed(key: str, name: str, separator: str) -> str:
+def prefixed(key: str, name: str, separator: str) -> str:
     """``geometry/fc/nc1`` or ``geometry.csv`` with the name of a callback after its first word."""
     return f"geometry{separator}{name}{key.removeprefix('geometry')}" if name else key
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from geomonitor_integrations._lightning_hooks import GeometryHooks, StopOnDecline
+from geomonitor_integrations._lightning_hooks import GeometryHooks
+from geomonitor_integrations._lightning_stop import StopOnDecline
 
 try:
     from pytorch_lightning.callbacks import Callback, EarlyStopping

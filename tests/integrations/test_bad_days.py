@@ -78,7 +78,7 @@ def test_an_early_stopping_of_a_name_that_nobody_has_is_refused(tmp_path):
         fit(PL, tmp_path, [callback(PL, name="held_out"), GeometryEarlyStopping(name="held_uot")])
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", "a\n", "a\\b", "a:b", " "])
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "a\n", "a\\b", "a:b", " "])
 def test_a_name_that_could_lead_out_of_the_directory_is_refused(name):
     with pytest.raises(gm.InputError, match="name must be"):
         callback(PL, name=name)
@@ -293,3 +293,28 @@ def test_both_namespaces_have_the_same_options():
     for name in ("GeometryCallback", "GeometryEarlyStopping"):
         other, own = getattr(theirs, name), getattr(sys.modules["geomonitor_integrations.lightning"], name)
         assert other.__init__ is own.__init__
+
+
+class Sparse(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(8, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table((x[:, 0].abs() * 2).long().clamp(max=7)))
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_sparse_gradients_are_not_looked_at(tmp_path):
+    geometry = callback(PL, markers=["dimension"])
+    trainer, _ = fit(PL, tmp_path, [geometry], module=Sparse(), max_epochs=1)
+    assert trainer.global_step > 0
+    assert not len(geometry.monitor.history.series("", "gradient_norm").steps)
+    dense = callback(PL, markers=["dimension"])
+    fit(PL, tmp_path, [dense], max_epochs=1)
+    assert dense.monitor.history.series("", "gradient_norm").values[0] > 0

@@ -373,7 +373,8 @@ def test_callbacks_pickle(pl):
 
 
 def test_every_hook_is_one_that_lightning_calls(pl):
-    from geomonitor_integrations._lightning_hooks import GeometryHooks, StopOnDecline
+    from geomonitor_integrations._lightning_hooks import GeometryHooks
+    from geomonitor_integrations._lightning_stop import StopOnDecline
 
     known = set(dir(pl.callbacks.Callback)) | set(dir(pl.callbacks.EarlyStopping))
     ours = {
