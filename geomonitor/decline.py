@@ -9,14 +9,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKERS
 from geomonitor.records import History, Series
 
 Direction = Literal["lower", "higher"]
 
-DEFAULT_WATCH = ("dimension", "participation_ratio_per_class")
+DEFAULT_WATCH = ("dimension", "numerical_rank", "cdnv")
 """Markers that are judged where nobody says otherwise: those that found most faults in ``docs/calibration.md``."""
+
+_ROUNDING = 1e-9
 
 
 class Verdict(NamedTuple):
@@ -37,15 +42,22 @@ class Verdict(NamedTuple):
     """the same in epochs; None also where epochs are not known"""
     checks: int = 0
     """measurements in decline, in a row"""
+    needed: int = 1
+    """how many of them make a decline of this marker alone"""
     direction: Direction = "lower"
     """where the marker went: a rise is a decline of the representation where the marker is worse when higher"""
     agreeing: tuple[str, ...] = ()
-    """other watched markers of the layer that are in decline, too"""
+    """other watched markers of the layer whose last measurement is in decline, too"""
 
     @property
     def change(self) -> float:
         """Relative change against the reference, for instance ``-0.25``."""
         return self.value / self.reference - 1
+
+    @property
+    def share(self) -> float:
+        """Share of a vote: 1 for a decline, less while there are fewer measurements in decline than it needs."""
+        return 1.0 if self.declined else self.checks / self.needed if self.checks < self.needed else 0.0
 
     @property
     def sigmas(self) -> float:
@@ -65,8 +77,10 @@ def judge(history: History, layer: str, markers: Iterable[str], detector: Detect
         layer: alias of the layer.
         markers: names of the markers to judge, at least one.
         detector: judges each of them.
-        votes: kinds of markers that must be in decline at the same time. Markers of one kind, those that share the
-            ``state`` they are computed from (``geomonitor.MARKERS``), have one vote together, for they move together.
+        votes: that are needed for an alarm. Each kind of markers has one vote, those that share the ``state`` they are
+            computed from (``geomonitor.MARKERS``), for they move together. While fewer measurements in a row are in
+            decline than the detector asks for, a kind has a share of its vote: where two are asked for, one
+            measurement at which two kinds are in decline is as good as two at which one is.
 
     Returns:
         A declined verdict if there are votes enough; among several markers, that of the most standard errors.
@@ -90,13 +104,31 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
 
 def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
     """The verdict of several markers of one layer, see :func:`judge`."""
-    declined = [verdict for verdict in verdicts if verdict.declined]
-    enough = len({kind_of(verdict.marker) for verdict in declined}) >= votes
-    loudest = max(verdicts, key=lambda v: (v.declined, v.sigmas if v.declined else 0.0))
-    if not enough:
+    voting = [verdict for verdict in verdicts if verdict.share > 0]
+    loudest = max(verdicts, key=lambda v: (v.share, v.sigmas if v.share else 0.0))
+    if not enough_votes([verdict.marker for verdict in verdicts], [verdict.share for verdict in verdicts], votes):
         return loudest._replace(declined=False)
-    others = tuple(verdict.marker for verdict in declined if verdict is not loudest)
-    return loudest._replace(agreeing=others)
+    others = tuple(verdict.marker for verdict in voting if verdict is not loudest)
+    return loudest._replace(declined=True, agreeing=others)
+
+
+def enough_votes(markers: Sequence[str], shares: Sequence[ArrayLike], votes: int) -> NDArray[np.bool_]:
+    """Whether the kinds of markers have ``votes`` votes together.
+
+    Args:
+        markers: names.
+        shares: of a vote, of each marker: a number, or an array over measurements.
+        votes: needed.
+
+    >>> bool(enough_votes(["dimension", "radius"], [0.5, 0.5], 1))  # of one kind
+    False
+    >>> bool(enough_votes(["dimension", "nc1"], [0.5, 0.5], 1))
+    True
+    """
+    kinds: dict[str, NDArray[np.float64]] = {}
+    for marker, share in zip(markers, shares, strict=True):
+        kinds[kind_of(marker)] = np.maximum(share, kinds.get(kind_of(marker), np.zeros(1)))
+    return np.asarray(np.sum(np.broadcast_arrays(*kinds.values()), axis=0) > votes - _ROUNDING)
 
 
 def kind_of(marker: str) -> str:

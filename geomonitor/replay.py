@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.decline import Detector, Verdict, check_votes, count_votes, kind_of
+from geomonitor.decline import Detector, Verdict, check_votes, count_votes, enough_votes
 from geomonitor.detectors.readings import Walker
 from geomonitor.errors import InputError
 from geomonitor.records import History, Series
@@ -82,12 +82,8 @@ class _Verdicts(NamedTuple):
 
 def _declines(series: Sequence[Series], steps: NDArray[np.int64], detector: Walker, votes: int) -> NDArray[np.bool_]:
     """Whether the layer was in decline at each of ``steps``."""
-    kinds: dict[str, NDArray[np.bool_]] = {}
-    for one in series:
-        seen = np.searchsorted(one.steps, steps, side="right")
-        declined = np.r_[False, detector.declines(one)][seen]
-        kinds[kind_of(one.marker)] = declined | kinds.get(kind_of(one.marker), np.zeros(len(steps), dtype=bool))
-    return np.asarray(np.sum(list(kinds.values()), axis=0) >= votes)
+    shares = [np.r_[0.0, detector.shares(one)][np.searchsorted(one.steps, steps, side="right")] for one in series]
+    return enough_votes([one.marker for one in series], shares, votes)
 
 
 def _changes(declined: NDArray[np.bool_]) -> NDArray[np.bool_]:

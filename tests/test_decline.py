@@ -46,7 +46,7 @@ FAULT = np.where(np.arange(40) < 20, 1.0, 0.7)
         ("rise", np.linspace(1, 3, 40), None),
         ("step of 30 %", 2 * FAULT, 21),  # measurements 20 and 21 are low
         ("warm-up, then a step", WARM_UP * FAULT, 21),
-        ("step of 10 %", np.where(np.arange(40) < 20, 2.0, 1.8), None),  # smaller than drop
+        ("step of 4 %", np.where(np.arange(40) < 20, 2.0, 1.92), None),  # smaller than drop
         ("single outlier", np.where(np.arange(40) == 20, 1.0, 2.0), None),
         ("gap of failed measurements", np.where((np.arange(40) > 15) & (np.arange(40) < 18), np.nan, 2 * FAULT), 21),
         ("failed measurement within the decline", np.where(np.arange(40) == 21, np.nan, 2 * FAULT), 22),
@@ -110,8 +110,52 @@ def test_false_alarms_on_healthy_runs_are_rare():
 
 
 def test_faulty_runs_are_found():
-    found = [first_alarm(noisy(WARM_UP * FAULT, seed)) for seed in range(50)]
-    assert sum(alarm is not None and 21 <= alarm <= 25 for alarm in found) >= 48
+    late = np.r_[np.ones(10), FAULT[:-10]]  # after 30 measurements the classes have formed
+    found = [first_alarm(noisy(WARM_UP * late, seed)) for seed in range(50)]
+    assert sum(alarm is not None and 31 <= alarm <= 35 for alarm in found) >= 48
+
+
+def two(dimension, cdnv) -> History:
+    values = {"dimension": dimension, "cdnv": cdnv}
+    return History(Record(10 * n, n, "fc", m, v[n], 0.001) for n in range(len(dimension)) for m, v in values.items())
+
+
+def test_two_kinds_at_once_are_as_good_as_one_kind_twice():
+    fallen, risen = 2 * FAULT[:21], 1 / FAULT[:21]  # one measurement after the onset
+    steady = np.full(21, 1.0)
+    both = judge(two(fallen, risen), "fc", ["dimension", "cdnv"], DropFromReference())
+    assert both.declined
+    assert both.since_epoch == 20
+    assert both.checks == 1
+    assert {both.marker, *both.agreeing} == {"dimension", "cdnv"}
+    for one in (two(fallen, steady), two(steady, risen)):
+        verdict = judge(one, "fc", ["dimension", "cdnv"], DropFromReference())
+        assert not verdict.declined
+        assert verdict.share == 0.5
+    patient = DropFromReference(patience_checks=3)
+    assert not judge(two(fallen, risen), "fc", ["dimension", "cdnv"], patient).declined
+    assert judge(two(2 * FAULT[:22], 1 / FAULT[:22]), "fc", ["dimension", "cdnv"], patient).declined  # 2/3 + 2/3
+
+
+def test_one_kind_has_one_vote_however_many_of_its_markers_fall():
+    history = History(
+        Record(10 * n, n, "fc", m, 2 * FAULT[n], 0.001) for n in range(21) for m in ("dimension", "radius")
+    )
+    lower = DropFromReference(worse="lower")
+    assert not judge(history, "fc", ["dimension", "radius"], lower).declined
+
+
+def test_a_count_moves_by_more_than_one_before_it_is_news():
+    def ranks(after):
+        epochs = np.arange(40)
+        return Series(
+            "fc", "numerical_rank", 10 * epochs, epochs, np.where(epochs < 20, 12.0, after), np.full(40, np.nan)
+        )
+
+    assert not DropFromReference().declines(ranks(11.0)).any()  # 8 %, and always the same
+    assert not DropFromReference().declines(ranks(10.0)).any()
+    assert DropFromReference().declines(ranks(9.0)).any()
+    assert DropFromReference().declines(ranks(11.001)).any()  # no count: known to the last digit
 
 
 def test_the_loudest_marker_speaks_for_the_layer():

@@ -68,7 +68,7 @@ class Cusum(Walker):
         least = -math.log1p(-self.drop)
         total, low, since = 0.0, 0, 0
         before: Baseline | None = None
-        judged_from = end_of_warm_up(levels, self.warmup_checks, least / 2)
+        judged_from = end_of_warm_up(seen, self.warmup_checks)
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if total == 0 or before is None:

@@ -27,7 +27,7 @@ class DropFromReference(Walker):
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
     not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
     still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
-    below that of the first by half of ``drop``, and for ``warmup_checks`` measurements at least. A measurement is low
+    below that of the first by 2 %, and for ``warmup_checks`` measurements at least. A measurement is low
     when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is "declined"
     from the ``patience_checks``-th low one in a row until one is not low.
 
@@ -55,7 +55,7 @@ class DropFromReference(Walker):
     (True, 8, -0.37)
     """
 
-    drop: float = 0.1
+    drop: float = 0.05
     sigmas: float = 3.0
     warmup_checks: int = 6
     patience_checks: int = 2
@@ -80,7 +80,7 @@ class DropFromReference(Walker):
         least = -math.log1p(-self.drop)
         low = since = 0
         before: Baseline | None = None
-        judged_from = end_of_warm_up(levels, self.warmup_checks, least / 2)
+        judged_from = end_of_warm_up(seen, self.warmup_checks)
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if not low or before is None:

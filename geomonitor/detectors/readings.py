@@ -22,10 +22,15 @@ from geomonitor.records import Series
 
 GAUSSIAN_MAD = 1.4826
 """A median absolute deviation times this estimates the standard deviation of a Gaussian."""
+MEDIAN_ERROR = 1.2533
+"""The standard error of a median in units of that of a mean, of Gaussians."""
 WINDOW = 40
 """Readings that a baseline looks back at most: a long run is judged by its recent past, in constant time a reading."""
 SCATTER_READINGS = 9
 """Readings that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
+
+SETTLED = 0.02
+"""The early fall is over when the level falls by less than this (relative) within the recent half of the readings."""
 
 Worse = Literal["lower", "higher", "either", "marker"]
 
@@ -54,7 +59,7 @@ class Readings(NamedTuple):
     levels: list[float]
     """logarithm of the value, its sign turned where a rise is the decline"""
     errors: list[float]
-    """relative standard error of each; 0 where there is none"""
+    """relative standard error of each; 0 where there is none, half a unit where all values are whole numbers"""
     change_errors: list[float]
     """relative standard error of the change since the reading before, with common draws; infinite where unknown"""
 
@@ -88,6 +93,7 @@ class Readings(NamedTuple):
             since_step=None if place is None else int(self.series.steps[place]),
             since_epoch=int(epoch) if math.isfinite(epoch) else None,
             checks=finding.low,
+            needed=needed,
             direction=self.direction,
         )
 
@@ -118,6 +124,8 @@ def readings(series: Series, direction: Direction) -> Readings:
     with np.errstate(over="ignore"):  # a tiny value of a huge error has an infinite relative one
         errors = np.abs(series.standard_errors[places] / kept)
         changes = np.abs((unknown if series.change_errors is None else series.change_errors)[places] / kept)
+    if len(kept) and (kept == np.floor(kept)).all():  # a count: one more or less is no news
+        errors = np.maximum(np.nan_to_num(errors, nan=0.0), 0.5 / kept)
     return Readings(
         series,
         direction,
@@ -146,19 +154,23 @@ def recent_half(now: int) -> int:
     return max(now // 2, now - WINDOW)
 
 
-def end_of_warm_up(levels: Sequence[float], checks: int, settled: float) -> int:
+def end_of_warm_up(seen: Readings, checks: int) -> int:
     """The first reading to be judged; as many as there are where the warm-up lasts to the end.
 
+    It is over once, within the recent half, the median of the second part lies below that of the first by less than
+    ``SETTLED``, or by less than the sampling error of such a difference.
+
     Args:
-        levels: of the readings.
+        seen: the readings.
         checks: readings that belong to the warm-up in any case.
-        settled: over once, within the recent half, the median of the second part lies below that of the first by less
-            than this.
     """
+    levels = seen.levels
     for now in range(checks, len(levels)):
-        recent = levels[recent_half(now) : now + 1]
+        start = recent_half(now)
+        recent = levels[start : now + 1]
         middle = len(recent) // 2
-        if median(recent[:middle]) - median(recent[middle:]) < settled:
+        error = MEDIAN_ERROR * seen.sampling_error(start, now) / math.sqrt(max(middle, 1))
+        if median(recent[:middle]) - median(recent[middle:]) < max(SETTLED, error):
             return now
     return len(levels)
 
@@ -207,14 +219,18 @@ class Walker(ABC):
 
     def declines(self, series: Series) -> NDArray[np.bool_]:
         """Whether the verdict was "declined" after each measurement, in one walk; ``(n,)``."""
-        declined = np.zeros(len(series.values), dtype=bool)
+        return self.shares(series) >= 1
+
+    def shares(self, series: Series) -> NDArray[np.float64]:
+        """``Verdict.share`` after each measurement, in one walk; ``(n,)``."""
+        low = np.zeros(len(series.values), dtype=int)
         for seen in self._both(series):
-            found = np.zeros(len(series.values), dtype=bool)
-            found[seen.places] = [finding.low >= self.needed for finding in self.walk(seen)]
-            judged = np.zeros(len(found), dtype=int)
+            found = np.zeros(len(low), dtype=int)
+            found[seen.places] = [finding.low for finding in self.walk(seen)]
+            judged = np.zeros(len(low), dtype=int)
             judged[seen.places] = seen.places
-            declined |= found[np.maximum.accumulate(judged)]  # a failed measurement changes nothing
-        return declined
+            low = np.maximum(low, found[np.maximum.accumulate(judged)])  # a failed measurement changes nothing
+        return np.minimum(low / self.needed, 1.0)
 
     def _both(self, series: Series) -> list[Readings]:
         if self.worse == "either":

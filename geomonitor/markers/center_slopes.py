@@ -20,23 +20,23 @@ from geomonitor.markers.centers import Centers, Segments
 
 
 class Slopes(NamedTuple):
-    """Derivatives of one field by ``<s_mu, s0_nu>``, by ``<s0_mu, s0_nu>`` and by ``-<s0_nu, t>``, per sample."""
+    """Derivatives of ``K`` fields by ``<s_mu, s0_nu>``, by ``<s0_mu, s0_nu>`` and by ``-<s0_nu, t>``, per sample."""
 
-    crossed: Tensor  # X, (B, P, P)
-    centers: Tensor  # Y, (B, P, P)
-    products: Tensor | None = None  # v, (B, P), for directions of length one; None: no dependence
+    crossed: Tensor  # X, (K, B, P, P)
+    centers: Tensor  # Y, (K, B, P, P)
+    products: Tensor | None = None  # v, (K, B, P), for directions of length one; None: no dependence
 
 
-def projection_slopes(coefficients: Tensor, lengths: Tensor, *, with_centers: bool) -> Slopes:
-    """Of a squared projection ``v^T G^+ v`` with ``v = S1 t`` and ``x = G^+ v``: ``2 x dv - x^T dG x``.
+def projection_slopes(coefficients: Tensor, lengths: Tensor) -> Slopes:
+    """Of squared projections ``v^T G^+ v`` with ``v = S1 t`` and ``x = G^+ v``: ``2 x dv - x^T dG x``.
 
     Args:
-        coefficients: ``x``, ``(B, P)``.
+        coefficients: ``x``, ``(2, B, P)``, for ``G = S1 S1^T`` and for ``G = S1 S1^T + S0 S0^T``.
         lengths: ``(B,)``, of the directions.
-        with_centers: ``G = S1 S1^T + S0 S0^T`` instead of ``S1 S1^T``.
     """
-    outer = coefficients[:, :, None] * coefficients[:, None, :]
-    return Slopes(2 * outer, -2 * outer if with_centers else -outer, 2 * coefficients * lengths[:, None])
+    outer = coefficients[..., :, None] * coefficients[..., None, :]
+    grams = coefficients.new_tensor([1.0, 2.0])[:, None, None, None]  # of the two, how many move with S0
+    return Slopes(2 * outer, -grams * outer, 2 * coefficients * lengths[:, None])
 
 
 def axis_slopes(by_products: Tensor, by_left: Tensor, by_right: Tensor) -> Slopes:
@@ -74,21 +74,23 @@ def total_slopes(
 
     own = by_segment(shares)
     directions = by_segment(problem.products * problem.signs)
-    weights, found = [], []
-    for field in slopes:
-        crossed = field.crossed.masked_fill(left_out[:, None, None], 0.0)
-        crossed = crossed[:, class_of] if len(class_of) > segments.classes else crossed
-        crossed = crossed.view(groups, -1, len(class_of), segments.classes).transpose(1, 2).flatten(0, 1)
-        weights.append(torch.bmm(own, crossed).view(groups, size, segments.classes))  # sum_B share_j X[class_j, nu]
-        both = field.centers.masked_fill(left_out[:, None, None], 0.0)
-        both = both.view(groups, -1, *both.shape[1:]).sum(dim=1)
-        both = (both + both.mT)[:, :, class_of].mT.reshape(-1, segments.classes, 1)  # (G S, P, 1)
+    through_samples, found = [], []
+    for fields in slopes:
+        count = len(fields.crossed)
+        crossed = fields.crossed.masked_fill(left_out[:, None, None], 0.0)
+        crossed = crossed[:, :, class_of] if len(class_of) > segments.classes else crossed
+        crossed = crossed.view(count, groups, -1, len(class_of), segments.classes).permute(1, 3, 2, 0, 4)
+        weighted = torch.bmm(own, crossed.flatten(3).flatten(0, 1))  # sum_B share_j X[class_j, nu]
+        through_samples.append(weighted.view(groups, size, count, segments.classes))
+        both = fields.centers.masked_fill(left_out[:, None, None], 0.0)
+        both = both.view(count, groups, -1, *both.shape[2:]).sum(dim=2)
+        both = (both + both.mT)[..., class_of].permute(1, 3, 2, 0).flatten(0, 1)  # (G S, P, K)
         near = torch.bmm(mean.products.view(-1, length, segments.classes), both)
-        if field.products is not None:
-            pull = field.products.masked_fill(left_out[:, None], 0.0)[:, class_of]
-            pull = pull.view(groups, -1, len(class_of)).transpose(1, 2).reshape(len(near), -1, 1)
+        if fields.products is not None:
+            pull = fields.products.masked_fill(left_out[:, None], 0.0)[..., class_of]
+            pull = pull.view(count, groups, -1, len(class_of)).permute(1, 3, 2, 0).flatten(0, 1)
             near = near - torch.bmm(directions, pull)
-        found.append(near.view(groups, size))
-    by_class = torch.stack(weights, dim=-1)[:, :, class_of].transpose(1, 2).flatten(0, 1)  # (G S, C, fields)
-    through_gram = torch.bmm(problem.gram.view(-1, length, size), by_class)  # a class's columns with its own weights
-    return torch.stack(found) + through_gram.view(groups, size, -1).permute(2, 0, 1)
+        found.append(near.view(groups, size, count))
+    weights = torch.cat(through_samples, dim=2)[..., class_of].permute(0, 3, 1, 2).flatten(0, 1)  # (G S, C, fields)
+    through_gram = torch.bmm(problem.gram.view(-1, length, size), weights)  # a class's columns with its own weights
+    return (torch.cat(found, dim=2) + through_gram.view(groups, size, -1)).permute(2, 0, 1)

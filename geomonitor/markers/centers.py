@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import Anchors
-from geomonitor.markers.cosines import cosine_slopes, cosines, norms_of_rows
+from geomonitor.markers.cosines import cosine_slopes, cosines, inverse_of, norms_of_rows
 
 
 class Segments(NamedTuple):
@@ -94,9 +94,9 @@ def center_influence(center_gram: Tensor, axis_center: Tensor) -> tuple[Tensor, 
     found = cosines(center_gram, norms, norms)
     pairs = found.defined.sum(dim=(1, 2))[:, None, None]
     moved = axis_center.view(len(center_gram), -1, *center_gram.shape[1:])
-    changes = []
-    for values, signs in found.both():
-        by_products, by_left, by_right = cosine_slopes(values, norms, norms, signs)
-        slope = (by_products + torch.diag_embed(by_left + by_right)) / pairs
-        changes.append(2 * (moved * slope[:, None]).sum(dim=(2, 3)).flatten())
-    return changes[0], changes[1]
+    values, signs = found.both()
+    inverse = inverse_of(norms)
+    by_products, by_left, by_right = cosine_slopes(values, inverse, inverse, signs)
+    slopes = (by_products + torch.diag_embed(by_left + by_right)) / pairs
+    signed, absolute = 2 * (moved * slopes[:, :, None]).sum(dim=(3, 4)).flatten(1)
+    return signed, absolute

@@ -22,9 +22,12 @@ class Cosines(NamedTuple):
     values: Tensor  # (B, P, P), 0 where a norm is zero
     defined: Tensor  # (B, P, P), float64, 1 where no norm is zero
 
-    def both(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Values and signs whose products with the norms are the cosines, for signed and for absolute ones."""
-        return (self.values, self.defined), (self.values.abs(), self.values.sign())
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Signed and absolute cosines ``(2, B, P, P)``, and signs whose products with the norms' inverses they are."""
+        return (
+            torch.stack((self.values, self.values.abs())),
+            torch.stack((self.defined, self.values.sign())),
+        )
 
     def sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """Signed and absolute sum and number of pairs, ``(B,)`` each."""
@@ -39,19 +42,22 @@ def cosines(products: Tensor, left: Tensor, right: Tensor) -> Cosines:
     return Cosines(torch.where(defined, products / lengths, 0.0), defined.to(products.dtype))
 
 
-def cosine_slopes(cosines: Tensor, left: Tensor, right: Tensor, defined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def inverse_of(norms: Tensor) -> Tensor:
+    """``1 / norm``, and 0 where there is no row."""
+    return torch.where(norms > 0, 1 / norms, 0.0)
+
+
+def cosine_slopes(cosines: Tensor, left: Tensor, right: Tensor, signs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a sum of cosines ``<l_mu, r_nu> / (|l_mu| |r_nu|)``: derivatives by the products and by ``|l|^2``, ``|r|^2``.
 
     Args:
-        cosines: ``(B, P, P)``, 0 where there is none; their signs times this for the sum of absolute cosines.
-        left: ``(B, P)``, norms; 0: no such row.
+        cosines: ``(..., B, P, P)``, 0 where there is none; their absolute values for the sum of these.
+        left: ``(B, P)``, inverse norms; 0: no such row.
         right: ``(B, P)``.
-        defined: ``(B, P, P)``, +1 or -1 (for the sum of absolute cosines) where there is a cosine, else 0.
+        signs: ``(..., B, P, P)``, +1 or -1 (for the sum of absolute cosines) where there is a cosine, else 0.
     """
-    inverse_left, inverse_right = (torch.where(norms > 0, 1 / norms, 0.0) for norms in (left, right))
-    by_products = defined * inverse_left[:, :, None] * inverse_right[:, None, :]
     return (
-        by_products,
-        -0.5 * cosines.sum(dim=2) * inverse_left.square(),
-        -0.5 * cosines.sum(dim=1) * inverse_right.square(),
+        signs * left[:, :, None] * right[:, None, :],
+        -0.5 * cosines.sum(dim=-1) * left.square(),
+        -0.5 * cosines.sum(dim=-2) * right.square(),
     )

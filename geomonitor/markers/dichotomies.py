@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +19,8 @@ _STREAMS = 3
 # Keeps the draws apart from features that somebody made with `torch.manual_seed(seed)` and a small seed: with
 # equal seeds the first directions would be the first features.
 _SALT = 0x6E0D15C0
+# Directions of a protocol that take no more than this are kept for its next measurement.
+_KEPT_BYTES = 2**23
 
 
 def draw_directions(count: int, dimension: int, *, seed: int) -> Tensor:
@@ -114,7 +117,16 @@ def given_or_drawn_directions(directions: int | Tensor, dimension: int, *, seed:
         raise InputError(f"at least 2 directions are needed for a mean and its error, found {count}.")
     if isinstance(directions, Tensor):
         return directions.detach().cpu().to(torch.float64)
-    return draw_directions(count, dimension, seed=seed)
+    if 8 * count * dimension > _KEPT_BYTES:
+        return draw_directions(count, dimension, seed=seed)
+    return _kept_directions(count, dimension, seed)
+
+
+@lru_cache(maxsize=8)
+def _kept_directions(count: int, dimension: int, seed: int) -> Tensor:
+    """Directions of the last protocols: a monitor draws the same ones at each measurement. Nobody writes to them."""
+    with torch.inference_mode(mode=False):
+        return draw_directions(count, dimension, seed=seed)
 
 
 def given_or_drawn_dichotomies(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomonitor.markers.samples import SampleScalars
+from geomonitor.markers.scalars import EFFECTS, Scalars
 
 # If this part of E[b] or less is left of E[b - c], only rounding is left of the centres: the radius is
 # undefined.
@@ -62,7 +63,8 @@ def _per_problem(samples: SampleScalars, classes: int) -> tuple[Tensor, Tensor]:
     s = samples.scalars
     weight = s.converged.to(s.a.dtype)
     weight = weight / weight.mean(dim=1, keepdim=True)  # (G, T), mean one, zero for samples that are left out
-    a, b, c = _centred(s.a, weight), _centred(s.b, weight, s.b_effect), _centred(s.c, weight, s.c_effect)
+    means = _centred(s, weight)
+    a, b, c = means["a"], means["b"], means["c"]
     nothing = a.mean == 0  # no point is ever active: all features are zero, or none was ever on the wrong side
     mean_a = a.mean.masked_fill(nothing, float("nan"))
     mean_b, mean_c = b.mean.masked_fill(nothing, float("nan")), c.mean
@@ -76,22 +78,11 @@ def _per_problem(samples: SampleScalars, classes: int) -> tuple[Tensor, Tensor]:
         / (2 * radius[:, None]),
         c.deviation / mean_a[:, None] - (mean_c / mean_a.square())[:, None] * a.deviation,
     ]
-    axis = [
-        (s.axis, s.axis_effect, s.axis_pairs),
-        (s.center_axis, s.center_axis_effect, s.center_axis_pairs),
-    ]
-    absolute = [
-        (s.absolute_axis, s.absolute_axis_effect, s.axis_pairs),
-        (s.absolute_center_axis, s.absolute_center_axis_effect, s.center_axis_pairs),
-    ]
-    for center, center_influence, ratios in (
-        (samples.center, s.center_influence, axis),
-        (samples.absolute_center, s.absolute_center_influence, absolute),
-    ):
+    for kind, center in (("", samples.center), ("absolute_", samples.absolute_center)):
         values.append(center)
-        influence.append(_centred(center_influence, weight).deviation)
-        for total, moved, pairs in ratios:
-            value, effect = _ratio(_centred(total, weight, moved), _centred(pairs, weight))
+        influence.append(means[f"{kind}center_influence"].deviation)
+        for name in ("axis", "center_axis"):
+            value, effect = _ratio(means[kind + name], means[f"{name}_pairs"])
             values.append(value)
             influence.append(effect)
     return torch.stack(values, dim=1), torch.stack(influence, dim=2)
@@ -102,12 +93,19 @@ class _Mean(NamedTuple):
     deviation: Tensor  # (G, T), weighted: its mean is zero
 
 
-def _centred(field: Tensor, weight: Tensor, effect: Tensor | None = None) -> _Mean:
-    """Mean of a field, and deviations of the field with the effect that it has through the mean anchors."""
-    field = torch.where(weight > 0, field, 0.0)
-    mean = (field * weight).mean(dim=1)
-    total = field if effect is None else field + torch.where(weight > 0, effect, 0.0)
-    return _Mean(mean, (total - (total * weight).mean(dim=1, keepdim=True)) * weight)
+_OTHERS = ("a", "axis_pairs", "center_axis_pairs", "center_influence", "absolute_center_influence")
+
+
+def _centred(scalars: Scalars, weight: Tensor) -> dict[str, _Mean]:
+    """Means of the fields, and deviations of each field with the effect that it has through the mean anchors."""
+    fields = torch.stack([getattr(scalars, name) for name in (*EFFECTS, *_OTHERS)])
+    effects = torch.stack([getattr(scalars, f"{name}_effect") for name in EFFECTS])
+    left_out = weight == 0
+    fields = fields.masked_fill(left_out, 0.0)
+    means = (fields * weight).mean(dim=2)
+    fields[: len(EFFECTS)] += effects.masked_fill_(left_out, 0.0)
+    deviations = (fields - (fields * weight).mean(dim=2, keepdim=True)) * weight
+    return dict(zip((*EFFECTS, *_OTHERS), map(_Mean, means, deviations), strict=True))
 
 
 def _ratio(numerator: _Mean, denominator: _Mean) -> tuple[Tensor, Tensor]:

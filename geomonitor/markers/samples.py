@@ -24,7 +24,7 @@ _DENSE_ARRAYS = 10
 # Numbers of size (samples, active, active), and how many columns are active in ordinary samples.
 _ACTIVE_ARRAYS, _ACTIVE_PER_CLASS, _ACTIVE_LEAST = 4, 8, 64
 # Numbers of size (samples, classes, classes) that are alive at once when the scalars are computed.
-_CLASS_ARRAYS = 12
+_CLASS_ARRAYS = 20
 
 
 class SampleScalars(NamedTuple):
@@ -233,7 +233,7 @@ def _joined(parts: list[Scalars], like: Tensor) -> Scalars:
     if not parts:  # an idle rank still takes part in the gathering
         empty = like.new_zeros(0)
         return Scalars(*([empty] * len(Scalars._fields)))._replace(converged=empty.bool())
-    return Scalars(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else Scalars(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
 def _nonzero(lengths: Tensor) -> Tensor:

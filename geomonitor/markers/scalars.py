@@ -18,7 +18,7 @@ from geomonitor.markers.center_slopes import (
     total_slopes,
 )
 from geomonitor.markers.centers import Centers, Segments, center_influence, products_with_directions
-from geomonitor.markers.cosines import cosine_slopes, cosines, norms_of_rows
+from geomonitor.markers.cosines import cosine_slopes, cosines, inverse_of, norms_of_rows
 from geomonitor.markers.pseudo_inverse import projection
 
 
@@ -78,19 +78,19 @@ def sample_scalars(
     axis_gram = gram - axis_center - axis_center.mT - center_gram  # <s1_mu, s1_nu>
     scale = torch.maximum(gram.diagonal(dim1=1, dim2=2), center_gram.diagonal(dim1=1, dim2=2)).amax(dim=1)
     axis_products = (products - products_with_directions(problem, segments, mean)) * lengths[:, None]
-    b, by_axes = projection(axis_gram, axis_products, scale)
-    c, by_both = projection(axis_gram + center_gram, axis_products, scale)
+    grams = torch.stack((axis_gram, axis_gram + center_gram))
+    (b, c), coefficients = projection(grams, axis_products.expand(2, -1, -1), scale.expand(2, -1))
     axis_norms, center_norms = norms_of_rows(axis_gram, scale), norms_of_rows(center_gram, scale)
     axis = cosines(axis_gram, axis_norms, axis_norms)
     center_axis = cosines(axis_center.mT, center_norms, axis_norms)
 
-    def slopes() -> Iterator[Slopes]:  # one at a time: each is as large as the Gram matrices of the anchors
-        yield projection_slopes(by_axes, lengths, with_centers=False)
-        yield projection_slopes(by_both, lengths, with_centers=True)
-        for values, signs in axis.both():
-            yield axis_slopes(*cosine_slopes(values, axis_norms, axis_norms, signs))
-        for values, signs in center_axis.both():
-            yield center_axis_slopes(*cosine_slopes(values, center_norms, axis_norms, signs))
+    def slopes() -> Iterator[Slopes]:  # two at a time: each is as large as the Gram matrices of the anchors
+        yield projection_slopes(coefficients, lengths)
+        by_axis, by_center = inverse_of(axis_norms), inverse_of(center_norms)
+        values, signs = axis.both()
+        yield axis_slopes(*cosine_slopes(values, by_axis, by_axis, signs))
+        values, signs = center_axis.both()
+        yield center_axis_slopes(*cosine_slopes(values, by_center, by_axis, signs))
 
     signed, absolute = center_influence(mean.gram, axis_center)
     zero = torch.zeros_like(anchors.residual)

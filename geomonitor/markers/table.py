@@ -91,7 +91,7 @@ _CLASSES = MappingProxyType(
         "nc1": Marker("within-class covariance in units of the between-class one", "classes", "low", "lower", _NC),
         "nc1_ratio": Marker("within-class variance over between-class variance", "classes", "low", "lower", _NC),
         "cdnv": Marker(
-            "variance of two classes over their squared distance", "classes", "low", None, "Galanti et al. 2021"
+            "variance of two classes over their squared distance", "classes", "low", "higher", "Galanti et al. 2021"
         ),
         "nc2_equinorm": Marker(
             "variation of the norms of the class means; 0 in a simplex", "classes", "low", None, _NC
@@ -173,7 +173,7 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "default": (
             *("capacity", "dimension", "radius", "utility"),
             *("participation_ratio", "participation_ratio_per_class", "numerical_rank"),
-            *("nc1", "dead_units", "accuracy"),
+            *("nc1", "cdnv", "dead_units", "accuracy"),
         ),
         # The eighteen columns of the paper's figure 4. Two differ: accuracy is that of the held-out probe set (its
         # acc_test), and capacity stands where it has acc_train, which held-out points cannot tell.

@@ -63,6 +63,11 @@ class Outcome(NamedTuple):
             return None
         return self.truth.half - self.alarm
 
+    @property
+    def slow(self) -> bool:
+        """Half of the fall comes after the first measurement with the fault: before, no warning could be early."""
+        return self.truth is not None and self.truth.half is not None and self.truth.half > (self.run.onset or 0)
+
     def at(self, epoch: int | None) -> float:
         """The truth at an epoch; at the end of the run where there is none."""
         return float(self.run.columns[TRUTH][-1 if epoch is None else epoch])

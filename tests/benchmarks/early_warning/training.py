@@ -25,12 +25,12 @@ from tests.benchmarks.early_warning.truth import measure_truth
 MARKERS = (
     *("capacity", "dimension", "radius", "utility"),
     *("participation_ratio", "numerical_rank", "effective_rank", "stable_rank", "rankme"),
-    *("participation_ratio_per_class", "effective_rank_per_class", "rankme_per_class"),
-    *("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc3", "nc4"),
-    *("within_class_distance", "active_fraction", "dead_units", "mean_covariance", "mean_norm", "norm_variation"),
-    *("intrinsic_dimension", "drift", "accuracy", "confidence", "entropy", "auroc", "calibration_error"),
+    *("participation_ratio_per_class", "nc1", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc3", "nc4"),
+    *("within_class_distance", "active_fraction", "dead_units", "mean_covariance", "mean_norm"),
+    *("intrinsic_dimension", "drift", "accuracy", "entropy"),
 )
-PER_CLASS, DIRECTIONS = 30, 100
+PER_CLASS, DIRECTIONS = 50, 200
+"""The defaults of the monitor."""
 MOMENTUM = 0.9
 REMAINING_CLASSES = 2
 """Classes that "forgetting" goes on with."""
@@ -56,6 +56,7 @@ def run(recipe: Recipe, epochs: int = EPOCHS) -> Iterator[dict[str, float]]:
                 geometry[record.marker] = record.value
                 if gm.MARKERS[record.marker].state == "manifolds":
                     geometry[f"{record.marker}_standard_error"] = record.standard_error
+                    geometry[f"{record.marker}_change_error"] = record.change_error
         truth = measure_truth(trainer.model, task)
         if recipe.variant == "train and validation" and trainer.faulty(epoch):  # what the team sees then
             truth |= trainer.leaking_validation()

@@ -78,8 +78,8 @@ def add_run(path: Path, recipe: Recipe, rows: Iterable[Mapping[str, float]]) -> 
 
 
 def _told(value: float | None) -> str:
-    """Six significant digits; empty for what is undefined."""
-    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+    """Five significant digits; empty for what is undefined."""
+    return "" if value is None or math.isnan(value) else f"{value:.5g}"
 
 
 def _run(rows: list[dict[str, str]]) -> Run:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor import MARKERS, Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
+from geomonitor import Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
+from geomonitor.decline import enough_votes
 from geomonitor.detectors.readings import Walker, Worse
 from tests.benchmarks.early_warning.trajectories import Run
 
@@ -29,42 +30,53 @@ class Warner:
     """among equals the most cautious setting is taken"""
 
 
-CLASS_SPECTRUM, RANK = "participation_ratio_per_class", "effective_rank"
+CLASS_SPECTRUM = "participation_ratio_per_class"
 WATCHES: dict[str, tuple[dict[str, Worse], int]] = {
-    "dimension": ({"dimension": "lower"}, 1),
-    "utility": ({"utility": "lower"}, 1),
-    "class spectrum": ({CLASS_SPECTRUM: "lower"}, 1),
-    "rank": ({RANK: "lower"}, 1),
-    "2 of 3 kinds": ({"dimension": "lower", "utility": "lower", CLASS_SPECTRUM: "lower", RANK: "lower"}, 2),
-    "dimension, class spectrum": ({"dimension": "lower", CLASS_SPECTRUM: "lower"}, 1),
-    "class spectrum, rank": ({CLASS_SPECTRUM: "lower", RANK: "lower"}, 1),
-    "dimension, class spectrum, rank": ({"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower"}, 1),
-    "class spectrum, NC1 either way": ({CLASS_SPECTRUM: "lower", "nc1": "either"}, 1),
-    "2 of 4 kinds, NC1 either way": (
-        {"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower", "nc1": "either"},
-        2,
-    ),
-    "dimension, class spectrum, rank, NC1 either way": (
-        {"dimension": "lower", CLASS_SPECTRUM: "lower", RANK: "lower", "nc1": "either"},
+    **{name: ({name: "marker"}, 1) for name in ("dimension", "utility", "numerical_rank", "cdnv", CLASS_SPECTRUM)},
+    **{
+        ", ".join(names): (dict.fromkeys(names, "marker"), 1)
+        for names in (
+            ("dimension", CLASS_SPECTRUM),
+            ("dimension", "numerical_rank"),
+            ("dimension", "numerical_rank", "cdnv"),
+            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM),
+        )
+    },
+    "dimension, numerical_rank, NC1 either way": (
+        {"dimension": "marker", "numerical_rank": "marker", "nc1": "either"},
         1,
+    ),
+    "dimension, numerical_rank, cdnv, mean_norm": (
+        {"dimension": "marker", "numerical_rank": "marker", "cdnv": "marker", "mean_norm": "lower"},
+        1,
+    ),
+    "2 votes of dimension, numerical_rank, cdnv, class spectrum": (
+        dict.fromkeys(("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM), "marker"),
+        2,
     ),
 }
 """Watched markers, in which direction, and votes."""
+REFERENCE_WATCHES = (
+    *(("dimension",), ("utility",), (CLASS_SPECTRUM,), ("numerical_rank",), ("cdnv",)),
+    ("dimension", "numerical_rank", "cdnv"),
+)
 
 
 def detectors() -> Iterator[tuple[str, Walker, float]]:
     """Settings of each detector: its name, itself, and how cautious it is."""
-    for drop, patience, trend, warmup in itertools.product(
-        (0.07, 0.1, 0.15, 0.2, 0.25, 0.3), (1, 2, 3), (False, True), (4, 6)
+    for drop, sigmas, patience, trend, warmup in itertools.product(
+        (0.03, 0.05, 0.07, 0.1, 0.15, 0.2), (2.0, 3.0), (1, 2, 3), (False, True), (4, 6)
     ):
-        detector = DropFromReference(drop=drop, patience_checks=patience, follow_trend=trend, warmup_checks=warmup)
+        detector = DropFromReference(
+            drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend, warmup_checks=warmup
+        )
         yield "drop from reference", detector, drop + patience / 100 + warmup / 1000
     for threshold, drop, trend, noise in itertools.product(
-        (4.0, 8.0, 12.0), (0.1, 0.15, 0.2, 0.25), (False, True), (0.02, 0.04)
+        (4.0, 8.0, 12.0), (0.05, 0.1, 0.15, 0.2), (False, True), (0.02, 0.04)
     ):
         cusum = Cusum(threshold=threshold, drop=drop, follow_trend=trend, least_noise=noise)
         yield "cusum", cusum, drop + threshold / 100
-    for window, drop, steeper in itertools.product((4, 5, 6), (0.1, 0.15, 0.2, 0.3), (1.5, 2.0, 3.0)):
+    for window, drop, steeper in itertools.product((4, 5, 6), (0.05, 0.1, 0.15, 0.2, 0.3), (1.5, 2.0, 3.0)):
         yield "trend", Trend(window=window, drop=drop, steeper=steeper), drop + steeper / 100
 
 
@@ -72,15 +84,16 @@ def geometry_warners() -> Iterator[Warner]:
     """Every detector with every set of watched markers."""
     for (name, detector, caution), (watch, (markers, votes)) in itertools.product(detectors(), WATCHES.items()):
         turned = {marker: dataclasses.replace(detector, worse=worse) for marker, worse in markers.items()}  # type: ignore[type-var]
-        yield Warner(f"{name}, {watch}", repr(detector), functools.partial(first_vote, turned, votes), caution)
+        yield Warner(f"{name}: {watch}", repr(detector), functools.partial(first_alarm, turned, votes), caution)
 
 
 def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
     """The band of healthy runs of the same task; a run is never its own reference."""
-    for marker in ("dimension", "utility", CLASS_SPECTRUM, RANK):
-        for coverage, least in itertools.product((0.99, 0.999, 0.9999), (0.05, 0.15, 0.25)):
-            alarm = functools.partial(_outside_band, tuple(references), marker, coverage, least)
-            yield Warner(f"reference runs, {marker}", f"{coverage=}, least_change={least}", alarm, coverage + least)
+    for watch in REFERENCE_WATCHES:
+        for coverage, least, patience in itertools.product((0.99, 0.999, 0.9999), (0.05, 0.15, 0.25), (1, 2)):
+            alarm = functools.partial(_outside_band, tuple(references), watch, coverage, least, patience)
+            settings = f"{coverage=}, least_change={least}, patience_checks={patience}"
+            yield Warner(f"reference runs: {', '.join(watch)}", settings, alarm, coverage + least + patience / 100)
 
 
 def baselines() -> Iterator[Warner]:
@@ -96,7 +109,7 @@ def baselines() -> Iterator[Warner]:
             ("NC1 rises", "nc1", "higher"),
         ):
             detector = DropFromReference(drop=drop, patience_checks=patience, worse=worse)  # type: ignore[arg-type]
-            alarm = functools.partial(first_vote, {marker: detector}, 1)
+            alarm = functools.partial(first_alarm, {marker: detector}, 1)
             yield Warner(name, f"{drop=}, {patience=}", alarm, drop + patience / 100)
     for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
         alarm = functools.partial(_spike, factor)
@@ -114,6 +127,7 @@ def series_of(run: Run, marker: str) -> Series:
         run.columns["epoch"],
         values,
         run.columns.get(f"{marker}_standard_error", unknown),
+        run.columns.get(f"{marker}_change_error", unknown),
     )
 
 
@@ -126,34 +140,33 @@ def history_of(run: Run, markers: Sequence[str]) -> History:
     )
 
 
-_DECLINES: dict[tuple[str, str, str, str, int], NDArray[np.bool_]] = {}
+_SHARES: dict[tuple[str, str, str, str, int], NDArray[np.float64]] = {}
 
 
-def _declines(detector: Walker, run: Run, marker: str) -> NDArray[np.bool_]:
+def _shares(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
     key = (repr(detector), marker, run.family, run.task, run.seed)
-    if key not in _DECLINES:
-        _DECLINES[key] = detector.declines(series_of(run, marker))
-    return _DECLINES[key]
+    if key not in _SHARES:
+        _SHARES[key] = detector.shares(series_of(run, marker))
+    return _SHARES[key]
 
 
-def first_vote(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
-    """First epoch at which ``votes`` kinds of markers are in decline, each by its own detector."""
-    kinds: dict[str, NDArray[np.bool_]] = {}
-    for marker, detector in detectors.items():
-        kind = MARKERS[marker].state
-        kinds[kind] = _declines(detector, run, marker) | kinds.get(kind, np.zeros(1, dtype=bool))
-    return _first(np.sum(list(kinds.values()), axis=0) >= votes)
+def first_alarm(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
+    """First epoch at which the markers, each judged by its own detector, have ``votes`` votes."""
+    shares = [_shares(detector, run, marker) for marker, detector in detectors.items()]
+    return _first(enough_votes([*detectors], shares, votes))
 
 
-def _outside_band(references: tuple[Run, ...], marker: str, coverage: float, least: float, run: Run) -> int | None:
+def _outside_band(
+    references: tuple[Run, ...], watch: tuple[str, ...], coverage: float, least: float, patience: int, run: Run
+) -> int | None:
     same = (run.task, run.seed, run.family)
-    histories = [
-        _reference(other, marker)
-        for other in references
-        if other.task == run.task and (other.task, other.seed, other.family) != same
-    ]
-    detector = ReferenceRuns(histories, coverage=coverage, least_change=least)
-    return _first(detector.declines(series_of(run, marker)))
+    others = [r for r in references if r.task == run.task and (r.task, r.seed, r.family) != same]
+    shares = []
+    for marker in watch:
+        histories = [_reference(other, marker) for other in others]
+        detector = ReferenceRuns(histories, coverage=coverage, least_change=least, patience_checks=patience)
+        shares.append(detector.shares(series_of(run, marker)))
+    return _first(enough_votes(watch, shares, 1))
 
 
 _REFERENCES: dict[tuple[str, str, int, str], History] = {}
