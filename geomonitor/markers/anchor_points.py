@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import solve_anchors
+from geomonitor.markers.gram_problem import GramProblem
 from geomonitor.markers.points import check_features, column_layout, prepare_points
 
 

@@ -19,16 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import (
-    ROUNDING_PER_MASS,
-    VIOLATION,
-    ActiveSets,
-    GramProblem,
-    signed_gradient,
-    solve,
-    solve_on,
-)
+from geomonitor.markers.active_set import ROUNDING_PER_MASS, VIOLATION, ActiveSets, solve
 from geomonitor.markers.compiled import solve_compiled, suits
+from geomonitor.markers.gram_problem import GramProblem, signed_gradient, solve_on
 from geomonitor.markers.leftovers import Coordinates, finish, put_rows, replace_rows
 from geomonitor.markers.smallest_weights import DEPENDENT, are_dependent, smallest_weights
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import Anchors
 from geomonitor.markers.centers import Centers, Segments
+from geomonitor.markers.gram_problem import GramProblem
 
 
 class Slopes(NamedTuple):

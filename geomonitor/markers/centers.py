@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import Anchors
 from geomonitor.markers.cosines import cosine_slopes, cosines, inverse_of, norms_of_rows
+from geomonitor.markers.gram_problem import GramProblem
 
 
 class Segments(NamedTuple):

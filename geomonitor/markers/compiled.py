@@ -21,9 +21,9 @@ from geomonitor.markers.active_set import (
     ROUNDS,
     VIOLATION,
     ActiveSets,
-    GramProblem,
     most_active,
 )
+from geomonitor.markers.gram_problem import GramProblem
 
 # A factor of this size takes 8 MiB; larger active sets were not seen.
 MOST_ACTIVE = 1024

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 
-from geomonitor.markers.active_set import ActiveSets, GramProblem
+from geomonitor.markers.active_set import ActiveSets
+from geomonitor.markers.gram_problem import GramProblem
 from geomonitor.markers.saturated import saturated_weights
 from geomonitor.markers.smallest_weights import Array
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.anchors import solve_anchors
 from geomonitor.markers.centers import Centers, Segments, center_alignment, centers, sum_of_shares
+from geomonitor.markers.gram_problem import GramProblem
 from geomonitor.markers.points import Points, column_layout
 from geomonitor.markers.ranks import Ranks, own_share
 from geomonitor.markers.scalars import EFFECTS, Scalars, sample_scalars, with_effects
@@ -193,7 +193,12 @@ def _solve_pairs(pair_points: _PairPoints, pairs: Tensor, signs: Tensor, lengths
     group = torch.arange(len(pairs), device=pairs.device).repeat_interleave(samples)
     size = 2 * width
     problem = GramProblem(
-        pair_points.gram(pairs), products.reshape(-1, size), column_signs.reshape(-1, size), group, width
+        pair_points.gram(pairs),
+        products.reshape(-1, size),
+        column_signs.reshape(-1, size),
+        group,
+        width,
+        largest_group=samples,
     )
     present = columns < len(points.units)
     norms = points.norms[columns.clamp(max=len(points.units) - 1)] * present

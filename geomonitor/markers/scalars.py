@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.markers.active_set import GramProblem, active_blocks
 from geomonitor.markers.anchors import Anchors
 from geomonitor.markers.center_slopes import (
     Slopes,
@@ -19,6 +18,7 @@ from geomonitor.markers.center_slopes import (
 )
 from geomonitor.markers.centers import Centers, Segments, center_influence, products_with_directions
 from geomonitor.markers.cosines import cosine_slopes, cosines, inverse_of, norms_of_rows
+from geomonitor.markers.gram_problem import GramProblem, active_blocks
 from geomonitor.markers.pseudo_inverse import projection
 
 

@@ -10,10 +10,11 @@ import torch
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 
-from geomonitor.markers import active_set, leftovers
-from geomonitor.markers.active_set import ActiveSets, GramProblem, signed_gradient, solve
+from geomonitor.markers import active_set, gram_problem, leftovers
+from geomonitor.markers.active_set import ActiveSets, solve
 from geomonitor.markers.anchors import Anchors, solve_anchors
 from geomonitor.markers.dichotomies import draw_dichotomies, draw_directions
+from geomonitor.markers.gram_problem import GramProblem, signed_gradient
 from geomonitor.markers.leftovers import finish
 from geomonitor.markers.manifolds import manifold_geometry
 from geomonitor.markers.pseudo_inverse import projected_square
@@ -88,7 +89,7 @@ def test_groups_do_not_mix() -> None:
 def test_small_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, units, _ = unit_problem(*gaussian_clouds(5, 12, 80, 1.0), 30)
     expected = dense(solve(problem), len(units))
-    monkeypatch.setattr(active_set, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(gram_problem, "BLOCK_BYTES", 1)
     torch.testing.assert_close(dense(solve(problem), len(units)), expected, rtol=EXACT, atol=EXACT)
 
 

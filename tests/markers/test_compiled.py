@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from geomonitor.markers import anchors, compiled, exchange
-from geomonitor.markers.active_set import GramProblem
 from geomonitor.markers.compiled import solve_compiled, suits
+from geomonitor.markers.gram_problem import GramProblem
 from geomonitor.markers.manifolds import manifold_geometry
 from tests.markers.clouds import gaussian_clouds, relu_network
 from tests.markers.test_anchors import CASES, EXACT, dense, scipy_weights, unit_problem
