@@ -18,7 +18,7 @@ from geomonitor.records import History, Series
 
 Direction = Literal["lower", "higher"]
 
-DEFAULT_WATCH = ("dimension", "numerical_rank", "cdnv")
+DEFAULT_WATCH = ("dimension", "numerical_rank", "cdnv", "participation_ratio_per_class", "mean_norm")
 """Markers that are judged where nobody says otherwise: those that found most faults in ``docs/calibration.md``."""
 
 _ROUNDING = 1e-9

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
 from geomonitor.budget import Budget
 from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
-from geomonitor.decline import DEFAULT_WATCH, Detector, Verdict, check_votes, judge
-from geomonitor.detectors import DropFromReference
+from geomonitor.decline import Detector, Verdict, judge
 from geomonitor.errors import InputError
 from geomonitor.markers.dichotomies import Dichotomies
 from geomonitor.markers.manifolds import Mode, manifold_geometry
 from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
-from geomonitor.options import detector_named, marker_names
+from geomonitor.options import marker_names
 from geomonitor.outputs import head_of
+from geomonitor.panel import AUTO, make_panel
 from geomonitor.passive import ValidationPass, ValidationProbe
 from geomonitor.probe import ProbeSet
 from geomonitor.probe_pass import Forward, call, device_of, probe_pass, try_shifts
@@ -57,7 +57,8 @@ class GeometryMonitor:
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
         watch: names of the markers that the detector judges; by default those of ``geomonitor.decline.DEFAULT_WATCH``
             that are measured.
-        votes: kinds of watched markers that must decline together, see :func:`geomonitor.decline.judge`.
+        votes: kinds of watched markers that must decline together. What is left open of these three is filled in by
+            :func:`geomonitor.panel.make_panel`: two kinds must agree, where three are measured.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
@@ -88,9 +89,9 @@ class GeometryMonitor:
         *,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
-        detector: Detector | str | None = DropFromReference(),
+        detector: Detector | str | None = AUTO,
         watch: Sequence[str] | None = None,
-        votes: int = 1,
+        votes: int | None = None,
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
         mode: Mode = "joint",
@@ -117,13 +118,10 @@ class GeometryMonitor:
             try_shifts(self.shifts, self.probe)
         elif self.shifts:
             raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
-        self.detector = detector_named(detector)
-        wanted = [name for name in DEFAULT_WATCH if name in self.markers] if watch is None else watch
-        self.watch = marker_names(wanted, more=self.markers)
+        wanted = None if watch is None else marker_names(watch, more=self.markers)
+        self.watch, self.detector, self.votes = make_panel(self.markers, watch=wanted, detector=detector, votes=votes)
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
-        check_votes(self.watch, votes)
-        self.votes = votes
         self.geometry_options: dict[str, Any] = {
             "directions": directions, "dichotomies": dichotomies, "mode": mode, "pairs": pairs, "seed": seed
         }  # fmt: skip

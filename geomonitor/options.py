@@ -1,12 +1,10 @@
-"""Options by name: what a user may write for markers and detectors, and what is said where it is wrong."""
+"""Options by name: what a user may write for markers, and what is said where it is wrong."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
-from geomonitor.decline import Detector
-from geomonitor.detectors import make_detector
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 
@@ -25,16 +23,3 @@ def marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tupl
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(MARKERS)}"
             raise InputError(f"no marker or group is called {name!r}; {hint}")
     return tuple(dict.fromkeys(markers))
-
-
-def detector_named(detector: Detector | str | None) -> Detector | None:
-    """A detector as it is, or made by its name with default settings.
-
-    Raises:
-        InputError: neither a function nor a known name, or one that needs settings.
-    """
-    if isinstance(detector, str):
-        return make_detector(detector)
-    if detector is not None and not callable(detector):
-        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
-    return detector

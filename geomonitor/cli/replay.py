@@ -10,8 +10,9 @@ import typer
 
 from geomonitor.alerts import explain, what_changed
 from geomonitor.decline import DEFAULT_WATCH
-from geomonitor.detectors import DETECTORS, make_detector
+from geomonitor.detectors import DETECTORS
 from geomonitor.errors import InputError
+from geomonitor.panel import ALONE, AUTO, make_panel
 from geomonitor.replay import Episode
 from geomonitor.replay import replay as replay_history
 from geomonitor.runs import load_run
@@ -21,14 +22,14 @@ ALARM = 1
 
 def replay(  # noqa: PLR0917 - options of a command line
     run: Annotated[Path, typer.Argument(help="directory of a run, or its geometry.csv")],
-    detector: Annotated[str, typer.Option(help=f"one of {', '.join(DETECTORS)}")] = "drop_from_reference",
+    detector: Annotated[str, typer.Option(help=f"one of {', '.join(DETECTORS)}")] = AUTO,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the detector, such as drop=0.2; again for more")
     ] = None,
     watch: Annotated[
         list[str] | None, typer.Option(help=f"a marker to judge, again for more; by default {', '.join(DEFAULT_WATCH)}")
     ] = None,
-    votes: Annotated[int, typer.Option(help="kinds of markers that must decline together")] = 1,
+    votes: Annotated[int | None, typer.Option(help="kinds of markers that must decline together")] = None,
     layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
 ) -> None:
     """Judge a saved run again with other settings; exit code 1 when there is an alarm.
@@ -36,12 +37,14 @@ def replay(  # noqa: PLR0917 - options of a command line
     For instance: geomonitor replay runs/mine --detector drop_from_reference --set drop=0.2 --watch dimension
     """
     loaded = load_run(run)
-    judge = make_detector(detector, **dict(_setting(text) for text in setting or ()))
+    settings = dict(_setting(text) for text in setting or ())
     layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
     alarms = 0
     for name in layers:
-        measured = [marker for marker in DEFAULT_WATCH if marker in loaded.history.markers(name)]
-        episodes = replay_history(loaded.history, name, watch or measured or DEFAULT_WATCH, judge, votes)
+        panel = make_panel(loaded.history.markers(name), watch=watch, detector=detector, votes=votes, **settings)
+        if not panel.watch:
+            raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
+        episodes = replay_history(loaded.history, name, panel.watch, panel.detector or ALONE, panel.votes)
         alarms += len(episodes)
         typer.echo(f"{name}: {_count(len(episodes))}")
         for episode in episodes:

@@ -36,6 +36,7 @@ class Cusum(Walker):
         drop: smallest relative drop that matters, in ``(0, 1)``.
         least_noise: relative noise to reckon with at least: a short quiet stretch is no proof of a quiet run.
         warmup_checks: measurements before anything is judged.
+        settled: see :class:`DropFromReference`.
         follow_trend: see :class:`DropFromReference`.
         worse: see :class:`DropFromReference`.
     """
@@ -45,13 +46,14 @@ class Cusum(Walker):
     drop: float = 0.1
     least_noise: float = 0.03
     warmup_checks: int = 6
+    settled: float = 0.02
     follow_trend: bool = True
     worse: Worse = "marker"
 
     def __post_init__(self) -> None:
-        if not 0 < self.drop < 1 or self.least_noise <= 0 or self.threshold <= 0 or self.allowance < 0:
+        if not 0 < self.drop < 1 or min(self.least_noise, self.threshold, self.settled) <= 0 or self.allowance < 0:
             raise InputError(
-                f"drop lies in (0, 1), least_noise and threshold are above 0, allowance is 0 or more; got {self}"
+                f"drop lies in (0, 1), least_noise, threshold, settled are above 0, allowance is 0 or more; got {self}"
             )
         if self.warmup_checks < 1:
             raise InputError(f"warmup_checks counts measurements, from 1; got {self}")
@@ -68,7 +70,7 @@ class Cusum(Walker):
         least = -math.log1p(-self.drop)
         total, low, since = 0.0, 0, 0
         before: Baseline | None = None
-        judged_from = end_of_warm_up(seen, self.warmup_checks)
+        judged_from = end_of_warm_up(seen, self.warmup_checks, self.settled)
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if total == 0 or before is None:

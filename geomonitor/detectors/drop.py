@@ -27,14 +27,15 @@ class DropFromReference(Walker):
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
     not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
     still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
-    below that of the first by 2 %, and for ``warmup_checks`` measurements at least. A measurement is low
-    when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is "declined"
-    from the ``patience_checks``-th low one in a row until one is not low.
+    below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least. A measurement is
+    low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
+    "declined" from the ``patience_checks``-th low one in a row until one is not low.
 
     *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
     change: measurements of one protocol share their draws) and the scatter of the series itself.
 
-    The defaults are those of ``docs/calibration.md``, for a handful to some dozens of measurements a run.
+    The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
+    two kinds of markers have to agree, a monitor takes smaller limits (``geomonitor.panel``).
 
     A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one that is not positive.
 
@@ -43,6 +44,7 @@ class DropFromReference(Walker):
         sigmas: smallest drop in standard errors of the difference.
         warmup_checks: measurements before anything is judged.
         patience_checks: low measurements in a row that make a decline.
+        settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
             markers says of each, and a fall where it says nothing.
@@ -55,16 +57,17 @@ class DropFromReference(Walker):
     (True, 8, -0.37)
     """
 
-    drop: float = 0.05
+    drop: float = 0.1
     sigmas: float = 3.0
     warmup_checks: int = 6
     patience_checks: int = 2
+    settled: float = 0.02
     follow_trend: bool = False
     worse: Worse = "marker"
 
     def __post_init__(self) -> None:
-        if not 0 < self.drop < 1 or self.sigmas < 0:
-            raise InputError(f"drop must lie in (0, 1) and sigmas must not be negative; got {self}")
+        if not 0 < self.drop < 1 or self.sigmas < 0 or self.settled <= 0:
+            raise InputError(f"drop lies in (0, 1), sigmas is 0 or more, settled above 0; got {self}")
         if self.warmup_checks < 1 or self.patience_checks < 1:
             raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
         require_direction(self.worse)
@@ -80,7 +83,7 @@ class DropFromReference(Walker):
         least = -math.log1p(-self.drop)
         low = since = 0
         before: Baseline | None = None
-        judged_from = end_of_warm_up(seen, self.warmup_checks)
+        judged_from = end_of_warm_up(seen, self.warmup_checks, self.settled)
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if not low or before is None:

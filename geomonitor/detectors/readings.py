@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from geomonitor.decline import Direction, Verdict
 from geomonitor.errors import InputError
-from geomonitor.markers import MARKERS
+from geomonitor.markers import COUNTS, MARKERS
 from geomonitor.records import Series
 
 GAUSSIAN_MAD = 1.4826
@@ -28,9 +28,6 @@ WINDOW = 40
 """Readings that a baseline looks back at most: a long run is judged by its recent past, in constant time a reading."""
 SCATTER_READINGS = 9
 """Readings that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
-
-SETTLED = 0.02
-"""The early fall is over when the level falls by less than this (relative) within the recent half of the readings."""
 
 Worse = Literal["lower", "higher", "either", "marker"]
 
@@ -59,7 +56,7 @@ class Readings(NamedTuple):
     levels: list[float]
     """logarithm of the value, its sign turned where a rise is the decline"""
     errors: list[float]
-    """relative standard error of each; 0 where there is none, half a unit where all values are whole numbers"""
+    """relative standard error of each; 0 where there is none, half a unit of a count"""
     change_errors: list[float]
     """relative standard error of the change since the reading before, with common draws; infinite where unknown"""
 
@@ -124,7 +121,7 @@ def readings(series: Series, direction: Direction) -> Readings:
     with np.errstate(over="ignore"):  # a tiny value of a huge error has an infinite relative one
         errors = np.abs(series.standard_errors[places] / kept)
         changes = np.abs((unknown if series.change_errors is None else series.change_errors)[places] / kept)
-    if len(kept) and (kept == np.floor(kept)).all():  # a count: one more or less is no news
+    if series.marker in COUNTS:  # one more or less is no news
         errors = np.maximum(np.nan_to_num(errors, nan=0.0), 0.5 / kept)
     return Readings(
         series,
@@ -154,15 +151,16 @@ def recent_half(now: int) -> int:
     return max(now // 2, now - WINDOW)
 
 
-def end_of_warm_up(seen: Readings, checks: int) -> int:
+def end_of_warm_up(seen: Readings, checks: int, settled: float) -> int:
     """The first reading to be judged; as many as there are where the warm-up lasts to the end.
 
     It is over once, within the recent half, the median of the second part lies below that of the first by less than
-    ``SETTLED``, or by less than the sampling error of such a difference.
+    ``settled``, or by less than the sampling error of such a difference.
 
     Args:
         seen: the readings.
         checks: readings that belong to the warm-up in any case.
+        settled: relative fall of the level.
     """
     levels = seen.levels
     for now in range(checks, len(levels)):
@@ -170,7 +168,7 @@ def end_of_warm_up(seen: Readings, checks: int) -> int:
         recent = levels[start : now + 1]
         middle = len(recent) // 2
         error = MEDIAN_ERROR * seen.sampling_error(start, now) / math.sqrt(max(middle, 1))
-        if median(recent[:middle]) - median(recent[middle:]) < max(SETTLED, error):
+        if median(recent[:middle]) - median(recent[middle:]) < max(settled, error):
             return now
     return len(levels)
 

@@ -4,6 +4,6 @@ To add a marker: a function in the file of its kind (``spectrum``, ``collapse``,
 ``neighbors``, ``drift``, ``logits``; ``manifolds`` for the effective geometry), a row in ``table``, a test.
 """
 
-from geomonitor.markers.table import MARKER_GROUPS, MARKERS, Cost, Marker, State
+from geomonitor.markers.table import COUNTS, MARKER_GROUPS, MARKERS, Cost, Marker, State
 
-__all__ = ["MARKERS", "MARKER_GROUPS", "Cost", "Marker", "State"]
+__all__ = ["COUNTS", "MARKERS", "MARKER_GROUPS", "Cost", "Marker", "State"]

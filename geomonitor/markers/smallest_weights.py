@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
-from scipy.linalg.lapack import dpstrf  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dposv, dpstrf  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 
@@ -26,6 +25,8 @@ DAMPING = 1e-12
 EXACT = 1e-13
 # Newton's method on a piecewise quadratic function ends in a few steps; this is only a stop.
 STEPS = 100
+# So many steps without a shorter gradient (by a tenth): what is left is rounding of nearly dependent columns.
+STALLED, SHORTER = 20, 0.9
 # A step must bring this part of the decrease that its slope promises, or it is halved, so many times at most.
 SUFFICIENT, HALVINGS = 1e-4, 30
 
@@ -73,18 +74,25 @@ def minimise(rows: Array, target: Array, start: Array, *, ridge: float = 0.0, ac
         accuracy: length of the remaining gradient as a part of the target's.
     """
     w, active, matrix = start, np.zeros(len(rows), dtype=bool), np.zeros((len(target), len(target)))
+    least = accuracy * float(np.linalg.norm(target))
+    shortest, stalled = np.inf, 0
     for _ in range(STEPS):
         image = rows @ w
         gradient = rows.T @ np.maximum(image, 0.0) + ridge * w - target
-        if np.linalg.norm(gradient) <= accuracy * np.linalg.norm(target):
+        size = float(np.linalg.norm(gradient))
+        shortest, stalled = (size, 0) if size < SHORTER * shortest else (shortest, stalled + 1)
+        if size <= least or stalled > STALLED:
             break
         matrix, active = _updated(matrix, rows, active, image > 0)
         regular = matrix.copy()
         regular[np.diag_indices_from(regular)] += ridge + DAMPING * max(1.0, np.trace(matrix))
-        step = -cho_solve(cho_factor(regular), gradient)
+        _, solved, failed = dposv(regular, gradient)
+        if failed:
+            break
+        step = -solved
         change = rows @ step
         full = rows.T @ np.maximum(image + change, 0.0) + ridge * (w + step) - target
-        if np.linalg.norm(full) > np.linalg.norm(gradient) / 2:  # far away; near the end values are all rounding
+        if np.linalg.norm(full) > size / 2:  # far away; near the end values are all rounding
             linear = (target - ridge * w) @ step
             curvature = ridge * (step @ step)
             step *= _step_length(image, change, slope=gradient @ step, linear=linear, curvature=curvature)

@@ -168,12 +168,15 @@ MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
 )
 """Every marker by the name under which it is computed, recorded and logged."""
 
+COUNTS = frozenset({"numerical_rank", "spectral_outliers"})
+"""Markers that are whole numbers: known to half a unit, however steady they are."""
+
 MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
     {
         "default": (
             *("capacity", "dimension", "radius", "utility"),
             *("participation_ratio", "participation_ratio_per_class", "numerical_rank"),
-            *("nc1", "cdnv", "dead_units", "accuracy"),
+            *("nc1", "cdnv", "mean_norm", "dead_units", "accuracy"),
         ),
         # The eighteen columns of the paper's figure 4. Two differ: accuracy is that of the held-out probe set (its
         # acc_test), and capacity stands where it has acc_train, which held-out points cannot tell.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from geomonitor.alerts import explain, headline, what_changed
 from geomonitor.decline import DEFAULT_WATCH, Verdict, judge
-from geomonitor.detectors import DropFromReference
 from geomonitor.monitor import ALARM, SECONDS
+from geomonitor.panel import ALONE, make_panel
 from geomonitor.records import History
 
 WATCHED = "dimension"
@@ -63,8 +63,8 @@ class Overhead(NamedTuple):
 
 def verdict_of(history: History, layer: str) -> Verdict:
     """The verdict on a layer at the end of a run, by the default detector on the markers watched by default."""
-    measured = [marker for marker in DEFAULT_WATCH if marker in history.markers(layer)] or [WATCHED]
-    return judge(history, layer, measured, DropFromReference())
+    watch, detector, votes = make_panel(history.markers(layer))
+    return judge(history, layer, watch or [WATCHED], detector or ALONE, votes)
 
 
 def alarms(history: History) -> list[Alarm]:
@@ -95,7 +95,7 @@ def summary(history: History) -> str:
         return f"{finding[0].upper()}{finding[1:]}: expect worse transfer to new classes."
     if lasting:
         return f"{lasting[-1].title}, and it lasts until the end at {when}."
-    of_dimension = [judge(history, layer, [WATCHED], DropFromReference()) for layer in history.layers]
+    of_dimension = [judge(history, layer, [WATCHED], ALONE) for layer in history.layers]
     known = [v for v in of_dimension if math.isfinite(v.value)]
     if not known:
         return f"Nothing to judge: the {WATCHED} was not measured, or is undefined, up to {when}."
@@ -165,6 +165,6 @@ def _words(history: History, layer: str) -> tuple[str, list[str]]:
     if verdict.declined and verdict.since_step is not None:
         return headline(verdict), explain(verdict, what_changed(history, verdict.since_step)).splitlines()[1:]
     return f"The detector of the run raised an alarm on {layer!r}", [
-        f"The default detector, on {' and '.join(DEFAULT_WATCH)}, sees no decline at this measurement: the run was "
+        f"The default detector, on {', '.join(DEFAULT_WATCH)}, sees no decline at this measurement: the run was "
         "judged by another detector or by other markers, and their settings are not part of the history."
     ]

@@ -91,7 +91,7 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
     torch.manual_seed(0)
     folder = Path(directory)
     probe = gm.ProbeSet.from_dataset(TensorDataset(*points(10_000, 60)), per_class=15)
-    detector = gm.DropFromReference(drop=0.15, warmup_checks=4)
+    detector = gm.DropFromReference(drop=0.15, warmup_checks=4, settled=0.075)
     own = {"directions": 10, "markers": ["dimension", "participation_ratio"], "detector": detector, "on_error": "raise"}
     options = own | options
     geometry = GeometryCallback(probe, watch=["participation_ratio"], **plan.cadence, **options)

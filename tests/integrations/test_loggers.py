@@ -212,10 +212,10 @@ def test_a_failed_measurement_keeps_the_bands_in_step(tmp_path, monkeypatch):
     logger = TensorBoardLogger(tmp_path)
     take = gm.GeometryMonitor._values
 
-    def fails_once(self: Any, *args: Any) -> Any:
+    def fails_once(self: Any, *args: Any, **options: Any) -> Any:
         if len(self.history.series(LAYER, "dimension").steps) == 1:
             raise RuntimeError("out of memory")
-        return take(self, *args)
+        return take(self, *args, **options)
 
     monkeypatch.setattr(gm.GeometryMonitor, "_values", fails_once)
     with pytest.warns(gm.GeomonitorWarning, match="out of memory"):

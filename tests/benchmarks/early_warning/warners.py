@@ -50,10 +50,15 @@ WATCHES: dict[str, tuple[dict[str, Worse], int]] = {
         {"dimension": "marker", "numerical_rank": "marker", "cdnv": "marker", "mean_norm": "lower"},
         1,
     ),
-    "2 votes of dimension, numerical_rank, cdnv, class spectrum": (
-        dict.fromkeys(("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM), "marker"),
-        2,
-    ),
+    **{
+        f"2 votes of {', '.join(names)}": ({name: "lower" if name == "mean_norm" else "marker" for name in names}, 2)
+        for names in (
+            ("dimension", "numerical_rank", "cdnv"),
+            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM),
+            ("dimension", "numerical_rank", "cdnv", "mean_norm"),
+            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"),
+        )
+    },
 }
 """Watched markers, in which direction, and votes."""
 REFERENCE_WATCHES = (
@@ -64,13 +69,11 @@ REFERENCE_WATCHES = (
 
 def detectors() -> Iterator[tuple[str, Walker, float]]:
     """Settings of each detector: its name, itself, and how cautious it is."""
-    for drop, sigmas, patience, trend, warmup in itertools.product(
-        (0.03, 0.05, 0.07, 0.1, 0.15, 0.2), (2.0, 3.0), (1, 2, 3), (False, True), (4, 6)
+    for drop, sigmas, patience, trend in itertools.product(
+        (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2), (2.0, 3.0), (1, 2, 3), (False, True)
     ):
-        detector = DropFromReference(
-            drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend, warmup_checks=warmup
-        )
-        yield "drop from reference", detector, drop + patience / 100 + warmup / 1000
+        detector = DropFromReference(drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend)
+        yield "drop from reference", detector, drop + patience / 100
     for threshold, drop, trend, noise in itertools.product(
         (4.0, 8.0, 12.0), (0.05, 0.1, 0.15, 0.2), (False, True), (0.02, 0.04)
     ):

@@ -1,0 +1,72 @@
+"""What is judged, and how, where the user says nothing or only a part of it: markers, a detector, votes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from geomonitor.decline import DEFAULT_WATCH, Detector, check_votes, kind_of
+from geomonitor.detectors import DropFromReference, make_detector
+from geomonitor.errors import InputError
+
+AUTO = "auto"
+"""Name of the detector that suits the number of votes."""
+AGREEING = DropFromReference(drop=0.03, sigmas=2.0, patience_checks=1)
+"""Where two kinds of markers have to agree, a small change of each at one measurement will do."""
+ALONE = DropFromReference()
+"""One marker alone has to change much, and stay there."""
+LEAST_KINDS = 3
+"""Of so many kinds of markers, or more, two have to agree by default."""
+
+
+class Panel(NamedTuple):
+    """Markers that are judged, the judge, and the votes that make an alarm."""
+
+    watch: tuple[str, ...]
+    detector: Detector | None
+    votes: int
+
+
+def make_panel(
+    measured: Sequence[str],
+    *,
+    watch: Sequence[str] | None = None,
+    detector: Detector | str | None = AUTO,
+    votes: int | None = None,
+    **settings: Any,
+) -> Panel:
+    """Fill in what the user left open, by the calibration in ``docs/calibration.md``.
+
+    Args:
+        measured: names of the markers there are.
+        watch: markers to judge; by default those of ``DEFAULT_WATCH`` that are measured.
+        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, None, or ``"auto"``: ``AGREEING`` for two
+            votes and more, else ``ALONE``.
+        votes: see :func:`geomonitor.decline.judge`; by default 2 where the default markers are watched and three kinds
+            of them are measured, else 1.
+        **settings: of a detector given by name.
+
+    Raises:
+        InputError: no such detector, settings that it does not take, or votes that can never be reached.
+
+    >>> make_panel(["dimension", "numerical_rank", "cdnv", "accuracy"])[::2]
+    (('dimension', 'numerical_rank', 'cdnv'), 2)
+    >>> make_panel(["dimension"], drop=0.2).detector.drop
+    0.2
+    """
+    names = tuple(marker for marker in DEFAULT_WATCH if marker in measured) if watch is None else tuple(watch)
+    if votes is None:
+        votes = 2 if watch is None and len({kind_of(name) for name in names}) >= LEAST_KINDS else 1
+    check_votes(names, votes)
+    if detector == AUTO:
+        detector = AGREEING if votes > 1 else ALONE
+        try:
+            return Panel(names, dataclasses.replace(detector, **settings), votes)
+        except TypeError as error:
+            raise InputError(f"{detector} does not take these settings: {error}") from error
+    if isinstance(detector, str):
+        return Panel(names, make_detector(detector, **settings), votes)
+    if detector is not None and not callable(detector):
+        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
+    return Panel(names, detector, votes)
