@@ -43,7 +43,7 @@ def clouds(classes: int, points: int, dimension: int) -> tuple[torch.Tensor, tor
 
 def measure(name: str) -> str:
     torch.set_num_threads(2)
-    features, labels = {"imagenet": lambda: clouds(1000, 50, 2048), "joint": lambda: clouds(200, 50, 512)}[name]()
+    features, labels = {"imagenet": lambda: clouds(1000, 50, 2048), "joint": lambda: clouds(200, 50, 2048)}[name]()
     manifold_geometry(features[:100], labels[:100], directions=5)
     before, start, processor = resident_mib(), perf_counter(), process_time()
     mode = "pairwise" if name == "imagenet" else "joint"
