@@ -150,10 +150,11 @@ def test_a_count_moves_by_more_than_one_before_it_is_news():
         epochs = np.arange(40)
         return Series("fc", marker, 10 * epochs, epochs, np.where(epochs < 20, 12.0, after), np.full(40, np.nan))
 
-    assert not DropFromReference().declines(ranks(11.0)).any()  # 8 %, and always the same
-    assert not DropFromReference().declines(ranks(10.0)).any()
-    assert DropFromReference().declines(ranks(9.0)).any()
-    assert DropFromReference().declines(ranks(11.0, "rankme")).any()  # no count: known to the last digit
+    detector = DropFromReference(drop=0.05)
+    assert not detector.declines(ranks(11.0)).any()  # 8 %, and always the same
+    assert not detector.declines(ranks(10.0)).any()
+    assert detector.declines(ranks(9.0)).any()
+    assert detector.declines(ranks(11.0, "rankme")).any()  # no count: known to the last digit
 
 
 def test_the_loudest_marker_speaks_for_the_layer():

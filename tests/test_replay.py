@@ -96,10 +96,10 @@ def test_other_settings_find_nothing(saved, capsys):
     [
         (["--detector", "nothing"], "no detector is called"),
         (["--set", "drop"], "--set takes NAME=VALUE"),
-        (["--set", "drop=2"], r"drop must lie in"),
+        (["--set", "drop=2"], r"drop lies in"),
         (["--set", "dorp=0.2"], "does not take these settings"),
         (["--watch", "rankme"], "no values of rankme"),
-        (["--layer", "other"], "for the layer 'other'"),
+        (["--layer", "other"], "was measured in 'other'"),
     ],
 )
 def test_bad_input_is_one_line(saved, capsys, options, told):
