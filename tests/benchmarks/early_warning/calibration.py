@@ -118,15 +118,21 @@ def of_unknown_families(warners: Iterable[Warner], chosen_on: Sequence[Run], hel
     Returns:
         the outcomes of ``held_out``, each by the warner that is preferred on the other families of ``chosen_on``.
     """
-    seen = [(warner, outcomes(warner, chosen_on)) for warner in warners]
+    families = sorted({run.family for run in held_out})
+    parts = [[run for run in chosen_on if run.family == family] for family in families]
+    seen = [(warner, [rates(outcomes(warner, part)) for part in parts]) for warner in warners]
     found = []
-    for family in sorted({run.family for run in held_out}):
-        warner, _ = max(
-            seen,
-            key=lambda of: preference(rates([o for o in of[1] if o.run.family != family]), of[0].caution),
-        )
+    for left_out, family in enumerate(families):
+        ranks = [preference(_sum(of[:left_out] + of[left_out + 1 :]), warner.caution) for warner, of in seen]
+        warner, _ = seen[max(range(len(ranks)), key=ranks.__getitem__)]
         found += outcomes(warner, [run for run in held_out if run.family == family])
     return found
+
+
+def _sum(parts: Sequence[Rates]) -> Rates:
+    """Counts of several sets of runs together, without the medians."""
+    counts = [sum(column) for column in zip(*(part[:6] for part in parts), strict=True)]
+    return Rates(*counts, lead=math.nan, slow_lead=math.nan)
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
