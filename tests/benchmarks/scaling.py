@@ -74,6 +74,9 @@ def picture(found: dict[str, tuple[list[int], list[float]]], path: str) -> None:
     for axis, (title, (sizes, times)) in zip(axes, found.items(), strict=True):
         axis.loglog(sizes, times, "o-")
         axis.set(xlabel=title, title=f"exponent {exponent(sizes, times):.2f}")
+        axis.set_xticks(sizes, labels=[f"{size:,}" for size in sizes], fontsize=8)
+        axis.minorticks_off()
+    axes[0].set_yticks([0.05, 0.1, 0.2, 0.5, 1], labels=["0.05", "0.1", "0.2", "0.5", "1"])
     axes[0].set_ylabel("seconds, one thread")
     figure.savefig(path, dpi=120)
 

@@ -1,0 +1,85 @@
+"""Choosing settings on some runs and judging them on others: nothing of the second may reach the first."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.early_warning.calibration import (
+    Rates,
+    choose,
+    halves,
+    of_unknown_families,
+    outcomes,
+    preference,
+    rates,
+    wilson,
+)
+from tests.benchmarks.early_warning.outcomes import TRUTH
+from tests.benchmarks.early_warning.trajectories import Run, load_runs
+from tests.benchmarks.early_warning.warners import Warner
+
+ONSET = 10
+
+
+def made_up(family: str, seed: int, fall: float) -> Run:
+    """A run whose truth falls by so much at epoch 12."""
+    truth = np.where(np.arange(24) < 12, 0.9, 0.9 - fall)
+    return Run(family, "mnist", seed, fall == 0, ONSET if fall else None, math.nan, "", {TRUTH: truth})
+
+
+RUNS = [
+    made_up(family, seed, fall)
+    for family, fall in (("weight_decay", 0.1), ("forgetting", 0.1), ("constant", 0.0), ("step", 0.0))
+    for seed in range(6)
+]
+WARNERS = [
+    Warner("only decay", "", lambda run: 11 if run.family == "weight_decay" else None),
+    Warner("only forgetting", "", lambda run: 11 if run.family == "forgetting" else None),
+    Warner("noisy", "", lambda run: 11),
+]
+
+
+def test_no_seed_is_in_both_halves():
+    chosen_on, held_out = halves(load_runs())
+    assert {run.seed for run in chosen_on} == {0, 1, 2}
+    assert {run.seed for run in held_out} == {3, 4, 5}
+    assert {run.family for run in chosen_on} == {run.family for run in held_out}
+
+
+def test_rates_count_what_happened():
+    seen = rates(outcomes(WARNERS[0], RUNS))
+    assert seen[:6] == (6, 12, 0, 12, 0, 12)
+    assert seen.lead == seen.slow_lead == 1
+    assert rates(outcomes(WARNERS[2], RUNS)).false == 12
+    early = rates(outcomes(Warner("early", "", lambda run: 3), RUNS))
+    assert (early.found, early.early) == (0, 12)
+
+
+def test_a_way_that_cries_wolf_is_preferred_to_none():
+    quiet, loud = (Rates(n, 12, false, 100, 0, 0, 0.0, 0.0) for n, false in ((3, 2), (12, 3)))
+    assert preference(quiet, 0) > preference(loud, 1)
+    assert preference(quiet, 1) > preference(quiet, 0)
+
+
+def test_the_choice_sees_one_half_and_the_figures_are_of_the_other():
+    chosen_on, held_out = RUNS[:6] + RUNS[12:], RUNS[6:12]  # forgetting is held out
+    best = choose(WARNERS, chosen_on, held_out)
+    assert best["only decay"].chosen_on.found == 6
+    assert best["only decay"].held_out.found == 0
+    assert best["only forgetting"].held_out.found == 6
+
+
+def test_a_family_has_no_part_in_its_own_choice():
+    found = of_unknown_families(WARNERS[:2], RUNS, RUNS)
+    assert len(found) == len(RUNS)
+    # Without decay "only forgetting" finds more, and the other way round: each fails on the family it did not see.
+    assert sum(outcome.found for outcome in found) == 0
+    assert sum(o.found for w in WARNERS[:2] for o in outcomes(w, RUNS)) == 12
+
+
+@pytest.mark.parametrize(("successes", "trials", "low", "high"), [(17, 24, 0.51, 0.85), (0, 117, 0.0, 0.03)])
+def test_intervals(successes, trials, low, high):
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=0.006)
