@@ -35,6 +35,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed --plain
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.exactness
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bad_inputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.scaling docs/scaling.png
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.two_processes
 	$(BIN)/python -m tests.benchmarks.memory
