@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 
-from geomonitor.markers import active_set, gram_problem, leftovers
+from geomonitor.markers import active_set, column_drops, gram_problem, leftovers
 from geomonitor.markers.active_set import ActiveSets, solve
 from geomonitor.markers.anchors import Anchors, solve_anchors
 from geomonitor.markers.dichotomies import draw_dichotomies, draw_directions
@@ -219,3 +219,17 @@ class TestProjectedSquare:
         rows = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 0], [1, 1, 0]]).double()
         t = torch.tensor([3.0, 4.0, 5.0]).double()
         assert float(projected_square(rows @ rows.T, rows @ t, torch.tensor(4.0))) == pytest.approx(25.0, rel=1e-12)
+
+
+def test_nearly_dependent_columns_are_factored_again_when_one_is_dropped() -> None:
+    stream = torch.Generator().manual_seed(3)
+    features = torch.randn(6, 40, generator=stream, dtype=torch.float64)
+    features = torch.cat((features, features + 1e-5 * torch.randn(6, 40, generator=stream, dtype=torch.float64)))
+    problem, _, _ = unit_problem(features, torch.arange(2).repeat_interleave(6), 50)
+    columns = torch.arange(12).expand(50, -1).clone()
+    careful = torch.zeros(50, dtype=torch.bool)
+    solution, right = column_drops.drop_until_positive(problem, columns, torch.zeros(50, 12).double(), careful)
+    dropped = solution <= 0
+    assert bool(dropped.any())
+    again = gram_problem.solve_on(problem, columns.masked_fill(dropped, -1)).solution
+    torch.testing.assert_close(solution, again, rtol=1e-6, atol=1e-9)
