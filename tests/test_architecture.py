@@ -19,7 +19,7 @@ STAGES = [
     {"run_file", "measurement", "probe_pass", "passive", "snapshot", "records", "curves", "plots"},
     {"decline"},
     {"detectors"},
-    {"replay"},
+    {"panel", "replay"},
     {"alerts", "options"},
     {"monitor", "__init__"},
     {"runs", "checkpoints", "scan", "compare"},
