@@ -64,7 +64,8 @@ def main() -> None:
     votes = next(c for c in ways if "2 votes" in c.warner.kind)
     shown = {c.warner.kind: c for c in (*ways[:8], *best, votes)}
     baseline = sorted(today.values(), key=merit, reverse=True)
-    columns = {"default": default} | {c.warner.kind: c.warner for c in (*best, votes, *baseline)}
+    others = [c.warner for c in (*best, votes, *baseline) if not is_default(c.warner, default)]
+    columns = {"default": default} | {warner.kind: warner for warner in others}
     page = [
         _head(runs, chosen_on, held_out),
         "## The default\n\n" + of_default(default, chosen_on, held_out, unknown),
@@ -100,6 +101,11 @@ def shipped() -> Warner:
     watch, detector, votes = make_panel(DEFAULT_WATCH)
     assert isinstance(detector, Walker)
     return Warner("default", repr(detector), functools.partial(first_alarm, dict.fromkeys(watch, detector), votes))
+
+
+def is_default(warner: Warner, default: Warner) -> bool:
+    """Whether a way among the others is the default itself, so that it needs no column of its own."""
+    return warner.settings == default.settings and warner.kind.endswith(f"2 votes of {', '.join(DEFAULT_WATCH)}")
 
 
 def of_default(default: Warner, chosen_on: Sequence[Run], held_out: Sequence[Run], unknown: Sequence[Outcome]) -> str:
@@ -193,7 +199,7 @@ def stopping(best: Warner, today: dict[str, Choice], runs: Sequence[Run]) -> str
 
 def movements(runs: Sequence[Run]) -> str:
     """Median before the onset and at the end, of the truth and of some markers, by family and task."""
-    columns = (TRUTH, "val_accuracy", *DEFAULT_WATCH, "utility", "participation_ratio_per_class", "nc1")
+    columns = (TRUTH, "val_accuracy", *DEFAULT_WATCH, "utility", "nc1")
     lines = [f"| family | task | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     failing = [run for run in runs if not run.healthy and run.onset]
     for (family, task), group in groupby(failing, key=lambda run: (run.family, run.task)):
