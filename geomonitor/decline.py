@@ -104,11 +104,10 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
 
 def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
     """The verdict of several markers of one layer, see :func:`judge`."""
-    voting = [verdict for verdict in verdicts if verdict.share > 0]
     loudest = max(verdicts, key=lambda v: (v.share, v.sigmas if v.share else 0.0))
     if not enough_votes([verdict.marker for verdict in verdicts], [verdict.share for verdict in verdicts], votes):
         return loudest._replace(declined=False)
-    others = tuple(verdict.marker for verdict in voting if verdict is not loudest)
+    others = tuple(verdict.marker for verdict in verdicts if verdict.share > 0 and verdict is not loudest)
     return loudest._replace(declined=True, agreeing=others)
 
 

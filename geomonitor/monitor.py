@@ -119,7 +119,9 @@ class GeometryMonitor:
         elif self.shifts:
             raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
         wanted = None if watch is None else marker_names(watch, more=self.markers)
-        self.watch, self.detector, self.votes = make_panel(self.markers, watch=wanted, detector=detector, votes=votes)
+        panel = make_panel(self.markers, watch=wanted, detector=AUTO if detector is None else detector, votes=votes)
+        self.watch, self.votes = panel.watch, panel.votes
+        self.detector = None if detector is None else panel.detector
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
         self.geometry_options: dict[str, Any] = {

@@ -24,7 +24,7 @@ class Panel(NamedTuple):
     """Markers that are judged, the judge, and the votes that make an alarm."""
 
     watch: tuple[str, ...]
-    detector: Detector | None
+    detector: Detector
     votes: int
 
 
@@ -32,7 +32,7 @@ def make_panel(
     measured: Sequence[str],
     *,
     watch: Sequence[str] | None = None,
-    detector: Detector | str | None = AUTO,
+    detector: Detector | str = AUTO,
     votes: int | None = None,
     **settings: Any,
 ) -> Panel:
@@ -41,8 +41,8 @@ def make_panel(
     Args:
         measured: names of the markers there are.
         watch: markers to judge; by default those of ``DEFAULT_WATCH`` that are measured.
-        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, None, or ``"auto"``: ``AGREEING`` for two
-            votes and more, else ``ALONE``.
+        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, or ``"auto"``: ``AGREEING`` for two votes
+            and more, else ``ALONE``.
         votes: see :func:`geomonitor.decline.judge`; by default 2 where the default markers are watched and three kinds
             of them are measured, else 1.
         **settings: of a detector given by name.
@@ -60,13 +60,13 @@ def make_panel(
         votes = 2 if watch is None and len({kind_of(name) for name in names}) >= LEAST_KINDS else 1
     check_votes(names, votes)
     if detector == AUTO:
-        detector = AGREEING if votes > 1 else ALONE
+        suited = AGREEING if votes > 1 else ALONE
         try:
-            return Panel(names, dataclasses.replace(detector, **settings), votes)
+            return Panel(names, dataclasses.replace(suited, **settings), votes)
         except TypeError as error:
-            raise InputError(f"{detector} does not take these settings: {error}") from error
+            raise InputError(f"{suited} does not take these settings: {error}") from error
     if isinstance(detector, str):
         return Panel(names, make_detector(detector, **settings), votes)
-    if detector is not None and not callable(detector):
-        raise InputError(f"detector must be a function of a Series, or a name; got {detector!r}")
+    if settings or not callable(detector):
+        raise InputError(f"detector is a name, or a function of a Series without further settings; got {detector!r}")
     return Panel(names, detector, votes)

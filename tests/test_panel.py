@@ -31,7 +31,6 @@ def test_by_default_two_kinds_have_to_agree():
         (DEFAULT_WATCH, {"detector": "cusum"}, DEFAULT_WATCH, Cusum(), 2),
         (DEFAULT_WATCH, {"detector": "cusum", "drop": 0.2}, DEFAULT_WATCH, Cusum(drop=0.2), 2),
         (["dimension"], {"drop": 0.2}, ("dimension",), DropFromReference(drop=0.2), 1),
-        (DEFAULT_WATCH, {"detector": None}, DEFAULT_WATCH, None, 2),
         ([], {}, (), ALONE, 1),
     ],
 )
@@ -44,6 +43,7 @@ def test_what_the_user_leaves_open_is_filled_in(measured, options, watch, detect
     [
         ({"detector": "nothing"}, "no detector is called"),
         ({"detector": 3}, "a function of a Series"),
+        ({"detector": AGREEING, "drop": 0.2}, "without further settings"),
         ({"dorp": 0.2}, "does not take these settings"),
         ({"drop": 2}, "drop lies in"),
         ({"votes": 5}, "4 kind"),

@@ -9,33 +9,16 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.scan_targets import Net
 
 ROOT = Path(__file__).parent.parent
 CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-class Model(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).relu())
-
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
-        self.log("val_loss", self.training_step(batch, 0))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def dataset(seed: int) -> TensorDataset:
-    return TensorDataset(torch.randn(180, 8, generator=torch.Generator().manual_seed(seed)), torch.arange(180) % 3)
+    return TensorDataset(torch.randn(180, 5, generator=torch.Generator().manual_seed(seed)), torch.arange(180) % 3)
 
 
 def test_the_code_of_the_readme_runs(tmp_path):
@@ -46,7 +29,7 @@ def test_the_code_of_the_readme_runs(tmp_path):
         "train_dataset": train,
         "train_loader": DataLoader(train, batch_size=60),
         "val_loader": DataLoader(held_out, batch_size=60),
-        "model": Model(),
+        "model": Net(),
         "Trainer": partial(
             L.Trainer, max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
             logger=False, enable_checkpointing=False, log_every_n_steps=1,

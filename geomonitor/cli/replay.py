@@ -12,7 +12,7 @@ from geomonitor.alerts import explain, what_changed
 from geomonitor.decline import DEFAULT_WATCH
 from geomonitor.detectors import DETECTORS
 from geomonitor.errors import InputError
-from geomonitor.panel import ALONE, AUTO, make_panel
+from geomonitor.panel import AUTO, make_panel
 from geomonitor.replay import Episode
 from geomonitor.replay import replay as replay_history
 from geomonitor.runs import load_run
@@ -44,7 +44,7 @@ def replay(  # noqa: PLR0917 - options of a command line
         panel = make_panel(loaded.history.markers(name), watch=watch, detector=detector, votes=votes, **settings)
         if not panel.watch:
             raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
-        episodes = replay_history(loaded.history, name, panel.watch, panel.detector or ALONE, panel.votes)
+        episodes = replay_history(loaded.history, name, *panel)
         alarms += len(episodes)
         typer.echo(f"{name}: {_count(len(episodes))}")
         for episode in episodes:

@@ -64,7 +64,7 @@ class Overhead(NamedTuple):
 def verdict_of(history: History, layer: str) -> Verdict:
     """The verdict on a layer at the end of a run, by the default detector on the markers watched by default."""
     watch, detector, votes = make_panel(history.markers(layer))
-    return judge(history, layer, watch or [WATCHED], detector or ALONE, votes)
+    return judge(history, layer, watch or [WATCHED], detector, votes)
 
 
 def alarms(history: History) -> list[Alarm]:

@@ -289,8 +289,7 @@ def _number(value: float) -> str:
 
 
 def _mean(values: Iterable[float]) -> str:
-    known = list(values)
-    return f"{np.mean(known):.3f}" if known else "-"
+    return f"{np.mean(known):.3f}" if (known := list(values)) else "-"
 
 
 def _short(settings: str) -> str:
