@@ -57,10 +57,11 @@ def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
     lines = [f"geometry decline: {headline(verdict)}, {_times(verdict.checks)}."]
     if verdict.agreeing:
         lines.append(f"In decline, too: {', '.join(verdict.agreeing)}.")
-    lines += [
-        f"It means: {_meaning(verdict)}",
-        "It says nothing of accuracy on the known classes, nor of noisy or corrupted inputs.",
-    ]
+    lines.append(f"It means: {_meaning(verdict)}")
+    if "accuracy" in (verdict.marker, *verdict.agreeing):
+        lines.append("The known classes suffer, too. It says nothing of noisy or corrupted inputs.")
+    else:
+        lines.append("It says nothing of accuracy on the known classes, nor of noisy or corrupted inputs.")
     if changed:
         lines.append(f"Changed at that time: {'; '.join(changed)}.")
         remedies = [remedy for name, remedy in _REMEDIES.items() if any(c.startswith(name) for c in changed)]
@@ -111,6 +112,13 @@ def _meaning(verdict: Verdict) -> str:
             f"networks of lower dimension and utility transfer worse to new classes ({_PAPER}), even while validation "
             "accuracy holds."
         )
+    if verdict.marker == "capacity" and verdict.direction == "lower":
+        return (
+            "the known classes are harder to tell apart than before. Within a run that goes with faults; among "
+            f"finished networks capacity forecasts little ({_PAPER})."
+        )
+    if verdict.marker == "accuracy":
+        return "fewer points of the probe set are classified right than before; new classes may fare otherwise."
     row = MARKERS.get(verdict.marker)
     if row is None:
         return f"{verdict.marker} left the range that it had."

@@ -18,7 +18,7 @@ from geomonitor.records import History, Series
 
 Direction = Literal["lower", "higher"]
 
-DEFAULT_WATCH = ("dimension", "numerical_rank", "cdnv", "participation_ratio_per_class", "mean_norm")
+DEFAULT_WATCH = ("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm", "accuracy")
 """Markers that are judged where nobody says otherwise: those that found most faults in ``docs/calibration.md``."""
 
 _ROUNDING = 1e-9
@@ -83,7 +83,8 @@ def judge(history: History, layer: str, markers: Iterable[str], detector: Detect
             measurement at which two kinds are in decline is as good as two at which one is.
 
     Returns:
-        A declined verdict if there are votes enough; among several markers, that of the most standard errors.
+        A declined verdict if there are votes enough; among several markers, that of the most standard errors, of the
+        representation rather than of the logits.
     """
     return count_votes([detector(history.series(layer, marker)) for marker in markers], votes)
 
@@ -104,7 +105,8 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
 
 def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
     """The verdict of several markers of one layer, see :func:`judge`."""
-    loudest = max(verdicts, key=lambda v: (v.share, v.sigmas if v.share else 0.0))
+    # Accuracy is what everybody sees: where the representation declines, too, the warning begins with that.
+    loudest = max(verdicts, key=lambda v: (v.share, kind_of(v.marker) != "logits", v.sigmas if v.share else 0.0))
     if not enough_votes([verdict.marker for verdict in verdicts], [verdict.share for verdict in verdicts], votes):
         return loudest._replace(declined=False)
     others = tuple(verdict.marker for verdict in verdicts if verdict.share > 0 and verdict is not loudest)

@@ -12,7 +12,7 @@ from geomonitor.errors import InputError
 
 AUTO = "auto"
 """Name of the detector that suits the number of votes."""
-AGREEING = DropFromReference(drop=0.03, sigmas=2.0, patience_checks=1)
+AGREEING = DropFromReference(drop=0.02, sigmas=2.0, patience_checks=1)
 """Where two kinds of markers have to agree, a small change of each at one measurement will do."""
 ALONE = DropFromReference()
 """One marker alone has to change much, and stay there."""

@@ -167,6 +167,33 @@ def test_the_loudest_marker_speaks_for_the_layer():
     assert not judge(history, "fc", ["nc1"], DropFromReference()).declined
 
 
+def test_the_representation_speaks_before_the_accuracy():
+    history = History(
+        Record(10 * n, n, "fc", marker, 2 * FAULT[n] ** power, 0.06)
+        for n in range(25)
+        for marker, power in (("dimension", 1), ("accuracy", 4))
+    )
+    verdict = judge(history, "fc", ["accuracy", "dimension"], DropFromReference(), votes=2)
+    assert (verdict.declined, verdict.marker, verdict.agreeing) == (True, "dimension", ("accuracy",))
+    assert judge(history, "fc", ["accuracy"], DropFromReference()).marker == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("marker", "agreeing", "said", "unsaid"),
+    [
+        ("dimension", ("mean_norm",), "nothing of accuracy on the known classes", "suffer"),
+        ("dimension", ("accuracy",), "The known classes suffer, too.", "nothing of accuracy"),
+        ("capacity", ("cdnv",), "harder to tell apart", "not known"),
+        ("accuracy", (), "fewer points of the probe set are classified right", "transfer to new classes goes with it"),
+    ],
+)
+def test_what_a_decline_of_each_marker_means(marker, agreeing, said, unsaid):
+    text = explain(Verdict(True, "fc", marker, 0.8, 1.0, 0.01, since_step=20, checks=1, agreeing=agreeing))
+    assert said in text
+    assert unsaid not in text
+    assert max(map(len, text.splitlines())) < 200
+
+
 def test_words():
     verdict = Verdict(True, "penultimate", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3)
     text = explain(verdict)

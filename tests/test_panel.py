@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError, Series
+from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError
 from geomonitor.decline import DEFAULT_WATCH, enough_votes
 from geomonitor.panel import AGREEING, ALONE, make_panel
-from tests.detectors.synthetic import COUNT, FAULT, ONSET, TIME, noisy, series
-
-SCATTER = {"dimension": 0.006, "cdnv": 0.007, "participation_ratio_per_class": 0.005, "mean_norm": 0.007}
-"""Median scatter of healthy runs of the bench, about half of a factor of ten either way; the rank moves by a unit."""
+from tests.detectors.simulated_runs import as_series, healthy_run
+from tests.detectors.synthetic import COUNT, FAULT, ONSET, TIME
 
 
 def test_by_default_two_kinds_have_to_agree():
@@ -46,7 +44,7 @@ def test_what_the_user_leaves_open_is_filled_in(measured, options, watch, detect
         ({"detector": AGREEING, "drop": 0.2}, "without further settings"),
         ({"dorp": 0.2}, "does not take these settings"),
         ({"drop": 2}, "drop lies in"),
-        ({"votes": 5}, "4 kind"),
+        ({"votes": 6}, "5 kind"),
     ],
 )
 def test_bad_input(options, told):
@@ -54,37 +52,24 @@ def test_bad_input(options, told):
         make_panel(DEFAULT_WATCH, **options)
 
 
-def healthy_run(seed: int) -> dict[str, np.ndarray]:
-    """Every watched marker of a run in which classes form, and then little happens."""
-    markers = {}
-    for place, marker in enumerate(DEFAULT_WATCH):
-        draw = np.random.default_rng([11, seed, place])
-        depth, pace, drift = draw.uniform(0, 1.2), draw.uniform(1, 4), draw.uniform(-0.001, 0.001)
-        level = 2 * (1 + depth * np.exp(-TIME / pace)) * np.exp(drift * TIME)
-        if marker == "numerical_rank":
-            markers[marker] = np.round(40 * level + 0.3 * draw.standard_normal(COUNT))
-            continue
-        values = noisy(level, 1_000 * place + seed, SCATTER[marker] * np.exp(draw.standard_normal()))
-        markers[marker] = 1 / values if marker == "cdnv" else values
-    return markers
+def healthy(seed: int) -> dict[str, np.ndarray]:
+    return healthy_run(seed, DEFAULT_WATCH)
 
 
 def alarms(run: dict[str, np.ndarray]) -> np.ndarray:
     """Whether the default panel has its alarm on after each measurement."""
     watch, detector, votes = make_panel(list(run))
-    errors = {"dimension": 0.03}
-    seen: list[Series] = [series(run[name], errors.get(name, np.nan), marker=name) for name in watch]
-    return enough_votes(watch, [detector.shares(one) for one in seen], votes)
+    return enough_votes(watch, [detector.shares(as_series(name, run[name])) for name in watch], votes)
 
 
 def test_false_alarms_on_a_thousand_healthy_runs_are_rare():
-    assert sum(alarms(healthy_run(seed)).any() for seed in range(1_000)) <= 20  # one run in fifty
+    assert sum(alarms(healthy(seed)).any() for seed in range(1_000)) <= 20  # one run in fifty
 
 
 def test_a_fault_that_two_kinds_show_is_found_at_once():
     first, onset = [], ONSET + 10  # by then the classes have formed in all of them
     for seed in range(100):
-        run = healthy_run(seed)
+        run = healthy(seed)
         run["dimension"] = run["dimension"] * np.where(TIME < onset, 1.0, 0.7)
         run["mean_norm"] = run["mean_norm"] * np.where(TIME < onset, 1.0, 0.8)
         found = alarms(run)
@@ -95,9 +80,9 @@ def test_a_fault_that_two_kinds_show_is_found_at_once():
 def test_a_fault_that_one_kind_shows_is_no_alarm():
     found = np.zeros(COUNT)
     for seed in range(100):
-        run = healthy_run(seed)
-        run["participation_ratio_per_class"] = run["participation_ratio_per_class"] * FAULT
-        run["mean_norm"] = run["mean_norm"] * FAULT  # of the same kind
+        run = healthy(seed)
+        run["dimension"] = run["dimension"] * FAULT
+        run["capacity"] = run["capacity"] * FAULT  # of the same kind
         found += alarms(run)
     assert found[ONSET] <= 3  # while it lasts, another kind joins in by chance now and then
     assert found.max() <= 10

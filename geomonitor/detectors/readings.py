@@ -26,8 +26,6 @@ MEDIAN_ERROR = 1.2533
 """The standard error of a median in units of that of a mean, of Gaussians."""
 WINDOW = 40
 """Readings that a baseline looks back at most: a long run is judged by its recent past, in constant time a reading."""
-SCATTER_READINGS = 9
-"""Readings that the scatter is taken from at least, where there are as many: of fewer it is mostly chance."""
 
 Worse = Literal["lower", "higher", "either", "marker"]
 
@@ -136,14 +134,15 @@ def readings(series: Series, direction: Direction) -> Readings:
 def baseline(levels: Sequence[float], now: int, *, follow_trend: bool) -> Baseline:
     """Baseline from the later half of what comes before ``now``, at most ``WINDOW`` readings.
 
-    The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither.
+    The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither. The
+    scatter is that of all the readings that the window holds: of a few it is mostly chance.
     """
     start = recent_half(now)
     recent = levels[start:now]
     slope = min(0.0, float(theil_sen(np.asarray(recent)))) if follow_trend and len(recent) > 2 else 0.0
     centre = (start + now - 1) / 2
     level = median([level - slope * (start + n - centre) for n, level in enumerate(recent)])
-    return Baseline(level, slope, centre, now, scatter(levels[max(0, min(start, now - SCATTER_READINGS)) : now]))
+    return Baseline(level, slope, centre, now, scatter(levels[max(0, now - WINDOW) : now]))
 
 
 def recent_half(now: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from tests.benchmarks.early_warning.tasks import TaskName
 
 EPOCHS = 24
-SEEDS = 6
+SEEDS = 12
 """Runs of a family on each task."""
 
 FAILING = (

@@ -28,49 +28,36 @@ class Warner:
     """epoch of the first alarm in a run"""
     caution: float = 0.0
     """among equals the most cautious setting is taken"""
+    detectors: Mapping[str, Walker] = dataclasses.field(default_factory=dict)
+    """of each watched marker; empty where no markers of a run by itself are judged"""
+    votes: int = 1
+    back: int = 1
+    """epochs from the alarm back to the checkpoint that is worth keeping"""
 
 
 CLASS_SPECTRUM = "participation_ratio_per_class"
-WATCHES: dict[str, tuple[dict[str, Worse], int]] = {
-    **{name: ({name: "marker"}, 1) for name in ("dimension", "utility", "numerical_rank", "cdnv", CLASS_SPECTRUM)},
-    **{
-        ", ".join(names): (dict.fromkeys(names, "marker"), 1)
-        for names in (
-            ("dimension", CLASS_SPECTRUM),
-            ("dimension", "numerical_rank"),
-            ("dimension", "numerical_rank", "cdnv"),
-            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM),
-        )
-    },
-    "dimension, numerical_rank, NC1 either way": (
-        {"dimension": "marker", "numerical_rank": "marker", "nc1": "either"},
-        1,
-    ),
-    "dimension, numerical_rank, cdnv, mean_norm": (
-        {"dimension": "marker", "numerical_rank": "marker", "cdnv": "marker", "mean_norm": "lower"},
-        1,
-    ),
-    **{
-        f"2 votes of {', '.join(names)}": ({name: "lower" if name == "mean_norm" else "marker" for name in names}, 2)
-        for names in (
-            ("dimension", "numerical_rank", "cdnv"),
-            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM),
-            ("dimension", "numerical_rank", "cdnv", "mean_norm"),
-            ("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"),
-        )
-    },
-}
-"""Watched markers, in which direction, and votes."""
+WATCHES: tuple[tuple[tuple[str, ...], int], ...] = (
+    *(((name,), 1) for name in ("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm")),
+    (("dimension", CLASS_SPECTRUM), 1),
+    (("dimension", "numerical_rank"), 1),
+    (("dimension", "numerical_rank", "cdnv"), 1),
+    (("dimension", "numerical_rank", "cdnv", "mean_norm"), 1),
+    (("dimension", "numerical_rank", "cdnv"), 2),
+    (("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM), 2),
+    (("dimension", "numerical_rank", "cdnv", "mean_norm"), 2),
+    (("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), 2),
+    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm"), 2),
+    (("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), 2),
+    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm", "accuracy"), 2),
+)
+"""Watched markers and votes."""
 REFERENCE_WATCHES = (("dimension",), (CLASS_SPECTRUM,), ("dimension", "numerical_rank", "cdnv"))
 
 
 def detectors() -> Iterator[tuple[str, Walker, float]]:
     """Settings of each detector: its name, itself, and how cautious it is."""
-    for drop, sigmas, patience, trend in itertools.product(
-        (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2), (2.0, 3.0), (1, 2, 3), (False, True)
-    ):
-        detector = DropFromReference(drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend)
-        yield "drop from reference", detector, drop + patience / 100
+    for detector, caution in drops():
+        yield "drop from reference", detector, caution
     for threshold, drop, trend, noise in itertools.product(
         (4.0, 8.0, 12.0), (0.05, 0.1, 0.15, 0.2), (False, True), (0.02, 0.04)
     ):
@@ -80,11 +67,32 @@ def detectors() -> Iterator[tuple[str, Walker, float]]:
         yield "trend", Trend(window=window, drop=drop, steeper=steeper), drop + steeper / 100
 
 
+def drops(worse: Worse = "marker") -> Iterator[tuple[DropFromReference, float]]:
+    """Settings of the drop from a reference, and how cautious each is."""
+    for drop, sigmas, patience, trend in itertools.product(
+        (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), (2.0, 3.0), (1, 2), (False, True)
+    ):
+        detector = DropFromReference(
+            drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend, worse=worse
+        )
+        yield detector, drop + patience / 100
+
+
 def geometry_warners() -> Iterator[Warner]:
     """Every detector with every set of watched markers."""
-    for (name, detector, caution), (watch, (markers, votes)) in itertools.product(detectors(), WATCHES.items()):
-        turned = {marker: dataclasses.replace(detector, worse=worse) for marker, worse in markers.items()}  # type: ignore[type-var]
-        yield Warner(f"{name}: {watch}", repr(detector), functools.partial(first_alarm, turned, votes), caution)
+    for (name, detector, caution), (watch, votes) in itertools.product(detectors(), WATCHES):
+        yield panel_warner(f"{name}: {told_watch(watch, votes)}", detector, watch, votes, caution)
+
+
+def panel_warner(kind: str, detector: Walker, watch: Sequence[str], votes: int, caution: float = 0.0) -> Warner:
+    """Some markers, each judged by the same detector."""
+    alarm = functools.partial(first_alarm, dict.fromkeys(watch, detector), votes)
+    return Warner(kind, repr(detector), alarm, caution, dict.fromkeys(watch, detector), votes)
+
+
+def told_watch(watch: Sequence[str], votes: int) -> str:
+    """Watched markers and votes in words."""
+    return f"{votes} votes of {', '.join(watch)}" if votes > 1 else ", ".join(watch)
 
 
 def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
@@ -101,16 +109,17 @@ def baselines() -> Iterator[Warner]:
     for patience, least in itertools.product((3, 5, 8, 10, 12, 15), (0.0, 0.001)):
         for column, sign in (("val_loss", 1), ("val_accuracy", -1)):
             alarm = functools.partial(_stops_improving, column, sign, patience, least)
-            yield Warner(f"EarlyStopping on {column}", f"{patience=}, min_delta={least}", alarm, patience + least)
-    for drop, patience in itertools.product((0.1, 0.2, 0.3, 0.4), (1, 2, 3)):
-        for name, marker, worse in (
-            ("RankMe falls", "rankme", "lower"),
-            ("NC1 falls", "nc1", "lower"),
-            ("NC1 rises", "nc1", "higher"),
-        ):
-            detector = DropFromReference(drop=drop, patience_checks=patience, worse=worse)  # type: ignore[arg-type]
-            alarm = functools.partial(first_alarm, {marker: detector}, 1)
-            yield Warner(name, f"{drop=}, {patience=}", alarm, drop + patience / 100)
+            settings = f"{patience=}, min_delta={least}"
+            yield Warner(f"EarlyStopping on {column}", settings, alarm, patience + least, back=patience)
+    for name, column, worse in (
+        ("RankMe falls", "rankme", "lower"),
+        ("NC1 falls", "nc1", "lower"),
+        ("NC1 rises", "nc1", "higher"),
+        ("validation accuracy falls", "val_accuracy", "lower"),
+        ("validation loss rises", "val_loss", "higher"),
+    ):
+        for detector, caution in drops(worse):  # type: ignore[arg-type]
+            yield panel_warner(name, detector, (column,), 1, caution)
     for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
         alarm = functools.partial(_spike, factor)
         yield Warner("training-loss spike", f"{factor=}", alarm, factor)
