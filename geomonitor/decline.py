@@ -18,7 +18,10 @@ from geomonitor.records import History, Series
 
 Direction = Literal["lower", "higher"]
 
-DEFAULT_WATCH = ("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm", "accuracy")
+DEFAULT_WATCH = (
+    *("dimension", "capacity", "numerical_rank", "cdnv"),
+    *("participation_ratio_per_class", "mean_norm", "accuracy"),
+)
 """Markers that are judged where nobody says otherwise: those that found most faults in ``docs/calibration.md``."""
 
 _ROUNDING = 1e-9

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from geomonitor.decline import DEFAULT_WATCH, Detector, check_votes, kind_of
 from geomonitor.detectors import DropFromReference, make_detector
+from geomonitor.detectors.readings import Finding, Readings
 from geomonitor.errors import InputError
 
 AUTO = "auto"
 """Name of the detector that suits the number of votes."""
-AGREEING = DropFromReference(drop=0.02, sigmas=2.0, patience_checks=1)
-"""Where two kinds of markers have to agree, a small change of each at one measurement will do."""
 ALONE = DropFromReference()
 """One marker alone has to change much, and stay there."""
+UNSTEADY = ("dimension", "utility")
+"""Markers that go on falling in healthy runs, while the classes tighten, and that are known less well than others."""
+
+
+@dataclass(frozen=True)
+class AgreeingDrop(DropFromReference):
+    """Where two kinds of markers have to agree, a small change of each at one measurement will do.
+
+    But for those that are ``UNSTEADY``: they have to fall by no less than where one marker is judged alone.
+    """
+
+    drop: float = 0.02
+    sigmas: float = 2.0
+    patience_checks: int = 1
+
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
+        own = dataclasses.asdict(self)
+        if seen.series.marker in UNSTEADY:
+            own |= {name: max(own[name], getattr(ALONE, name)) for name in ("drop", "sigmas")}
+        return DropFromReference(**own).walk(seen)
+
+
+AGREEING = AgreeingDrop()
 LEAST_KINDS = 3
 """Of so many kinds of markers, or more, two have to agree by default."""
 

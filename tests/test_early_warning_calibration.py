@@ -7,6 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from geomonitor import DropFromReference
+from geomonitor.decline import DEFAULT_WATCH
+from geomonitor.panel import make_panel
+from tests.benchmarks.early_warning import simulated
 from tests.benchmarks.early_warning.calibration import (
     Rates,
     choose,
@@ -19,7 +23,7 @@ from tests.benchmarks.early_warning.calibration import (
 )
 from tests.benchmarks.early_warning.outcomes import TRUTH
 from tests.benchmarks.early_warning.trajectories import Run, load_runs
-from tests.benchmarks.early_warning.warners import Warner
+from tests.benchmarks.early_warning.warners import Warner, panel_warner
 
 ONSET = 10
 
@@ -44,8 +48,8 @@ WARNERS = [
 
 def test_no_seed_is_in_both_halves():
     chosen_on, held_out = halves(load_runs())
-    assert {run.seed for run in chosen_on} == {0, 1, 2}
-    assert {run.seed for run in held_out} == {3, 4, 5}
+    assert {run.seed for run in chosen_on} == set(range(12))
+    assert {run.seed for run in held_out} == set(range(12, 18))
     assert {run.family for run in chosen_on} == {run.family for run in held_out}
 
 
@@ -70,6 +74,22 @@ def test_the_choice_sees_one_half_and_the_figures_are_of_the_other():
     assert best["only decay"].chosen_on.found == 6
     assert best["only decay"].held_out.found == 0
     assert best["only forgetting"].held_out.found == 6
+
+
+def test_what_is_not_admissible_is_not_chosen():
+    rivals = [Warner("one kind", name, warner.first_alarm) for name, warner in zip("ab", WARNERS[1:], strict=True)]
+    assert choose(rivals, RUNS, RUNS)["one kind"].warner.settings == "a"  # "b" has false alarms
+    assert choose(rivals, RUNS, RUNS, lambda w: w.settings == "b")["one kind"].warner.settings == "b"
+    assert choose(rivals, RUNS, RUNS, lambda w: False) == {}
+
+
+def test_simulated_runs_tell_a_quiet_panel_from_a_loud_one(monkeypatch):
+    monkeypatch.setattr(simulated, "SIMULATED", 300)
+    watch, detector, votes = make_panel(DEFAULT_WATCH)
+    assert simulated.is_quiet(panel_warner("default", detector, watch, votes))
+    loud = DropFromReference(drop=0.001, sigmas=0.5, patience_checks=1)
+    assert not simulated.is_quiet(panel_warner("loud", loud, watch, votes))
+    assert simulated.is_quiet(WARNERS[2])  # judges no markers
 
 
 def test_a_family_has_no_part_in_its_own_choice():
