@@ -72,7 +72,7 @@ Detector = Callable[[Series], Verdict]
 """Anything that judges a series by its numbers alone."""
 
 
-def judge(history: History, layer: str, markers: Iterable[str], detector: Detector, votes: int = 1) -> Verdict:
+def judge(history: History, layer: str, markers: Iterable[str], detector: Detector, votes: float = 1) -> Verdict:
     """The verdict on a layer: that of the marker which speaks loudest.
 
     Args:
@@ -83,7 +83,8 @@ def judge(history: History, layer: str, markers: Iterable[str], detector: Detect
         votes: that are needed for an alarm. Each kind of markers has one vote, those that share the ``state`` they are
             computed from (``geomonitor.MARKERS``), for they move together. While fewer measurements in a row are in
             decline than the detector asks for, a kind has a share of its vote: where two are asked for, one
-            measurement at which two kinds are in decline is as good as two at which one is.
+            measurement at which two kinds are in decline is as good as two at which one is. So 1.5 votes are one kind
+            for sure and another at its first low measurement, or three at theirs.
 
     Returns:
         A declined verdict if there are votes enough; among several markers, that of the most standard errors, of the
@@ -92,7 +93,7 @@ def judge(history: History, layer: str, markers: Iterable[str], detector: Detect
     return count_votes([detector(history.series(layer, marker)) for marker in markers], votes)
 
 
-def check_votes(markers: Sequence[str], votes: int) -> None:
+def check_votes(markers: Sequence[str], votes: float) -> None:
     """Refuse a number of votes that the watched markers can never reach.
 
     Raises:
@@ -106,7 +107,7 @@ def check_votes(markers: Sequence[str], votes: int) -> None:
         )
 
 
-def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
+def count_votes(verdicts: Sequence[Verdict], votes: float) -> Verdict:
     """The verdict of several markers of one layer, see :func:`judge`."""
     # Accuracy is what everybody sees: where the representation declines, too, the warning begins with that.
     loudest = max(verdicts, key=lambda v: (v.share, kind_of(v.marker) != "logits", v.sigmas if v.share else 0.0))
@@ -116,7 +117,7 @@ def count_votes(verdicts: Sequence[Verdict], votes: int) -> Verdict:
     return loudest._replace(declined=True, agreeing=others)
 
 
-def enough_votes(markers: Sequence[str], shares: Sequence[ArrayLike], votes: int) -> NDArray[np.bool_]:
+def enough_votes(markers: Sequence[str], shares: Sequence[ArrayLike], votes: float) -> NDArray[np.bool_]:
     """Whether the kinds of markers have ``votes`` votes together.
 
     Args:

@@ -58,7 +58,7 @@ class GeometryMonitor:
         watch: names of the markers that the detector judges; by default those of ``geomonitor.decline.DEFAULT_WATCH``
             that are measured.
         votes: kinds of watched markers that must decline together. What is left open of these three is filled in by
-            :func:`geomonitor.panel.make_panel`: two kinds must agree, where three are measured.
+            :func:`geomonitor.panel.make_panel`: kinds must agree, where three are measured.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
@@ -91,7 +91,7 @@ class GeometryMonitor:
         markers: str | Sequence[str] = "default",
         detector: Detector | str | None = AUTO,
         watch: Sequence[str] | None = None,
-        votes: int | None = None,
+        votes: float | None = None,
         directions: int = 200,
         dichotomies: Dichotomies = "balanced",
         mode: Mode = "joint",

@@ -22,26 +22,28 @@ UNSTEADY = ("dimension", "utility")
 
 @dataclass(frozen=True)
 class AgreeingDrop(DropFromReference):
-    """Where two kinds of markers have to agree, a small change of each at one measurement will do.
+    """Where kinds of markers have to agree, a small change of each will do, once where it is plain, else twice.
 
-    But for those that are ``UNSTEADY``: they have to fall by no less than where one marker is judged alone.
+    But those that are ``UNSTEADY`` have to fall by no less than where one marker is judged alone; then once will do.
     """
 
     drop: float = 0.02
     sigmas: float = 2.0
-    patience_checks: int = 1
+    plain: float = 1.5
 
     def walk(self, seen: Readings) -> Iterator[Finding]:
         """What is found at each reading."""
         own = dataclasses.asdict(self)
         if seen.series.marker in UNSTEADY:
-            own |= {name: max(own[name], getattr(ALONE, name)) for name in ("drop", "sigmas")}
+            own |= {name: max(own[name], getattr(ALONE, name)) for name in ("drop", "sigmas")} | {"plain": 1.0}
         return DropFromReference(**own).walk(seen)
 
 
 AGREEING = AgreeingDrop()
+VOTES = 1.5
+"""One kind for sure and another that may be, or three that may be."""
 LEAST_KINDS = 3
-"""Of so many kinds of markers, or more, two have to agree by default."""
+"""Where so many kinds of markers are measured, or more, they have to agree by default."""
 
 
 class Panel(NamedTuple):
@@ -49,7 +51,7 @@ class Panel(NamedTuple):
 
     watch: tuple[str, ...]
     detector: Detector
-    votes: int
+    votes: float
 
 
 def make_panel(
@@ -57,7 +59,7 @@ def make_panel(
     *,
     watch: Sequence[str] | None = None,
     detector: Detector | str = AUTO,
-    votes: int | None = None,
+    votes: float | None = None,
     **settings: Any,
 ) -> Panel:
     """Fill in what the user left open, by the calibration in ``docs/calibration.md``.
@@ -65,23 +67,23 @@ def make_panel(
     Args:
         measured: names of the markers there are.
         watch: markers to judge; by default those of ``DEFAULT_WATCH`` that are measured.
-        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, or ``"auto"``: ``AGREEING`` for two votes
-            and more, else ``ALONE``.
-        votes: see :func:`geomonitor.decline.judge`; by default 2 where the default markers are watched and three kinds
-            of them are measured, else 1.
+        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, or ``"auto"``: ``AGREEING`` for more votes
+            than one, else ``ALONE``.
+        votes: see :func:`geomonitor.decline.judge`; by default ``VOTES`` where the default markers are watched and
+            three kinds of them are measured, else 1.
         **settings: of a detector given by name.
 
     Raises:
         InputError: no such detector, settings that it does not take, or votes that can never be reached.
 
     >>> make_panel(["dimension", "numerical_rank", "cdnv", "accuracy"])[::2]
-    (('dimension', 'numerical_rank', 'cdnv'), 2)
+    (('dimension', 'numerical_rank', 'cdnv', 'accuracy'), 1.5)
     >>> make_panel(["dimension"], drop=0.2).detector.drop
     0.2
     """
     names = tuple(marker for marker in DEFAULT_WATCH if marker in measured) if watch is None else tuple(watch)
     if votes is None:
-        votes = 2 if watch is None and len({kind_of(name) for name in names}) >= LEAST_KINDS else 1
+        votes = VOTES if watch is None and len({kind_of(name) for name in names}) >= LEAST_KINDS else 1
     check_votes(names, votes)
     if detector == AUTO:
         suited = AGREEING if votes > 1 else ALONE

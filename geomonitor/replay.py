@@ -27,7 +27,7 @@ class Episode(NamedTuple):
     """as it was at the alarm"""
 
 
-def replay(history: History, layer: str, watch: Sequence[str], detector: Detector, votes: int = 1) -> list[Episode]:
+def replay(history: History, layer: str, watch: Sequence[str], detector: Detector, votes: float = 1) -> list[Episode]:
     """All alarms of a run, as they would have come, one measurement after the other.
 
     Args:
@@ -74,13 +74,13 @@ def replay(history: History, layer: str, watch: Sequence[str], detector: Detecto
 class _Verdicts(NamedTuple):
     series: Sequence[Series]
     detector: Detector
-    votes: int
+    votes: float
 
     def at(self, step: int) -> Verdict:
         return count_votes([self.detector(one.until(step)) for one in self.series], self.votes)
 
 
-def _declines(series: Sequence[Series], steps: NDArray[np.int64], detector: Walker, votes: int) -> NDArray[np.bool_]:
+def _declines(series: Sequence[Series], steps: NDArray[np.int64], detector: Walker, votes: float) -> NDArray[np.bool_]:
     """Whether the layer was in decline at each of ``steps``."""
     shares = [np.r_[0.0, detector.shares(one)][np.searchsorted(one.steps, steps, side="right")] for one in series]
     return enough_votes([one.marker for one in series], shares, votes)

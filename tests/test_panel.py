@@ -7,14 +7,14 @@ import pytest
 
 from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError
 from geomonitor.decline import DEFAULT_WATCH, enough_votes
-from geomonitor.panel import AGREEING, ALONE, make_panel
+from geomonitor.panel import AGREEING, ALONE, VOTES, make_panel
 from tests.detectors.simulated_runs import as_series, healthy_run
-from tests.detectors.synthetic import COUNT, FAULT, ONSET, TIME
+from tests.detectors.synthetic import COUNT, FAULT, ONSET, TIME, series
 
 
-def test_by_default_two_kinds_have_to_agree():
+def test_by_default_kinds_have_to_agree():
     watch, detector, votes = make_panel(MARKER_GROUPS["default"])
-    assert (watch, detector, votes) == (DEFAULT_WATCH, AGREEING, 2)
+    assert (watch, detector, votes) == (DEFAULT_WATCH, AGREEING, VOTES)
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ def test_by_default_two_kinds_have_to_agree():
     [
         (["dimension", "utility"], {}, ("dimension",), ALONE, 1),
         (["dimension", "numerical_rank"], {}, ("dimension", "numerical_rank"), ALONE, 1),
-        (["dimension", "numerical_rank", "cdnv"], {}, ("dimension", "numerical_rank", "cdnv"), AGREEING, 2),
+        (["dimension", "numerical_rank", "cdnv"], {}, ("dimension", "numerical_rank", "cdnv"), AGREEING, VOTES),
         (DEFAULT_WATCH, {"votes": 1}, DEFAULT_WATCH, ALONE, 1),
         (DEFAULT_WATCH, {"watch": ["nc1", "dimension"]}, ("nc1", "dimension"), ALONE, 1),
         (DEFAULT_WATCH, {"watch": ["nc1", "dimension"], "votes": 2}, ("nc1", "dimension"), AGREEING, 2),
-        (DEFAULT_WATCH, {"detector": "cusum"}, DEFAULT_WATCH, Cusum(), 2),
-        (DEFAULT_WATCH, {"detector": "cusum", "drop": 0.2}, DEFAULT_WATCH, Cusum(drop=0.2), 2),
+        (DEFAULT_WATCH, {"detector": "cusum"}, DEFAULT_WATCH, Cusum(), VOTES),
+        (DEFAULT_WATCH, {"detector": "cusum", "drop": 0.2}, DEFAULT_WATCH, Cusum(drop=0.2), VOTES),
         (["dimension"], {"drop": 0.2}, ("dimension",), DropFromReference(drop=0.2), 1),
         ([], {}, (), ALONE, 1),
     ],
@@ -75,6 +75,45 @@ def test_a_fault_that_two_kinds_show_is_found_at_once():
         found = alarms(run)
         first.append(int(np.argmax(found)) if found.any() else None)
     assert sum(alarm in (onset, onset + 1) for alarm in first) >= 90
+
+
+@pytest.mark.parametrize(
+    ("marker", "fall", "share"),
+    [
+        ("mean_norm", 0.035, 1.0),  # plain
+        ("mean_norm", 0.025, 0.5),  # may be
+        ("mean_norm", 0.015, 0.0),
+        ("dimension", 0.08, 0.0),  # it goes on falling in healthy runs, too
+        ("utility", 0.08, 0.0),
+        ("dimension", 0.12, 1.0),
+    ],
+)
+def test_how_far_a_marker_has_to_fall_for_its_vote(marker, fall, share):
+    shares = AGREEING.shares(series(np.where(TIME < ONSET, 2.0, 2.0 * (1 - fall)), 0.0, marker=marker))
+    assert shares[ONSET - 1 : ONSET + 1].tolist() == [0.0, share]
+    assert shares[ONSET + 1] == (share > 0)  # twice is enough
+    assert (
+        AGREEING(series(np.where(TIME < ONSET, 2.0, 2.0 * (1 - fall))[: ONSET + 1], 0.0, marker=marker)).share == share
+    )
+
+
+def test_a_plain_measurement_needs_no_second_one_until_the_decline_ends():
+    values = np.array([2.0] * 20 + [1.9, 1.955, 1.955, 2.0, 1.955])
+    assert AGREEING.shares(series(values, 0.0, marker="mean_norm"))[20:].tolist() == [1.0, 1.0, 1.0, 0.0, 0.5]
+
+
+def test_a_wider_limit_of_the_user_holds_for_every_marker():
+    detector = make_panel(DEFAULT_WATCH, drop=0.15).detector
+    for marker in ("dimension", "mean_norm"):
+        values = np.where(TIME < ONSET, 2.0, 1.76)  # 12 %
+        assert not detector.declines(series(values, 0.0, marker=marker)).any()
+
+
+def test_noise_counts_by_more_for_the_dimension():
+    values = np.where(TIME < ONSET, 2.0, 1.76)
+    error = 0.128 / 2.5 / np.sqrt(2)  # of a reading; the fall is 2.5 standard errors of a difference
+    assert AGREEING.declines(series(values, error, marker="capacity")).any()
+    assert not AGREEING.declines(series(values, error, marker="dimension")).any()
 
 
 def test_a_fault_that_one_kind_shows_is_no_alarm():

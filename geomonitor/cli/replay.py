@@ -29,7 +29,9 @@ def replay(  # noqa: PLR0917 - options of a command line
     watch: Annotated[
         list[str] | None, typer.Option(help=f"a marker to judge, again for more; by default {', '.join(DEFAULT_WATCH)}")
     ] = None,
-    votes: Annotated[int | None, typer.Option(help="kinds of markers that must decline together")] = None,
+    votes: Annotated[
+        float | None, typer.Option(help="kinds of markers that must decline together; in doubt a kind has half a vote")
+    ] = None,
     layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
 ) -> None:
     """Judge a saved run again with other settings; exit code 1 when there is an alarm.

@@ -29,7 +29,7 @@ class DropFromReference(Walker):
     still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
     below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least. A measurement is
     low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
-    "declined" from the ``patience_checks``-th low one in a row until one is not low.
+    "declined" from the ``patience_checks``-th low one in a row, or from a plain one, until one is not low.
 
     *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
     change: measurements of one protocol share their draws) and the scatter of the series itself.
@@ -44,6 +44,8 @@ class DropFromReference(Walker):
         sigmas: smallest drop in standard errors of the difference.
         warmup_checks: measurements before anything is judged.
         patience_checks: low measurements in a row that make a decline.
+        plain: a measurement that lies so many times as far below as both limits ask needs no second one; by default
+            none is.
         settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
@@ -61,6 +63,7 @@ class DropFromReference(Walker):
     sigmas: float = 3.0
     warmup_checks: int = 6
     patience_checks: int = 2
+    plain: float = math.inf
     settled: float = 0.02
     follow_trend: bool = False
     worse: Worse = "marker"
@@ -68,6 +71,8 @@ class DropFromReference(Walker):
     def __post_init__(self) -> None:
         if not 0 < self.drop < 1 or self.sigmas < 0 or self.settled <= 0:
             raise InputError(f"drop lies in (0, 1), sigmas is 0 or more, settled above 0; got {self}")
+        if not self.plain >= 1:
+            raise InputError(f"plain is a factor on both limits, 1 or more; got {self}")
         if self.warmup_checks < 1 or self.patience_checks < 1:
             raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
         require_direction(self.worse)
@@ -82,6 +87,7 @@ class DropFromReference(Walker):
         levels = seen.levels
         least = -math.log1p(-self.drop)
         low = since = 0
+        plain = False
         before: Baseline | None = None
         judged_from = end_of_warm_up(seen, self.warmup_checks, self.settled)
         yield from map(Finding, range(judged_from))
@@ -90,6 +96,7 @@ class DropFromReference(Walker):
                 since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
             expected = before.at(now)
             noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
-            gap = expected - levels[now]
-            low = low + 1 if gap > least and gap > self.sigmas * noise else 0
-            yield Finding(now, low, since, expected, noise)
+            gap, limit = expected - levels[now], max(least, self.sigmas * noise)
+            low = low + 1 if gap > limit else 0
+            plain = low > 0 and (plain or gap > self.plain * limit)
+            yield Finding(now, low, since, expected, noise, plain)

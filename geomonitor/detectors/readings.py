@@ -42,6 +42,8 @@ class Finding(NamedTuple):
     expected: float = math.nan
     noise: float = math.nan
     """relative; NaN, like ``expected``, during warm-up"""
+    plain: bool = False
+    """one of these readings was so low that it needs no second one"""
 
 
 class Readings(NamedTuple):
@@ -79,7 +81,7 @@ class Readings(NamedTuple):
         reference = math.exp(sign * finding.expected) if math.isfinite(finding.expected) else math.nan
         value = math.exp(sign * self.levels[finding.now]) if finding.now >= 0 else math.nan
         return Verdict(
-            declined=finding.low >= needed,
+            declined=finding.plain or finding.low >= needed,
             layer=self.series.layer,
             marker=self.series.marker,
             value=value,
@@ -223,7 +225,7 @@ class Walker(ABC):
         low = np.zeros(len(series.values), dtype=int)
         for seen in self._both(series):
             found = np.zeros(len(low), dtype=int)
-            found[seen.places] = [finding.low for finding in self.walk(seen)]
+            found[seen.places] = [max(f.low, self.needed if f.plain else 0) for f in self.walk(seen)]
             judged = np.zeros(len(low), dtype=int)
             judged[seen.places] = seen.places
             low = np.maximum(low, found[np.maximum.accumulate(judged)])  # a failed measurement changes nothing

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from geomonitor import Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
 from geomonitor.decline import enough_votes
 from geomonitor.detectors.readings import Walker, Worse
-from geomonitor.panel import AgreeingDrop
+from geomonitor.panel import AGREEING, VOTES, AgreeingDrop
 from tests.benchmarks.early_warning.trajectories import Run
 
 
@@ -31,25 +31,26 @@ class Warner:
     """among equals the most cautious setting is taken"""
     detectors: Mapping[str, Walker] = dataclasses.field(default_factory=dict)
     """of each watched marker; empty where no markers of a run by itself are judged"""
-    votes: int = 1
+    votes: float = 1
     back: int = 1
     """epochs from the alarm back to the checkpoint that is worth keeping"""
 
 
 CLASS_SPECTRUM = "participation_ratio_per_class"
-WATCHES: tuple[tuple[tuple[str, ...], int], ...] = (
+WATCHES: tuple[tuple[tuple[str, ...], float], ...] = (
     *(((name,), 1) for name in ("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm")),
     (("dimension", CLASS_SPECTRUM), 1),
     (("dimension", "numerical_rank"), 1),
     (("dimension", "numerical_rank", "cdnv"), 1),
     (("dimension", "numerical_rank", "cdnv", "mean_norm"), 1),
-    (("dimension", "numerical_rank", "cdnv"), 2),
-    (("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), 2),
-    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm"), 2),
-    (("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), 2),
-    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm", "accuracy"), 2),
+    (("dimension", "numerical_rank", "cdnv"), VOTES),
+    (("dimension", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), VOTES),
+    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm"), VOTES),
+    (("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm"), VOTES),
+    (("dimension", "capacity", "numerical_rank", "cdnv", "mean_norm", "accuracy"), VOTES),
+    (("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm", "accuracy"), VOTES),
     (("dimension", "capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm", "accuracy"), 2),
-    (("capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm", "accuracy"), 2),
+    (("capacity", "numerical_rank", "cdnv", CLASS_SPECTRUM, "mean_norm", "accuracy"), VOTES),
 )
 """Watched markers and votes."""
 REFERENCE_WATCHES = (("dimension",), (CLASS_SPECTRUM,), ("dimension", "numerical_rank", "cdnv"))
@@ -66,11 +67,11 @@ def detectors() -> Iterator[tuple[str, Walker, float]]:
         yield "trend", Trend(window=window, drop=drop, steeper=steeper), drop + steeper / 100
 
 
-def drops(worse: Worse = "marker") -> Iterator[tuple[DropFromReference, float]]:
+def drops(
+    sizes: Sequence[float] = (0.02, 0.03, 0.05, 0.1, 0.2), worse: Worse = "marker"
+) -> Iterator[tuple[DropFromReference, float]]:
     """Settings of the drop from a reference, and how cautious each is."""
-    for drop, sigmas, patience, trend in itertools.product(
-        (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), (2.0, 3.0), (1, 2), (False, True)
-    ):
+    for drop, sigmas, patience, trend in itertools.product(sizes, (2.0, 3.0), (1, 2), (False, True)):
         detector = DropFromReference(
             drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend, worse=worse
         )
@@ -81,25 +82,25 @@ def geometry_warners() -> Iterator[Warner]:
     """Every detector with every set of watched markers."""
     for (name, detector, caution), (watch, votes) in itertools.product(detectors(), WATCHES):
         if votes > 1 and isinstance(detector, DropFromReference):
-            detector = AgreeingDrop(**dataclasses.asdict(detector))  # noqa: PLW2901
+            detector = AgreeingDrop(**dataclasses.asdict(detector) | {"plain": AGREEING.plain})  # noqa: PLW2901
         yield panel_warner(f"{name}: {told_watch(watch, votes)}", detector, watch, votes, caution)
 
 
-def panel_warner(kind: str, detector: Walker, watch: Sequence[str], votes: int, caution: float = 0.0) -> Warner:
+def panel_warner(kind: str, detector: Walker, watch: Sequence[str], votes: float, caution: float = 0.0) -> Warner:
     """Some markers, each judged by the same detector."""
     alarm = functools.partial(first_alarm, dict.fromkeys(watch, detector), votes)
     return Warner(kind, repr(detector), alarm, caution, dict.fromkeys(watch, detector), votes)
 
 
-def told_watch(watch: Sequence[str], votes: int) -> str:
+def told_watch(watch: Sequence[str], votes: float) -> str:
     """Watched markers and votes in words."""
-    return f"{votes} votes of {', '.join(watch)}" if votes > 1 else ", ".join(watch)
+    return f"{votes:g} votes of {', '.join(watch)}" if votes > 1 else ", ".join(watch)
 
 
 def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
     """The band of healthy runs of the same task; a run is never its own reference."""
     for watch in REFERENCE_WATCHES:
-        for coverage, least in itertools.product((0.99, 0.999, 0.9999), (0.05, 0.15, 0.25)):
+        for coverage, least in itertools.product((0.99, 0.9999), (0.05, 0.25)):
             alarm = functools.partial(_outside_band, tuple(references), watch, coverage, least)
             settings = f"{coverage=}, least_change={least}, patience_checks=1"
             yield Warner(f"reference runs: {', '.join(watch)}", settings, alarm, coverage + least)
@@ -119,7 +120,7 @@ def baselines() -> Iterator[Warner]:
         ("validation accuracy falls", "val_accuracy", "lower"),
         ("validation loss rises", "val_loss", "higher"),
     ):
-        for detector, caution in drops(worse):  # type: ignore[arg-type]
+        for detector, caution in drops((0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4), worse):  # type: ignore[arg-type]
             yield panel_warner(name, detector, (column,), 1, caution)
     for factor in (1.5, 2.0, 3.0, 5.0, 10.0):
         alarm = functools.partial(_spike, factor)
@@ -160,7 +161,7 @@ def _shares(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
     return _SHARES[key]
 
 
-def first_alarm(detectors: Mapping[str, Walker], votes: int, run: Run) -> int | None:
+def first_alarm(detectors: Mapping[str, Walker], votes: float, run: Run) -> int | None:
     """First epoch at which the markers, each judged by its own detector, have ``votes`` votes."""
     shares = [_shares(detector, run, marker) for marker, detector in detectors.items()]
     return _first(enough_votes([*detectors], shares, votes))
