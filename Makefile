@@ -41,11 +41,11 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
 
-# Every detector and every baseline replayed on the cached runs: docs/calibration.md; some minutes.
+# Every detector and every baseline replayed on the cached runs: docs/calibration.md; a quarter of an hour.
 bench-warning: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.report
 
-# The runs that detectors are calibrated on; about an hour. Those that are in the repository are not made again.
+# The runs that detectors are calibrated on; three hours on one core. Those that are in the repository are not made again.
 bench-warning-runs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.collect
 

@@ -208,7 +208,17 @@ def test_the_registry_makes_detectors_by_name():
 
 
 @pytest.mark.parametrize(
-    "option", [{"drop": 0}, {"drop": 1.5}, {"sigmas": -1}, {"settled": 0}, {"patience_checks": 0}, {"warmup_checks": 0}]
+    "option",
+    [
+        {"drop": 0},
+        {"drop": 1.5},
+        {"sigmas": -1},
+        {"settled": 0},
+        {"patience_checks": 0},
+        {"warmup_checks": 0},
+        {"plain": 0.9},
+        {"plain": math.nan},
+    ],
 )
 def test_options_without_sense_are_refused(option):
     with pytest.raises(InputError):
