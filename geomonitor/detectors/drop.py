@@ -37,7 +37,8 @@ class DropFromReference(Walker):
     The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
     two kinds of markers have to agree, a monitor takes smaller limits (``geomonitor.panel``).
 
-    A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one that is not positive.
+    A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one below 0; a fall to 0 is
+    the largest there is.
 
     Args:
         drop: smallest relative drop that matters, in ``(0, 1)``.

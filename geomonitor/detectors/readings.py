@@ -47,14 +47,14 @@ class Finding(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """The finite, positive readings of a series: lists, for the detectors walk through them one by one."""
+    """The readings of a series that can be judged: lists, for the detectors walk through them one by one."""
 
     series: Series
     direction: Direction
     places: list[int]
     """where in the series each stands"""
     levels: list[float]
-    """logarithm of the value, its sign turned where a rise is the decline"""
+    """logarithm of the value, its sign turned where a rise is the decline; of 0 that of the smallest number"""
     errors: list[float]
     """relative standard error of each; 0 where there is none, half a unit of a count"""
     change_errors: list[float]
@@ -79,7 +79,7 @@ class Readings(NamedTuple):
         place = self.places[finding.since] if low else None
         epoch = math.nan if place is None else self.series.epochs[place]
         reference = math.exp(sign * finding.expected) if math.isfinite(finding.expected) else math.nan
-        value = math.exp(sign * self.levels[finding.now]) if finding.now >= 0 else math.nan
+        value = float(self.series.values[self.places[finding.now]]) if finding.now >= 0 else math.nan
         return Verdict(
             declined=finding.plain or finding.low >= needed,
             layer=self.series.layer,
@@ -113,16 +113,21 @@ class Baseline(NamedTuple):
 
 
 def readings(series: Series, direction: Direction) -> Readings:
-    """The readings of a series that can be judged: finite and positive."""
+    """The readings of a series that can be judged: finite and positive, and 0 where a fall is the decline.
+
+    A network whose units are all dead has rank 0 and norm 0: nothing can fall further.
+    """
     values = series.values
-    (places,) = np.nonzero(np.isfinite(values) & (values > 0))
-    kept = values[places]
+    (places,) = np.nonzero(np.isfinite(values) & ((values > 0) | ((values == 0) & (direction == "lower"))))
+    zero = values[places] == 0
+    kept = np.where(zero, np.finfo(np.float64).tiny, values[places])
     unknown = np.full(len(values), math.nan)
     with np.errstate(over="ignore"):  # a tiny value of a huge error has an infinite relative one
         errors = np.abs(series.standard_errors[places] / kept)
         changes = np.abs((unknown if series.change_errors is None else series.change_errors)[places] / kept)
     if series.marker in COUNTS:  # one more or less is no news
         errors = np.maximum(np.nan_to_num(errors, nan=0.0), 0.5 / kept)
+    errors[zero] = 0.0  # relative to 0 an error has no size
     return Readings(
         series,
         direction,

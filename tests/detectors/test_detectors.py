@@ -52,6 +52,8 @@ WITH_GAP = np.where((TIME > 15) & (TIME < 18), np.nan, 2 * FAULT)
         ("too short", [3.0, 1.0, 1.0], None, None, None),
         ("nothing at all", [], None, None, None),
         ("never positive", -2 * FAULT, None, None, None),
+        ("down to nothing", np.where(TIME < ONSET, 2.0, 0.0), 21, 22, 21),
+        ("nothing from the beginning", np.zeros(COUNT), None, None, None),
     ],
 )
 def test_when_the_alarm_comes(name, values, drop, cusum, trend):
@@ -111,6 +113,17 @@ class TestEveryDetector:
         started = time.process_time()
         detector(series(values))
         assert time.process_time() - started < 3
+
+
+def test_a_dead_network_is_told_as_a_fall_of_all_there_was():
+    values = np.where((TIME >= ONSET) & (TIME < 25), 0.0, 80.0)  # of a rank, without errors, and with
+    for errors in (math.nan, 0.03):
+        dead = series(values[:24], errors, marker="numerical_rank")
+        verdict = DropFromReference()(dead)
+        assert (verdict.declined, verdict.value, verdict.change) == (True, 0.0, -1.0)
+        assert verdict.reference == pytest.approx(80)
+        assert not DropFromReference()(series(values, errors, marker="numerical_rank")).declined  # it came back
+    assert not DropFromReference(worse="higher").declines(series(np.where(TIME < ONSET, 2.0, 0.0), 0.0)).any()
 
 
 @pytest.mark.parametrize("detector", OWN, ids=lambda d: type(d).__name__)
