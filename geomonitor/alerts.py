@@ -58,7 +58,7 @@ def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
     if verdict.agreeing:
         lines.append(f"In decline, too: {', '.join(verdict.agreeing)}.")
     lines.append(f"It means: {_meaning(verdict)}")
-    if "accuracy" in (verdict.marker, *verdict.agreeing):
+    if "accuracy" in verdict.agreeing or (verdict.marker == "accuracy" and verdict.direction == "lower"):
         lines.append("The known classes suffer, too. It says nothing of noisy or corrupted inputs.")
     else:
         lines.append("It says nothing of accuracy on the known classes, nor of noisy or corrupted inputs.")
@@ -117,7 +117,7 @@ def _meaning(verdict: Verdict) -> str:
             "the known classes are harder to tell apart than before. Within a run that goes with faults; among "
             f"finished networks capacity forecasts little ({_PAPER})."
         )
-    if verdict.marker == "accuracy":
+    if verdict.marker == "accuracy" and verdict.direction == "lower":
         return "fewer points of the probe set are classified right than before; new classes may fare otherwise."
     row = MARKERS.get(verdict.marker)
     if row is None:

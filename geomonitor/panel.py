@@ -33,10 +33,12 @@ class AgreeingDrop(DropFromReference):
 
     def walk(self, seen: Readings) -> Iterator[Finding]:
         """What is found at each reading."""
-        own = dataclasses.asdict(self)
-        if seen.series.marker in UNSTEADY:
-            own |= {name: max(own[name], getattr(ALONE, name)) for name in ("drop", "sigmas")} | {"plain": 1.0}
-        return DropFromReference(**own).walk(seen)
+        if seen.series.marker not in UNSTEADY:
+            return super().walk(seen)
+        wide = dataclasses.asdict(self) | {
+            "drop": max(self.drop, ALONE.drop), "sigmas": max(self.sigmas, ALONE.sigmas), "plain": 1.0
+        }  # fmt: skip
+        return DropFromReference(**wide).walk(seen)
 
 
 AGREEING = AgreeingDrop()

@@ -194,6 +194,13 @@ def test_what_a_decline_of_each_marker_means(marker, agreeing, said, unsaid):
     assert max(map(len, text.splitlines())) < 200
 
 
+def test_a_rise_of_what_is_worse_when_lower_is_not_told_as_a_fall():
+    for marker in ("capacity", "accuracy", "dimension"):
+        verdict = Verdict(True, "fc", marker, 1.2, 1.0, 0.01, since_step=20, checks=1, direction="higher")
+        assert "what it forecasts for new classes is not known" in explain(verdict)
+        assert "suffer" not in explain(verdict)
+
+
 def test_words():
     verdict = Verdict(True, "penultimate", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3)
     text = explain(verdict)

@@ -45,6 +45,10 @@ class Finding(NamedTuple):
     plain: bool = False
     """one of these readings was so low that it needs no second one"""
 
+    def share(self, needed: int) -> float:
+        """Of a vote, in [0, 1]: 1 is a decline; less while there are fewer low readings in a row than ``needed``."""
+        return 1.0 if self.plain else min(self.low / needed, 1.0)
+
 
 class Readings(NamedTuple):
     """The readings of a series that can be judged: lists, for the detectors walk through them one by one."""
@@ -81,7 +85,7 @@ class Readings(NamedTuple):
         reference = math.exp(sign * finding.expected) if math.isfinite(finding.expected) else math.nan
         value = float(self.series.values[self.places[finding.now]]) if finding.now >= 0 else math.nan
         return Verdict(
-            declined=finding.plain or finding.low >= needed,
+            declined=finding.share(needed) >= 1,
             layer=self.series.layer,
             marker=self.series.marker,
             value=value,
@@ -227,14 +231,13 @@ class Walker(ABC):
 
     def shares(self, series: Series) -> NDArray[np.float64]:
         """``Verdict.share`` after each measurement, in one walk; ``(n,)``."""
-        low = np.zeros(len(series.values), dtype=int)
+        shares = np.zeros(len(series.values))
         for seen in self._both(series):
-            found = np.zeros(len(low), dtype=int)
-            found[seen.places] = [max(f.low, self.needed if f.plain else 0) for f in self.walk(seen)]
-            judged = np.zeros(len(low), dtype=int)
+            found, judged = np.zeros(len(shares)), np.zeros(len(shares), dtype=int)
+            found[seen.places] = [finding.share(self.needed) for finding in self.walk(seen)]
             judged[seen.places] = seen.places
-            low = np.maximum(low, found[np.maximum.accumulate(judged)])  # a failed measurement changes nothing
-        return np.minimum(low / self.needed, 1.0)
+            shares = np.maximum(shares, found[np.maximum.accumulate(judged)])  # a failed measurement changes nothing
+        return shares
 
     def _both(self, series: Series) -> list[Readings]:
         if self.worse == "either":

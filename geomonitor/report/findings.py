@@ -91,7 +91,7 @@ def summary(history: History) -> str:
     declined = max((v for v in verdicts.values() if v.declined), key=lambda v: v.sigmas, default=None)
     when = moment(*_last_moment(history))
     if declined is not None:
-        return f"{headline(declined)}: expect worse transfer to new classes."
+        return f"{headline(declined)}: transfer to new classes may have become worse."
     if lasting:
         return f"{lasting[-1].title}, and it lasts until the end at {when}."
     of_dimension = [judge(history, layer, [WATCHED], ALONE) for layer in history.layers]

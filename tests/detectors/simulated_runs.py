@@ -32,6 +32,14 @@ def healthy_run(seed: int, markers: Iterable[str]) -> dict[str, NDArray[np.float
     return {marker: _healthy(marker, seed) for marker in markers}
 
 
+def restless_run(seed: int, markers: Iterable[str], noise: float) -> dict[str, NDArray[np.float64]]:
+    """Nothing happens, but for white noise of this relative size in every marker; a third of it in the rank."""
+    values = {marker: noisy(np.full(COUNT, 2.0), zlib.crc32(marker.encode()) + seed, noise) for marker in markers}
+    if "numerical_rank" in values:
+        values["numerical_rank"] = np.round(80 * (1 + (values["numerical_rank"] / 2 - 1) / 3))
+    return values
+
+
 def as_series(marker: str, values: NDArray[np.float64]) -> Series:
     """What a detector sees of them."""
     return series(values, ERRORS.get(marker, np.nan), marker=marker)

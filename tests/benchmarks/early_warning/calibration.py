@@ -1,4 +1,4 @@
-"""Settings chosen on one half of the seeds, judged on the other; and by families that had no part in the choice."""
+"""Settings chosen on some seeds, judged on the others; and by families that had no part in the choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.benchmarks.early_warning.trajectories import Run
 from tests.benchmarks.early_warning.warners import Warner
 
 CHOSEN_SEEDS = range(12)
-"""Runs of the first seeds were looked at while detectors were written; those of the others never, before the report."""
+"""Runs of these seeds were looked at while detectors were written and settings chosen; README.md has the history."""
 FALSE_ALARM_RATE = 1 / 50
 """Of healthy runs: those of the bench, and simulated ones (``simulated.py``)."""
 

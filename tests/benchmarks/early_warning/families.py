@@ -40,7 +40,7 @@ class Recipe:
     seed: int
     optimizer: Literal["sgd", "adamw"]
     lr: float
-    schedule: Literal["constant", "step", "cosine", "warmup"] = "constant"
+    schedule: Literal["constant", "step", "cosine", "warmup", "restarts"] = "constant"
     weight_decay: float = 0.0
     batch_size: int = 64
     passes: int = 1  # over the data in an epoch, that is, between two measurements

@@ -177,6 +177,8 @@ class Trainer:
             return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
         if recipe.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
+        if recipe.schedule == "restarts":  # of a cosine
+            return 0.5 * (1 + math.cos(math.pi * (3 * progress % 1)))
         if recipe.schedule == "warmup":
             return min(1.0, (progress * EPOCHS + 0.05) / 5) * 0.5 * (1 + math.cos(math.pi * progress))
         return 1.0
