@@ -74,7 +74,7 @@ class Cusum(Walker):
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if total == 0 or before is None:
-                since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
+                since, before = now, baseline(seen, now, follow_trend=self.follow_trend)
             expected = before.at(now)
             noise = max(seen.sampling_error(recent_half(since), now), before.scatter, self.least_noise)
             gap = expected - levels[now]

@@ -27,12 +27,14 @@ class DropFromReference(Walker):
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
     not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
     still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
-    below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least. A measurement is
-    low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
+    below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least, and as many
+    epochs where there are several measurements in one (but no more than four times as many measurements). A measurement
+    is low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
     "declined" from the ``patience_checks``-th low one in a row, or from a plain one, until one is not low.
 
     *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
-    change: measurements of one protocol share their draws) and the scatter of the series itself.
+    change: measurements of one protocol share their draws) and the scatter of the series itself, from one measurement
+    to the next or from one epoch to the next, whatever is more.
 
     The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
     two kinds of markers have to agree, a monitor takes smaller limits (``geomonitor.panel``).
@@ -43,7 +45,7 @@ class DropFromReference(Walker):
     Args:
         drop: smallest relative drop that matters, in ``(0, 1)``.
         sigmas: smallest drop in standard errors of the difference.
-        warmup_checks: measurements before anything is judged.
+        warmup_checks: measurements before anything is judged, and epochs, if they hold several measurements.
         patience_checks: low measurements in a row that make a decline.
         plain: a measurement that lies so many times as far below as both limits ask needs no second one; by default
             none is.
@@ -94,7 +96,7 @@ class DropFromReference(Walker):
         yield from map(Finding, range(judged_from))
         for now in range(judged_from, len(levels)):
             if not low or before is None:
-                since, before = now, baseline(levels, now, follow_trend=self.follow_trend)
+                since, before = now, baseline(seen, now, follow_trend=self.follow_trend)
             expected = before.at(now)
             noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
             gap, limit = expected - levels[now], max(least, self.sigmas * noise)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +25,9 @@ MEDIAN_ERROR = 1.2533
 """The standard error of a median in units of that of a mean, of Gaussians."""
 WINDOW = 40
 """Readings that a baseline looks back at most: a long run is judged by its recent past, in constant time a reading."""
+
+READINGS_AN_EPOCH = 4
+"""Where an epoch holds more readings than this, it is taken to hold so many."""
 
 Worse = Literal["lower", "higher", "either", "marker"]
 
@@ -57,6 +59,8 @@ class Readings(NamedTuple):
     direction: Direction
     places: list[int]
     """where in the series each stands"""
+    epochs: list[float]
+    """of training; NaN where not known"""
     levels: list[float]
     """logarithm of the value, its sign turned where a rise is the decline; of 0 that of the smallest number"""
     errors: list[float]
@@ -76,6 +80,17 @@ class Readings(NamedTuple):
             if steps >= independent:
                 return independent
         return steps
+
+    def within_an_epoch(self, now: int) -> int:
+        """How many readings lie between this one and that of an epoch before: 1 where epochs are not known, 4 at most.
+
+        Readings of one epoch share the ups and downs of the training: their differences say little of how far they
+        wander from one epoch to the next.
+        """
+        count = 1
+        while count < min(READINGS_AN_EPOCH, now) and 0 <= self.epochs[now] - self.epochs[now - count - 1] <= 1:
+            count += 1
+        return count
 
     def verdict(self, finding: Finding, needed: int) -> Verdict:
         """The finding on a reading in words of the series; ``needed`` low readings in a row make a decline."""
@@ -109,7 +124,8 @@ class Baseline(NamedTuple):
     """where the line has ``level``"""
     end: int
     scatter: float
-    """standard deviation of a reading about the line; 0 where there are too few readings to tell"""
+    """standard deviation of a reading about the line, as it changes from one reading to the next or from one epoch to
+    the next, whatever is more; 0 where there are too few readings to tell"""
 
     def at(self, now: int) -> float:
         """The expected reading: the line goes on for as long again as it was seen, not for ever."""
@@ -136,24 +152,25 @@ def readings(series: Series, direction: Direction) -> Readings:
         series,
         direction,
         places.tolist(),
+        series.epochs[places].astype(np.float64).tolist(),
         (_sign(direction) * np.log(kept)).tolist(),
         np.nan_to_num(errors, nan=0.0, posinf=math.inf).tolist(),
         np.nan_to_num(changes, nan=math.inf, posinf=math.inf).tolist(),
     )
 
 
-def baseline(levels: Sequence[float], now: int, *, follow_trend: bool) -> Baseline:
+def baseline(seen: Readings, now: int, *, follow_trend: bool) -> Baseline:
     """Baseline from the later half of what comes before ``now``, at most ``WINDOW`` readings.
 
     The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither. The
     scatter is that of all the readings that the window holds: of a few it is mostly chance.
     """
     start = recent_half(now)
-    recent = levels[start:now]
+    recent, window = seen.levels[start:now], seen.levels[max(0, now - WINDOW) : now]
     slope = min(0.0, float(theil_sen(np.asarray(recent)))) if follow_trend and len(recent) > 2 else 0.0
     centre = (start + now - 1) / 2
     level = median([level - slope * (start + n - centre) for n, level in enumerate(recent)])
-    return Baseline(level, slope, centre, now, scatter(levels[max(0, now - WINDOW) : now]))
+    return Baseline(level, slope, centre, now, max(scatter(window), scatter(window, seen.within_an_epoch(now))))
 
 
 def recent_half(now: int) -> int:
@@ -164,8 +181,9 @@ def recent_half(now: int) -> int:
 def end_of_warm_up(seen: Readings, checks: int, settled: float) -> int:
     """The first reading to be judged; as many as there are where the warm-up lasts to the end.
 
-    It is over once, within the recent half, the median of the second part lies below that of the first by less than
-    ``settled``, or by less than the sampling error of such a difference.
+    It lasts for ``checks`` readings, and as many epochs where an epoch holds several of them (but no more than
+    ``READINGS_AN_EPOCH`` times as many readings). It is over once, within the recent half, the median of the second
+    part lies below that of the first by less than ``settled``, or by less than the sampling error of such a difference.
 
     Args:
         seen: the readings.
@@ -174,6 +192,8 @@ def end_of_warm_up(seen: Readings, checks: int, settled: float) -> int:
     """
     levels = seen.levels
     for now in range(checks, len(levels)):
+        if now < READINGS_AN_EPOCH * checks and seen.epochs[now] - seen.epochs[0] < checks:
+            continue
         start = recent_half(now)
         recent = levels[start : now + 1]
         middle = len(recent) // 2
@@ -195,9 +215,9 @@ def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.median((windows[..., second] - windows[..., first]) / (second - first), axis=-1))
 
 
-def scatter(levels: Sequence[float]) -> float:
-    """Standard deviation of a reading about its level, from successive differences; 0 where there are too few."""
-    differences = [abs(after - before) for before, after in pairwise(levels)]
+def scatter(levels: Sequence[float], lag: int = 1) -> float:
+    """Standard deviation of a reading about its level, from differences ``lag`` apart; 0 where there are too few."""
+    differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
     return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
 
 

@@ -135,7 +135,7 @@ def series_of(run: Run, marker: str) -> Series:
         "penultimate",
         marker,
         run.columns["step"].astype(np.int64),
-        run.columns["epoch"],
+        np.ceil(run.columns["epoch"]),  # within an epoch the columns have fractions
         values,
         run.columns.get(f"{marker}_standard_error", unknown),
         run.columns.get(f"{marker}_change_error", unknown),

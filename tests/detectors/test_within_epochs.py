@@ -1,0 +1,80 @@
+"""Several measurements in one epoch: they share the ups and downs of the training, and come sooner than the classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from geomonitor import Cusum, DropFromReference
+from geomonitor.panel import AGREEING
+from tests.detectors.synthetic import series
+
+COUNT, AN_EPOCH = 96, 4
+TIME = np.arange(COUNT)
+EPOCHS = {"one an epoch": TIME, "four an epoch": TIME // AN_EPOCH, "not known": np.full(COUNT, np.nan)}
+
+
+def as_series(values, epochs):
+    """Without sampling errors."""
+    whole = series(values, np.nan, marker="mean_norm")
+    return whole._replace(epochs=np.asarray(epochs, dtype=float))
+
+
+def wandering(seed: int) -> np.ndarray:
+    """Strays by 2 %, and what is high stays high for some measurements."""
+    draw, values, memory = np.random.default_rng([5, seed]), [0.0], 0.7
+    for step in draw.standard_normal(COUNT - 1):
+        values.append(memory * values[-1] + step * 0.02 * np.sqrt(1 - memory**2))
+    return 2 * np.exp(values)
+
+
+def in_decline(epochs) -> float:
+    """Share of the measurements of healthy runs at which a kind of markers has a whole vote."""
+    return np.mean([AGREEING.declines(as_series(wandering(seed), epochs)).mean() for seed in range(200)])
+
+
+def test_what_wanders_within_an_epoch_is_seldom_in_decline():
+    assert in_decline(EPOCHS["one an epoch"]) > 0.08
+    assert in_decline(EPOCHS["four an epoch"]) < 0.03
+
+
+@pytest.mark.parametrize("detector", [DropFromReference(), AGREEING, Cusum()], ids=lambda d: type(d).__name__)
+def test_a_step_is_found_at_once(detector):
+    values = np.where(TIME < 60, 2.0, 1.2) * np.exp(np.random.default_rng(1).normal(0, 0.005, COUNT))
+    alarms = [int(detector.declines(as_series(values, epochs)).argmax()) for epochs in EPOCHS.values()]
+    assert len(set(alarms)) == 1
+    assert 60 <= alarms[0] <= 62
+
+
+@pytest.mark.parametrize("detector", [DropFromReference(), AGREEING, Cusum()], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize(
+    ("epochs", "judged_from"),
+    [
+        (TIME, 6),
+        (TIME // 2, 12),
+        (TIME // 4, 24),
+        (TIME // 10, 24),  # no more than four times as many measurements
+        (np.zeros(COUNT), 24),  # a single epoch
+        (10 * TIME, 6),  # one measurement in ten epochs
+        (EPOCHS["not known"], 6),
+    ],
+)
+def test_the_warm_up_lasts_for_epochs_where_they_hold_several_measurements(detector, epochs, judged_from):
+    judged = [
+        n for n in range(COUNT) if np.isfinite(detector(as_series(np.full(n + 1, 2.0), epochs[: n + 1])).reference)
+    ]
+    assert judged[0] == judged_from
+
+
+@pytest.mark.parametrize("epochs", EPOCHS.values(), ids=EPOCHS)
+def test_a_verdict_rests_on_the_past_alone(epochs):
+    values = wandering(3) * np.where(TIME < 70, 1, 0.9)
+    whole = AGREEING.shares(as_series(values, epochs))
+    so_far = [AGREEING.shares(as_series(values[: n + 1], epochs[: n + 1]))[-1] for n in range(COUNT)]
+    np.testing.assert_array_equal(whole, so_far)
+
+
+def test_epochs_that_are_not_known_are_taken_for_one_a_measurement():
+    values = wandering(4)
+    known, unknown = (AGREEING.shares(as_series(values, EPOCHS[name])) for name in ("one an epoch", "not known"))
+    np.testing.assert_array_equal(known, unknown)
