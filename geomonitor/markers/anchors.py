@@ -22,7 +22,7 @@ from torch import Tensor
 from geomonitor.markers.active_set import ROUNDING_PER_MASS, VIOLATION, ActiveSets, solve
 from geomonitor.markers.compiled import solve_compiled, suits
 from geomonitor.markers.gram_problem import GramProblem, signed_gradient, solve_on
-from geomonitor.markers.leftovers import Coordinates, finish, put_rows, replace_rows
+from geomonitor.markers.leftovers import SMALL, Coordinates, finish, put_rows, replace_rows
 from geomonitor.markers.smallest_weights import DEPENDENT, are_dependent, smallest_weights
 
 # Two steps divide what JITTER (1e-13) changed twice by 1e6 even if a column is within 1e-3 of the others'
@@ -83,9 +83,15 @@ def _solved(problem: GramProblem) -> tuple[ActiveSets, Tensor]:
     left = (~sets.converged).nonzero()[:, 0]
     if not len(left):
         return sets, pivot
+    if _is_small(problem):  # the samples are solved one by one in less time than the batch takes
+        return sets, pivot
     part = problem.select(left)
     rest, rest_pivot = _refined(part, solve(part))
     return put_rows(sets, left, rest), pivot.index_copy(0, left, rest_pivot)
+
+
+def _is_small(problem: GramProblem) -> bool:
+    return problem.units is not None and problem.units.numel() <= SMALL
 
 
 def _refined(problem: GramProblem, sets: ActiveSets) -> tuple[ActiveSets, Tensor]:

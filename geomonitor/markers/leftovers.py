@@ -18,6 +18,11 @@ from geomonitor.markers.smallest_weights import Array
 # SciPy's own cap is three times the number of columns; a saturated sample with many exchanges may need more.
 ITERATIONS_PER_COLUMN = 10
 
+# Of so few numbers SciPy's compiled loop is done before Newton's method has begun.
+SMALL = 1 << 16
+# A sample that is solved violates no constraint by more than this, for columns and target of length one.
+EXACT = 1e-11
+
 Coordinates = Callable[[int], tuple[Tensor, Tensor]]
 """From a row of the batch to its columns ``(C, N)`` and its target ``(N,)``, both of length one."""
 SparseWeights = tuple[NDArray[np.int64], Array]
@@ -41,9 +46,13 @@ def finish(problem: GramProblem, sets: ActiveSets, rows: Tensor, coordinates: Co
     found, settled = {}, torch.zeros_like(sets.converged)
     for row in rows.tolist():
         signed, target = _reduced(*coordinates(row), problem.signs[row])
-        solution = saturated_weights(signed, target)
-        weights = _by_scipy(signed, target) if solution is None else solution[0]
-        settled[row] = solution is not None and solution[1]
+        weights = _by_scipy(signed, target) if signed.size <= SMALL else None
+        if weights is None or not _is_exact(signed, target, weights):
+            solution = saturated_weights(signed, target)
+            if solution is not None:
+                weights, settled[row] = solution
+            elif weights is None:
+                weights = _by_scipy(signed, target)
         if weights is not None:
             found[row] = np.arange(len(weights)), weights
     converged = sets.converged.clone()
@@ -89,6 +98,11 @@ def _reduced(units: Tensor, target: Tensor, signs: Tensor) -> tuple[Array, Array
         orthogonal, signed = np.linalg.qr(signed)
         right = orthogonal.T @ right
     return signed, right
+
+
+def _is_exact(signed: Array, target: Array, weights: Array) -> bool:
+    gradient = (target - signed @ weights) @ signed
+    return bool(np.max(np.where(weights > 0, np.abs(gradient), gradient), initial=0.0) <= EXACT)
 
 
 def _by_scipy(signed: Array, target: Array) -> Array | None:

@@ -70,6 +70,7 @@ class TestInterpreted:
         sets, _ = solve_compiled(problem)
         assert not bool(sets.converged.any())
         monkeypatch.setattr(anchors, "suits", lambda problem: True)
+        monkeypatch.setattr(anchors, "SMALL", 0)
         whole, _ = anchors._solved(problem)
         assert bool(whole.converged.all())
         expected = scipy_weights(problem, units, targets)
@@ -85,6 +86,7 @@ class TestInterpreted:
             return sets, pivots
 
         monkeypatch.setattr(anchors, "suits", lambda problem: True)
+        monkeypatch.setattr(anchors, "SMALL", 0)
         monkeypatch.setattr(anchors, "solve_compiled", without_two)
         sets, pivots = anchors._solved(problem)
         expected = scipy_weights(problem, units, targets)

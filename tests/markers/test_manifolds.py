@@ -11,7 +11,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped]
 from torch import Tensor
 
 from geomonitor.errors import GeomonitorWarning, InputError
-from geomonitor.markers import anchors
+from geomonitor.markers import anchors, leftovers
 from geomonitor.markers.dichotomies import draw_dichotomies, draw_directions, draw_pairs
 from geomonitor.markers.effective_geometry import EffectiveGeometry
 from geomonitor.markers.manifolds import manifold_geometry
@@ -398,6 +398,17 @@ class TestDraws:
 
 class TestFeaturesOfLowRank:
     """Many points in few dimensions: the dual is not unique, and active columns depend on one another."""
+
+    def test_few_live_units_one_by_one_as_in_a_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        features, labels = gaussian_clouds(6, 30, 12, 1.0)
+        features = torch.nn.functional.pad(features.relu(), (0, 116))  # 116 of 128 units are dead
+        one_by_one = manifold_geometry(features, labels, directions=40)
+        monkeypatch.setattr(anchors, "SMALL", 0)
+        monkeypatch.setattr(leftovers, "SMALL", 0)
+        batch = manifold_geometry(features, labels, directions=40)
+        assert bool(one_by_one.converged)
+        assert bool(batch.converged)
+        torch.testing.assert_close(values(one_by_one), values(batch), rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("rectified", [True, False])
