@@ -186,7 +186,8 @@ class GeometryMonitor:
         Args:
             model: left exactly as it was: modes, random number generators, buffers, hooks.
             step: optimiser steps done so far.
-            epoch: epoch, from 0, where there are any.
+            epoch: epoch, from 0, where there are any. By it the detectors see whether an epoch holds several
+                measurements, and take account of it.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
             validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
             context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,

@@ -12,9 +12,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("mlxtend")
 from tests.benchmarks.early_warning.families import EPOCHS, FAILING, FAMILIES, HEALTHY, recipe
 from tests.benchmarks.early_warning.tasks import PADDING, TASKS, corrupt_bytes, load_task
-from tests.benchmarks.early_warning.training import MARKERS, leak, outside_share, run
-from tests.benchmarks.early_warning.trajectories import add_run, cached_seeds, load_runs, path_of
+from tests.benchmarks.early_warning.training import CHECKED_MARKERS, MARKERS, leak, outside_share, run, run_finely
+from tests.benchmarks.early_warning.trajectories import CHECKS, add_run, cached_seeds, load_runs, path_of
 from tests.benchmarks.early_warning.truth import few_shot_accuracy, linear_probe_accuracy
+from tests.benchmarks.early_warning.within_epochs import load_fine
 
 TRUTHS = (
     *("unseen_accuracy", "unseen_common_scale_accuracy", "unseen_few_shot_accuracy"),
@@ -45,6 +46,26 @@ def test_runs_are_whole_and_their_truth_is_known(runs):
         assert (np.diff(of.columns["step"]) > 0).all()
         for name in TRUTHS:
             assert ((of.columns[name] >= 0) & (of.columns[name] <= 1)).all(), (of.family, of.task, of.seed, name)
+
+
+def test_measuring_more_often_changes_nothing_in_a_run():
+    of_run = recipe("dropout", "digits", 0)  # draws from the generator that a measurement must not touch
+    fine = list(run_finely(of_run, epochs=2))
+    assert len(fine) == 2 * CHECKS
+    assert [row["epoch"] for row, _ in fine[:5]] == [-0.75, -0.5, -0.25, 0, 0.25]
+    assert [of_epoch for _, of_epoch in fine if of_epoch is not None] == list(run(of_run, epochs=2))
+
+
+def test_runs_measured_several_times_an_epoch_are_those_of_the_bench():
+    fine = load_fine()
+    assert sum(of.run.healthy for of in fine) >= 100
+    assert sum(not of.run.healthy for of in fine) >= 60
+    for of in fine:
+        often, ends = of.often.columns, of.often.columns["epoch"] % 1 == 0
+        assert {*CHECKED_MARKERS, "unseen_accuracy", "val_loss"} <= set(often)
+        assert len(often["epoch"]) == CHECKS * EPOCHS
+        for name in ("epoch", "step", "unseen_accuracy", "val_loss", "mean_norm"):
+            np.testing.assert_array_equal(often[name][ends], of.run.columns[name], err_msg=f"{name} {of.run}")
 
 
 def test_healthy_runs_have_no_onset_and_no_gap(runs):

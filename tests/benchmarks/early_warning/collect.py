@@ -1,6 +1,6 @@
 """Train the runs and write their trajectories; runs that are there already are skipped.
 
-OMP_NUM_THREADS=1 python -m tests.benchmarks.early_warning.collect                     # three hours
+OMP_NUM_THREADS=1 python -m tests.benchmarks.early_warning.collect                     # four hours
 ... --family forgetting --task mnist --seeds 0:4                                       # a part of them
 """
 
@@ -14,8 +14,8 @@ import torch
 
 from tests.benchmarks.early_warning.families import FAMILIES, SEEDS, recipe
 from tests.benchmarks.early_warning.tasks import TASKS, fingerprint
-from tests.benchmarks.early_warning.training import run
-from tests.benchmarks.early_warning.trajectories import FOLDER, add_run, cached_seeds, path_of
+from tests.benchmarks.early_warning.training import run_finely
+from tests.benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, add_run, cached_seeds, path_of
 
 
 def main() -> None:
@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", default=f"0:{SEEDS}", help="first:after the last")
     parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--within-epochs", action="store_true", help=f"also measure often, into {WITHIN}/ in it")
     options = parser.parse_args()
+    (options.output / WITHIN).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     first, end = map(int, options.seeds.split(":"))
     print("data:", {task: fingerprint(task) for task in options.task}, flush=True)
@@ -33,11 +35,17 @@ def main() -> None:
         for family in options.family:
             for task in options.task:
                 of_run = recipe(family, task, seed)
-                path = path_of(of_run, options.output)
-                if seed in cached_seeds(path):
+                path, within = path_of(of_run, options.output), path_of(of_run, options.output / WITHIN)
+                missing = seed not in cached_seeds(path)
+                missing_within = options.within_epochs and seed not in cached_seeds(within)
+                if not missing and not missing_within:
                     continue
                 started = time.process_time()
-                add_run(path, of_run, run(of_run))
+                rows = list(run_finely(of_run, checks=CHECKS if missing_within else 0))
+                if missing_within:
+                    add_run(within, of_run, [row for row, _ in rows])
+                if missing:
+                    add_run(path, of_run, [row for _, row in rows if row is not None])
                 print(f"{family} {task} {seed}: {time.process_time() - started:.1f} s", flush=True)
 
 

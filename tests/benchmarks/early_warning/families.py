@@ -12,7 +12,7 @@ import numpy as np
 from tests.benchmarks.early_warning.tasks import TaskName
 
 EPOCHS = 24
-SEEDS = 18
+SEEDS = 24
 """Runs of a family on each task."""
 
 FAILING = (

@@ -36,7 +36,7 @@ def by_family(default: Warner, runs: Sequence[Run]) -> str:
         seen = outcomes(default, [run for run in runs if run.family == family])
         counted = rates(seen)
         false = counted.false if family in HEALTHY else counted.early
-        found = _share(counted.found, counted.failing)
+        found = share(counted.found, counted.failing)
         falls = "-" if family in HEALTHY else f"{counted.failing}"
         harmless = [o for o in seen if not o.run.healthy and not o.counts]
         needless = f"{sum(o.alarm is not None and not o.false for o in harmless)} of {len(harmless)}"
@@ -68,7 +68,7 @@ def by_fall(default: Warner, runs: Sequence[Run]) -> str:
     seen = [o for o in outcomes(default, runs) if o.counts and o.truth is not None]
     for low, high in pairwise((0.02, 0.03, 0.05, 0.1, 1.0)):
         members = [o for o in seen if o.truth is not None and low <= o.truth.before - o.truth.end < high]
-        lines.append(f"| {low:g} to {high:g} | {_share(sum(o.found for o in members), len(members))} |")
+        lines.append(f"| {low:g} to {high:g} | {share(sum(o.found for o in members), len(members))} |")
     return "\n".join(lines)
 
 
@@ -110,8 +110,8 @@ def movements(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def picture(geometry: dict[str, Choice], today: dict[str, Choice], path: Path) -> None:
-    """Found against false alarms on new seeds: each way to warn is a point."""
+def picture(geometry: dict[str, Choice], today: dict[str, Choice], default: dict[str, Rates], path: Path) -> None:
+    """Found against false alarms on new seeds: each way to warn is a point, the default is named."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.add_subplot()
     for choices, color, marker, label in (
@@ -121,8 +121,10 @@ def picture(geometry: dict[str, Choice], today: dict[str, Choice], path: Path) -
         x = [100 * c.held_out.false_alarms for c in choices.values()]
         y = [100 * c.held_out.detection for c in choices.values()]
         axis.plot(x, y, marker, color=color, label=label, alpha=0.7)
+    for (label, seen), marker in zip(default.items(), "D*", strict=True):
+        axis.plot(100 * seen.false_alarms, 100 * seen.detection, marker, color="black", label=label, markersize=9)
     axis.axvline(2, color="0.6", linewidth=1, linestyle=":")
-    axis.set(xlabel="healthy runs with a false alarm, %", ylabel="failing runs found in time or late, %")
+    axis.set(xlabel="healthy runs with a false alarm, %", ylabel="runs that get worse found in time or late, %")
     axis.set(ylim=(-3, 103), xlim=(-1, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -151,12 +153,12 @@ COLUMNS = "found | false alarms | before the onset | median lead | lead where it
 
 def cells(seen: Rates) -> str:
     return (
-        f"{_share(seen.found, seen.failing)} | {_share(seen.false, seen.healthy)} | {seen.early} of {seen.started} "
+        f"{share(seen.found, seen.failing)} | {share(seen.false, seen.healthy)} | {seen.early} of {seen.started} "
         f"| {number(seen.lead)} | {number(seen.slow_lead)}"
     )
 
 
-def _share(count: int, of: int) -> str:
+def share(count: int, of: int) -> str:
     low, high = wilson(count, of)
     return f"{count} of {of} ({100 * low:.0f}-{100 * high:.0f} %)" if of else "-"
 

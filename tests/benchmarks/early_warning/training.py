@@ -1,4 +1,4 @@
-"""One run: trained by a recipe, measured after each epoch by the monitor and against the truth."""
+"""One run: trained by a recipe, measured after each epoch, or more often, by the monitor and against the truth."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import geomonitor as gm
+from geomonitor.decline import DEFAULT_WATCH
 from tests.benchmarks.early_warning.families import EPOCHS, Recipe
 from tests.benchmarks.early_warning.tasks import (
     EPOCH_POINTS,
@@ -20,7 +22,8 @@ from tests.benchmarks.early_warning.tasks import (
     corrupt_bytes,
     load_task,
 )
-from tests.benchmarks.early_warning.truth import measure_truth
+from tests.benchmarks.early_warning.trajectories import CHECKS
+from tests.benchmarks.early_warning.truth import measure_check, measure_truth
 
 MARKERS = (
     *("capacity", "dimension", "radius", "utility"),
@@ -29,6 +32,8 @@ MARKERS = (
     *("within_class_distance", "active_fraction", "dead_units", "mean_covariance", "mean_norm"),
     *("intrinsic_dimension", "drift", "accuracy", "entropy"),
 )
+CHECKED_MARKERS = (*DEFAULT_WATCH, "rankme", "nc1")
+"""Measured several times an epoch: what is watched by default, and by others."""
 PER_CLASS, DIRECTIONS = 50, 200
 """The defaults of the monitor."""
 MOMENTUM = 0.9
@@ -38,29 +43,64 @@ LEAK = 2.0
 """Brightness of the pixel that tells the label; images lie in [0, 1]."""
 
 
-def run(recipe: Recipe, epochs: int = EPOCHS) -> Iterator[dict[str, float]]:
+Row = dict[str, float]
+
+
+def run(recipe: Recipe, epochs: int = EPOCHS) -> Iterator[Row]:
     """Train and measure: one row of numbers for each epoch; fewer ``epochs`` give the first rows of the whole run."""
+    for _, of_epoch in run_finely(recipe, epochs, checks=0):
+        assert of_epoch is not None
+        yield of_epoch
+
+
+def run_finely(recipe: Recipe, epochs: int = EPOCHS, checks: int = CHECKS) -> Iterator[tuple[Row, Row | None]]:
+    """The same run, measured ``checks`` times an epoch, too: a row for each time, and the row of each epoch at its end.
+
+    A measurement changes nothing in the run: the rows of epochs are those of :func:`run`.
+    """
     torch.manual_seed(recipe.stream)
     task = load_task(recipe.task, recipe.stream)
     probe = gm.ProbeSet.from_dataset(task.probe, per_class=PER_CLASS)
-    monitor = gm.GeometryMonitor(probe, markers=MARKERS, detector=None, directions=DIRECTIONS)
     trainer = Trainer(recipe, task)
+    each_epoch, each_check = (
+        gm.GeometryMonitor(probe, markers=markers, detector=None, directions=DIRECTIONS)
+        for markers in (MARKERS, CHECKED_MARKERS)
+    )
     for epoch in range(epochs):
-        told = trainer.train_epoch(epoch)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", gm.GeomonitorWarning)  # a dead network has undefined markers: NaN says it
-            records = monitor.measure(trainer.model, step=trainer.step, epoch=epoch)
-        geometry = {}
-        for record in records:
-            if record.marker in MARKERS:
-                geometry[record.marker] = record.value
-                if gm.MARKERS[record.marker].state == "manifolds":
-                    geometry[f"{record.marker}_standard_error"] = record.standard_error
-                    geometry[f"{record.marker}_change_error"] = record.change_error
-        truth = measure_truth(trainer.model, task)
-        if recipe.variant == "train and validation" and trainer.faulty(epoch):  # what the team sees then
-            truth |= trainer.leaking_validation()
-        yield {"epoch": epoch, "step": trainer.step, **told, **truth, **geometry}
+        parts = max(checks, 1)
+        for part, told in enumerate(trainer.train_epoch(epoch, parts), start=1):
+            moment = {"epoch": epoch + part / parts - 1, "step": trainer.step}
+            row, of_epoch = {}, None
+            if checks:
+                truth = measure_check(trainer.model, task) | trainer.leaking_validation(epoch)
+                row = moment | told | truth | _geometry(each_check, trainer, epoch)
+            if part == parts:
+                truth = measure_truth(trainer.model, task) | trainer.leaking_validation(epoch)
+                of_epoch = moment | trainer.told() | truth | _geometry(each_epoch, trainer, epoch)
+            yield row, of_epoch
+
+
+def _geometry(monitor: gm.GeometryMonitor, trainer: Trainer, epoch: int) -> Row:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gm.GeomonitorWarning)  # a dead network has undefined markers: NaN says it
+        records = monitor.measure(trainer.model, step=trainer.step, epoch=epoch)
+    geometry = {}
+    for record in records:
+        if record.marker in MARKERS:
+            geometry[record.marker] = record.value
+            if gm.MARKERS[record.marker].state == "manifolds":
+                geometry[f"{record.marker}_standard_error"] = record.standard_error
+                geometry[f"{record.marker}_change_error"] = record.change_error
+    return geometry
+
+
+class Batch(NamedTuple):
+    """What people watch of a step."""
+
+    loss: float
+    right: int
+    size: int
+    gradient_norm: float
 
 
 class Trainer:
@@ -72,12 +112,14 @@ class Trainer:
         self.model, self.optimizer = self._fresh()
         self.frozen: nn.Module | None = None
         self.step = 0
+        self.seen: list[Batch] = []
+        """of the current epoch"""
 
     def faulty(self, epoch: int) -> bool:
         return self.recipe.onset is not None and epoch >= self.recipe.onset
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Returns what people watch: losses, accuracy, gradient norm, learning rate, weight decay."""
+    def train_epoch(self, epoch: int, parts: int = 1) -> Iterator[Row]:
+        """Train; after each of so many parts yields what people watch of it, see :meth:`told`."""
         recipe = self.recipe
         if epoch == recipe.resume_epoch:
             self._resume()
@@ -87,39 +129,48 @@ class Trainer:
         if epoch == recipe.onset and recipe.fault == "weight_decay":
             self.optimizer.param_groups[0]["weight_decay"] = recipe.size
         group = self.optimizer.param_groups[0]
-        self.model.train()
-        losses, rights, norms, size = [], [], [], 0
-        for position, (inputs, labels) in self._batches(epoch):
+        self.seen, told = [], 0
+        batches = list(self._batches(epoch))
+        ends = [round(len(batches) * part / parts) for part in range(1, parts + 1)]
+        for position, (inputs, labels) in batches:
+            self.model.train()
             group["lr"] = recipe.lr * self._rate(epoch, position)
             logits = self.model(inputs)
             loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            losses.append(float(loss.detach()))
-            rights.append(float((logits.argmax(1) == labels).sum()))
-            size += len(labels)
+            watched, right = float(loss.detach()), int((logits.argmax(1) == labels).sum())
             if recipe.fault == "narrowing" and self.faulty(epoch):
                 loss = loss + recipe.size * outside_share(self.model.body(inputs), int(recipe.variant[0]))
             self.optimizer.zero_grad()
             loss.backward()
             norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
-            norms.append(norm)
+            self.seen.append(Batch(watched, right, len(labels), norm))
             if self.frozen is not None:
                 for parameter in self.frozen.parameters():
                     parameter.grad = None
             if math.isfinite(norm):  # a step that overflows is left out, as under mixed precision
                 self.optimizer.step()
             self.step += 1
+            if len(self.seen) in ends:
+                yield self.told(told)
+                told = len(self.seen)
+
+    def told(self, first: int = 0) -> Row:
+        """Losses, accuracy, gradient norm, learning rate, weight decay: of this epoch from a batch on."""
+        batches, group = self.seen[first:], self.optimizer.param_groups[0]
         return {
-            "train_loss": sum(losses) / len(losses),
-            "train_accuracy": sum(rights) / size,
-            "max_batch_loss": max(losses),
-            "gradient_norm": sum(norms) / len(norms),
+            "train_loss": sum(batch.loss for batch in batches) / len(batches),
+            "train_accuracy": sum(batch.right for batch in batches) / sum(batch.size for batch in batches),
+            "max_batch_loss": max(batch.loss for batch in batches),
+            "gradient_norm": sum(batch.gradient_norm for batch in batches) / len(batches),
             "lr": group["lr"],
             "weight_decay": group["weight_decay"],
         }
 
     @torch.no_grad()
-    def leaking_validation(self) -> dict[str, float]:
-        """Validation where the label leaks there too."""
+    def leaking_validation(self, epoch: int) -> Row:
+        """What the team sees where the label leaks into the validation, too; nothing otherwise."""
+        if self.recipe.variant != "train and validation" or not self.faulty(epoch):
+            return {}
         inputs, labels = self.task.validation
         self.model.eval()
         logits = self.model(leak(inputs, labels, torch.ones(len(labels), dtype=torch.bool)))

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from tests.benchmarks.early_warning.families import HEALTHY, Recipe
 
 FOLDER = Path(__file__).parent / "trajectories"
+WITHIN = "within_epochs"
+"""Folder in it: some of the runs, measured so many times an epoch:"""
+CHECKS = 4
 NAMES = ("family", "task", "seed", "onset", "size", "variant")
 """Columns that are the same in all rows of a run."""
 TERMINAL_SHARE = 0.99

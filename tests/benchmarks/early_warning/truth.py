@@ -31,11 +31,22 @@ def measure_truth(model: Network, task: Task) -> dict[str, float]:
         "known_probe_accuracy": linear_probe_accuracy(*known),
         "noise_accuracy": _accuracy(model(task.shifted["noise"]), labels),
         "blur_accuracy": _accuracy(model(task.shifted["blur"]), labels),
-        "val_loss": float(nn.functional.cross_entropy(logits, labels)),
-        "val_accuracy": _accuracy(logits, labels),
+        **_validation(logits, labels),
     }
     model.train(was_training)
     return truth
+
+
+@torch.no_grad()
+def measure_check(model: Network, task: Task) -> dict[str, float]:
+    """The first of them, and the validation: what is measured several times an epoch."""
+    was_training = model.training
+    model.eval()
+    inputs, labels = task.validation
+    logits = model(inputs)
+    unseen = torch.nan_to_num(model.body(task.unseen.inputs).double()), task.unseen.labels
+    model.train(was_training)
+    return {"unseen_accuracy": linear_probe_accuracy(*unseen), **_validation(logits, labels)}
 
 
 def linear_probe_accuracy(features: Tensor, labels: Tensor, scaling: Scaling = "units") -> float:
@@ -75,6 +86,13 @@ def few_shot_accuracy(features: Tensor, labels: Tensor) -> float:
         tested = torch.cat([own[SHOTS:] for own in of_class])
         right.append(_accuracy(-torch.cdist(features[tested], means), labels[tested]))
     return sum(right) / len(right)
+
+
+def _validation(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "val_loss": float(nn.functional.cross_entropy(logits, labels)),
+        "val_accuracy": _accuracy(logits, labels),
+    }
 
 
 def _ridge(centred: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,6 +160,25 @@ def _shares(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
     if key not in _SHARES:
         _SHARES[key] = detector.shares(series_of(run, marker))
     return _SHARES[key]
+
+
+def judge_beforehand(warners: Iterable[Warner], runs: Sequence[Run]) -> None:
+    """Judge the runs by every detector of the warners, on all cores; then their first alarms are found at once."""
+    pairs = list({(repr(d), marker): (d, marker) for w in warners for marker, d in w.detectors.items()}.values())
+    with ProcessPoolExecutor(initializer=_RUNS.extend, initargs=(runs,)) as pool:
+        for shares in pool.map(_judge_all, pairs):
+            _SHARES.update(shares)
+
+
+_RUNS: list[Run] = []
+"""Of a process that judges beforehand."""
+
+
+def _judge_all(pair: tuple[Walker, str]) -> dict[tuple[str, str, str, str, int], NDArray[np.float64]]:
+    _SHARES.clear()
+    for run in _RUNS:
+        _shares(pair[0], run, pair[1])
+    return dict(_SHARES)
 
 
 def first_alarm(detectors: Mapping[str, Walker], votes: float, run: Run) -> int | None:

@@ -1,0 +1,70 @@
+"""Runs measured four times an epoch: when the truth falls, when the alarm comes, and what is told of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from geomonitor import DropFromReference
+from tests.benchmarks.early_warning import warners
+from tests.benchmarks.early_warning.outcomes import TRUTH
+from tests.benchmarks.early_warning.trajectories import CHECKS, Run, load_runs
+from tests.benchmarks.early_warning.warners import judge_beforehand, panel_warner
+from tests.benchmarks.early_warning.within_epochs import Fine, by_way, of_failing, of_healthy
+
+SEEDS = itertools.count()
+MOMENTS = np.arange(1, 24 * CHECKS + 1) / CHECKS - 1
+NORM = panel_warner("norm", DropFromReference(drop=0.07), ("mean_norm",), 1)
+
+
+def made_up(falls_after: float, drops_after: float) -> Fine:
+    """The fault is there from epoch 10 on; the truth and a marker fall after these moments."""
+    columns = {
+        "epoch": MOMENTS,
+        "step": np.arange(len(MOMENTS)),
+        TRUTH: np.where(MOMENTS > falls_after, 0.8, 0.9),
+        "mean_norm": np.where(MOMENTS > drops_after, 1.0, 2.0) * np.exp(0.001 * np.sin(np.arange(len(MOMENTS)))),
+    }
+    ends = {name: values[MOMENTS % 1 == 0] for name, values in columns.items()}
+    healthy, seed = math.isinf(falls_after), next(SEEDS)  # judgements are kept by the name of a run
+    often, run = (
+        Run("constant" if healthy else "lr_kill", "mnist", seed, healthy, None if healthy else 10, math.nan, "", part)
+        for part in (columns, ends)
+    )
+    return Fine(often, run)
+
+
+@pytest.mark.parametrize(("falls_after", "half"), [(9.0, 9.25), (9.6, 9.75), (14.25, 14.5)])
+def test_the_moment_of_the_fall(falls_after, half):
+    of = made_up(falls_after, 9.0)
+    assert of.started == 9
+    assert of.half == half
+
+
+def test_the_moment_of_the_alarm():
+    of = made_up(12.0, 10.0)
+    assert of.alarm(NORM) == 10.5  # the second low measurement
+    assert math.isnan(made_up(12.0, math.inf).alarm(NORM))
+    assert (of.truth_at(12.0), of.truth_at(12.3), of.truth_at(math.nan)) == (0.9, 0.8, 0.8)
+
+
+def test_the_tables():
+    runs = [made_up(12.0, 10.0), made_up(9.0, 9.0), made_up(12.0, math.inf), made_up(math.inf, math.inf)]
+    runs.append(made_up(math.inf, 12.0))  # a false alarm
+    assert "| lr_kill | 3 | 2 | 2 | +0.0 | +0.8 | +3.0 |" in of_failing(NORM, runs)
+    assert "| four times an epoch | 1 of 2" in of_healthy(NORM, runs)
+    told = by_way({"norm": NORM}, runs)
+    assert "| norm | 2 of 3 (21-94 %) | 1 of 2 (9-91 %) | 0 of 3 | +0.8 | +1.8 | 0.833 | 0.833 | 0.800 |" in told
+
+
+def test_runs_that_are_judged_beforehand_have_the_same_alarms():
+    runs = load_runs()[:8]
+    drop = panel_warner("drop", DropFromReference(drop=0.05), ("mean_norm", "cdnv"), 1)
+    alarms = [drop.first_alarm(run) for run in runs]
+    warners._SHARES.clear()
+    judge_beforehand([drop], runs)
+    assert len(warners._SHARES) == 16
+    assert [drop.first_alarm(run) for run in runs] == alarms
