@@ -12,8 +12,8 @@ import numpy as np
 from tests.benchmarks.early_warning.tasks import TaskName
 
 EPOCHS = 24
-SEEDS = 24
-"""Runs of a family on each task."""
+SEEDS, HEALTHY_SEEDS = 24, 20
+"""Runs on each task, of a failing family and of a healthy one."""
 
 FAILING = (
     *("weight_decay", "neural_collapse", "lr_kill", "label_leak"),
