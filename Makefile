@@ -41,7 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
 
-# Every detector and every baseline replayed on the cached runs: docs/calibration.md; half an hour.
+# Every detector and every baseline replayed on the cached runs: docs/calibration.md; a quarter of an hour on two cores.
 bench-warning: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.report
 

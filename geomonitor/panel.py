@@ -35,10 +35,8 @@ class AgreeingDrop(DropFromReference):
         """What is found at each reading."""
         if seen.series.marker not in UNSTEADY:
             return super().walk(seen)
-        wide = dataclasses.asdict(self) | {
-            "drop": max(self.drop, ALONE.drop), "sigmas": max(self.sigmas, ALONE.sigmas), "plain": 1.0
-        }  # fmt: skip
-        return DropFromReference(**wide).walk(seen)
+        drop, sigmas = max(self.drop, ALONE.drop), max(self.sigmas, ALONE.sigmas)
+        return DropFromReference.walk(dataclasses.replace(self, drop=drop, sigmas=sigmas, plain=1.0), seen)
 
 
 AGREEING = AgreeingDrop()

@@ -14,7 +14,7 @@ from tests.benchmarks.early_warning import simulated
 from tests.benchmarks.early_warning.calibration import (
     Rates,
     choose,
-    halves,
+    chosen_and_new,
     of_unknown_families,
     outcomes,
     preference,
@@ -46,8 +46,8 @@ WARNERS = [
 ]
 
 
-def test_no_seed_is_in_both_halves():
-    chosen_on, held_out = halves(load_runs())
+def test_no_seed_is_both_chosen_on_and_new():
+    chosen_on, held_out = chosen_and_new(load_runs())
     assert {run.seed for run in chosen_on} == set(range(12))
     assert {run.seed for run in held_out} == set(range(18, 24))
     assert {run.family for run in chosen_on} == {run.family for run in held_out}

@@ -22,7 +22,7 @@ from torch import Tensor
 from geomonitor.markers.active_set import ROUNDING_PER_MASS, VIOLATION, ActiveSets, solve
 from geomonitor.markers.compiled import solve_compiled, suits
 from geomonitor.markers.gram_problem import GramProblem, signed_gradient, solve_on
-from geomonitor.markers.leftovers import SMALL, Coordinates, finish, put_rows, replace_rows
+from geomonitor.markers.leftovers import RETRIED_RESIDUAL, SMALL, Coordinates, finish, put_rows, replace_rows
 from geomonitor.markers.smallest_weights import DEPENDENT, are_dependent, smallest_weights
 
 # Two steps divide what JITTER (1e-13) changed twice by 1e6 even if a column is within 1e-3 of the others'
@@ -33,8 +33,6 @@ LARGEST_RESIDUAL = 1e-8
 # Features of low rank that were rounded to float32 are dependent up to 1e-7, which a Gram matrix in float64 cannot
 # see (1e-14). The smallest weights then solve the problem of the features before they were rounded.
 ROUNDED_RESIDUAL = 1e-6
-# A sample with a larger one than a well-posed problem leaves is solved again by a method that converges.
-RETRIED_RESIDUAL = 1e-11
 
 
 class Anchors(NamedTuple):
@@ -76,14 +74,15 @@ def solve_anchors(
 
 
 def _solved(problem: GramProblem) -> tuple[ActiveSets, Tensor]:
-    """Refined solutions and the smallest pivot of each sample: compiled, and in batches what that leaves."""
+    """Refined solutions and the smallest pivot of each sample: compiled, and in a batch what that leaves.
+
+    Of a small problem nothing is left to the batch, for one by one the samples take less time.
+    """
     if not suits(problem):
         return _refined(problem, solve(problem))
     sets, pivot = solve_compiled(problem)
     left = (~sets.converged).nonzero()[:, 0]
-    if not len(left):
-        return sets, pivot
-    if _is_small(problem):  # the samples are solved one by one in less time than the batch takes
+    if not len(left) or _is_small(problem):
         return sets, pivot
     part = problem.select(left)
     rest, rest_pivot = _refined(part, solve(part))

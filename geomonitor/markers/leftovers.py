@@ -20,8 +20,9 @@ ITERATIONS_PER_COLUMN = 10
 
 # Of so few numbers SciPy's compiled loop is done before Newton's method has begun.
 SMALL = 1 << 16
-# A sample that is solved violates no constraint by more than this, for columns and target of length one.
-EXACT = 1e-11
+# A sample that violates a constraint by more than a well-posed problem leaves, for columns and target of length one,
+# is solved again by a method that converges.
+RETRIED_RESIDUAL = 1e-11
 
 Coordinates = Callable[[int], tuple[Tensor, Tensor]]
 """From a row of the batch to its columns ``(C, N)`` and its target ``(N,)``, both of length one."""
@@ -31,7 +32,7 @@ SparseWeights = tuple[NDArray[np.int64], Array]
 
 def finish(problem: GramProblem, sets: ActiveSets, rows: Tensor, coordinates: Coordinates) -> tuple[ActiveSets, Tensor]:
     """Solves some rows again, one by one: by Newton's method, and by SciPy's `nnls` where that gives no exact
-    answer.
+    answer; the other way round where a row is small.
 
     Args:
         problem: the whole batch.
@@ -46,13 +47,7 @@ def finish(problem: GramProblem, sets: ActiveSets, rows: Tensor, coordinates: Co
     found, settled = {}, torch.zeros_like(sets.converged)
     for row in rows.tolist():
         signed, target = _reduced(*coordinates(row), problem.signs[row])
-        weights = _by_scipy(signed, target) if signed.size <= SMALL else None
-        if weights is None or not _is_exact(signed, target, weights):
-            solution = saturated_weights(signed, target)
-            if solution is not None:
-                weights, settled[row] = solution
-            elif weights is None:
-                weights = _by_scipy(signed, target)
+        weights, settled[row] = _solution(signed, target)
         if weights is not None:
             found[row] = np.arange(len(weights)), weights
     converged = sets.converged.clone()
@@ -100,9 +95,20 @@ def _reduced(units: Tensor, target: Tensor, signs: Tensor) -> tuple[Array, Array
     return signed, right
 
 
+def _solution(signed: Array, target: Array) -> tuple[Array | None, bool]:
+    """Weights, None where both methods give up, and whether they are known to be the smallest."""
+    by_scipy = _by_scipy(signed, target) if signed.size <= SMALL else None
+    if by_scipy is not None and _is_exact(signed, target, by_scipy):
+        return by_scipy, False
+    by_newton = saturated_weights(signed, target)
+    if by_newton is not None:
+        return by_newton
+    return by_scipy if by_scipy is not None else _by_scipy(signed, target), False
+
+
 def _is_exact(signed: Array, target: Array, weights: Array) -> bool:
     gradient = (target - signed @ weights) @ signed
-    return bool(np.max(np.where(weights > 0, np.abs(gradient), gradient), initial=0.0) <= EXACT)
+    return bool(np.max(np.where(weights > 0, np.abs(gradient), gradient), initial=0.0) <= RETRIED_RESIDUAL)
 
 
 def _by_scipy(signed: Array, target: Array) -> Array | None:

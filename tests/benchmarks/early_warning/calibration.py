@@ -54,7 +54,7 @@ class Choice(NamedTuple):
     held_out: Rates
 
 
-def halves(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+def chosen_and_new(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     """What settings are chosen on, and what is reported: the first seeds of all families, and the new ones."""
     runs = list(runs)
     return [r for r in runs if r.seed in CHOSEN_SEEDS], [r for r in runs if r.seed in NEW_SEEDS]

@@ -18,7 +18,7 @@ from tests.benchmarks.early_warning.calibration import (
     Choice,
     Rates,
     choose,
-    halves,
+    chosen_and_new,
     of_unknown_families,
     outcomes,
     preference,
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS)
     options = parser.parse_args()
     runs, fine = load_runs(), load_fine()
-    chosen_on, held_out = halves(runs)
+    chosen_on, held_out = chosen_and_new(runs)
     judge_beforehand([*geometry_warners(), *baselines()], chosen_on)
     references = [run for run in chosen_on if run.healthy and run.seed < 3]
     geometry = choose(geometry_warners(), chosen_on, held_out, is_quiet)
@@ -120,7 +120,7 @@ def is_default(warner: Warner, default: Warner) -> bool:
 
 def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequence[Outcome]) -> str:
     """The default where it was chosen and elsewhere."""
-    chosen_on, held_out = halves(runs)
+    chosen_on, held_out = chosen_and_new(runs)
     between = [run for run in runs if run.seed not in (*CHOSEN_SEEDS, *NEW_SEEDS)]
     parts = {
         "chosen on": rates(outcomes(default, chosen_on)),

@@ -23,7 +23,7 @@ from tests.benchmarks.early_warning.tasks import (
     load_task,
 )
 from tests.benchmarks.early_warning.trajectories import CHECKS
-from tests.benchmarks.early_warning.truth import measure_check, measure_truth
+from tests.benchmarks.early_warning.truth import CHECKED, measure_truth
 
 MARKERS = (
     *("capacity", "dimension", "radius", "utility"),
@@ -70,12 +70,12 @@ def run_finely(recipe: Recipe, epochs: int = EPOCHS, checks: int = CHECKS) -> It
         parts = max(checks, 1)
         for part, told in enumerate(trainer.train_epoch(epoch, parts), start=1):
             moment = {"epoch": epoch + part / parts - 1, "step": trainer.step}
+            truth = measure_truth(trainer.model, task, whole=part == parts) | trainer.leaking_validation(epoch)
             row, of_epoch = {}, None
             if checks:
-                truth = measure_check(trainer.model, task) | trainer.leaking_validation(epoch)
-                row = moment | told | truth | _geometry(each_check, trainer, epoch)
+                checked = {name: truth[name] for name in CHECKED}
+                row = moment | told | checked | _geometry(each_check, trainer, epoch)
             if part == parts:
-                truth = measure_truth(trainer.model, task) | trainer.leaking_validation(epoch)
                 of_epoch = moment | trainer.told() | truth | _geometry(each_epoch, trainer, epoch)
             yield row, of_epoch
 

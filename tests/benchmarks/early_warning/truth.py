@@ -14,39 +14,41 @@ SHOTS, DRAWS = 5, 40
 Scaling = Literal["units", "common"]
 
 
+CHECKED = ("unseen_accuracy", "val_loss", "val_accuracy")
+"""What is measured several times an epoch."""
+
+
 @torch.no_grad()
-def measure_truth(model: Network, task: Task) -> dict[str, float]:
-    """Probes on held-out and on known classes, accuracy under shifts, and what validation sees."""
+def measure_truth(model: Network, task: Task, *, whole: bool = True) -> dict[str, float]:
+    """Probes on held-out and on known classes, accuracy under shifts, and what validation sees.
+
+    Args:
+        model: as it is in training; its mode is put back.
+        task: its held-out classes and its validation.
+        whole: otherwise only what is ``CHECKED``.
+    """
     was_training = model.training
     model.eval()
     inputs, labels = task.validation
     logits = model(inputs)
     # Where a network has overflowed its features are worth chance, not an error.
     unseen = torch.nan_to_num(model.body(task.unseen.inputs).double()), task.unseen.labels
-    known = torch.nan_to_num(model.body(inputs).double()), labels
-    truth = {
-        "unseen_accuracy": linear_probe_accuracy(*unseen),
-        "unseen_common_scale_accuracy": linear_probe_accuracy(*unseen, scaling="common"),
-        "unseen_few_shot_accuracy": few_shot_accuracy(*unseen),
-        "known_probe_accuracy": linear_probe_accuracy(*known),
-        "noise_accuracy": _accuracy(model(task.shifted["noise"]), labels),
-        "blur_accuracy": _accuracy(model(task.shifted["blur"]), labels),
-        **_validation(logits, labels),
+    truth = {"unseen_accuracy": linear_probe_accuracy(*unseen)}
+    if whole:
+        known = torch.nan_to_num(model.body(inputs).double()), labels
+        truth |= {
+            "unseen_common_scale_accuracy": linear_probe_accuracy(*unseen, scaling="common"),
+            "unseen_few_shot_accuracy": few_shot_accuracy(*unseen),
+            "known_probe_accuracy": linear_probe_accuracy(*known),
+            "noise_accuracy": _accuracy(model(task.shifted["noise"]), labels),
+            "blur_accuracy": _accuracy(model(task.shifted["blur"]), labels),
+        }
+    truth |= {
+        "val_loss": float(nn.functional.cross_entropy(logits, labels)),
+        "val_accuracy": _accuracy(logits, labels),
     }
     model.train(was_training)
     return truth
-
-
-@torch.no_grad()
-def measure_check(model: Network, task: Task) -> dict[str, float]:
-    """The first of them, and the validation: what is measured several times an epoch."""
-    was_training = model.training
-    model.eval()
-    inputs, labels = task.validation
-    logits = model(inputs)
-    unseen = torch.nan_to_num(model.body(task.unseen.inputs).double()), task.unseen.labels
-    model.train(was_training)
-    return {"unseen_accuracy": linear_probe_accuracy(*unseen), **_validation(logits, labels)}
 
 
 def linear_probe_accuracy(features: Tensor, labels: Tensor, scaling: Scaling = "units") -> float:
@@ -86,13 +88,6 @@ def few_shot_accuracy(features: Tensor, labels: Tensor) -> float:
         tested = torch.cat([own[SHOTS:] for own in of_class])
         right.append(_accuracy(-torch.cdist(features[tested], means), labels[tested]))
     return sum(right) / len(right)
-
-
-def _validation(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    return {
-        "val_loss": float(nn.functional.cross_entropy(logits, labels)),
-        "val_accuracy": _accuracy(logits, labels),
-    }
 
 
 def _ridge(centred: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

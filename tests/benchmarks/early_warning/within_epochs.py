@@ -34,6 +34,11 @@ class Fine(NamedTuple):
         return truth_of(self.run)
 
     @property
+    def falls(self) -> bool:
+        """A failing run in which there is something to find."""
+        return self.truth is not None and self.truth.falls
+
+    @property
     def started(self) -> float:
         """The last moment before the fault."""
         return math.inf if self.run.onset is None or self.run.healthy else self.run.onset - 1
@@ -96,7 +101,7 @@ def of_failing(default: Warner, runs: Sequence[Fine]) -> str:
         "| largest possible lead, four times |",
         "|---|---|---|---|---|---|---|",
     ]
-    falling = [run for run in runs if run.truth is not None and run.truth.falls]
+    falling = [run for run in runs if run.falls]
     for family in (*FAILING, "all"):
         seen = [run for run in falling if family in (run.run.family, "all")]
         if not seen:
@@ -115,7 +120,7 @@ def of_failing(default: Warner, runs: Sequence[Fine]) -> str:
 
 def rates_of(warner: Warner, runs: Sequence[Fine]) -> Rates:
     """What a way to warn that judges a series does at this pace."""
-    falling = [run for run in runs if run.truth is not None and run.truth.falls]
+    falling = [run for run in runs if run.falls]
     healthy = [run for run in runs if run.run.healthy]
     alarms = [run.alarm(warner) for run in falling]
     leads = [(run, run.half - a) for run, a in zip(falling, alarms, strict=True) if a > run.started]
@@ -138,7 +143,7 @@ def by_way(ways: Mapping[str, Warner], runs: Sequence[Fine]) -> str:
         f"| warns by | {COLUMNS} | truth at the alarm | a measurement before it | at the end |",
         "|---|" + "---|" * 8,
     ]
-    falling = [run for run in runs if run.truth is not None and run.truth.falls]
+    falling = [run for run in runs if run.falls]
     for name, warner in ways.items():
         alarms = [run.alarm(warner) for run in falling]
         at, before, end = (
