@@ -21,11 +21,11 @@ NORM = panel_warner("norm", DropFromReference(drop=0.07), ("mean_norm",), 1)
 
 
 def made_up(falls_after: float, drops_after: float) -> Fine:
-    """The fault is there from epoch 10 on; the truth and a marker fall after these moments."""
+    """The fault is there from epoch 10 on; the truth and a marker fall after these moments. The truth begins low."""
     columns = {
         "epoch": MOMENTS,
         "step": np.arange(len(MOMENTS)),
-        TRUTH: np.where(MOMENTS > falls_after, 0.8, 0.9),
+        TRUTH: np.select([MOMENTS < 2, MOMENTS > falls_after], [0.5, 0.8], 0.9),
         "mean_norm": np.where(MOMENTS > drops_after, 1.0, 2.0) * np.exp(0.001 * np.sin(np.arange(len(MOMENTS)))),
     }
     ends = {name: values[MOMENTS % 1 == 0] for name, values in columns.items()}
@@ -53,11 +53,11 @@ def test_the_moment_of_the_alarm():
 
 def test_the_tables():
     runs = [made_up(12.0, 10.0), made_up(9.0, 9.0), made_up(12.0, math.inf), made_up(math.inf, math.inf)]
-    runs.append(made_up(math.inf, 12.0))  # a false alarm
-    assert "| lr_kill | 3 | 2 | 2 | +0.0 | +0.8 | +3.0 |" in of_failing(NORM, runs)
+    runs += [made_up(math.inf, 12.0), made_up(12.0, 7.5)]  # false alarms, one of them before the fault
+    assert "| lr_kill | 4 | 2 | 2 | +0.0 | +0.8 | +3.0 |" in of_failing(NORM, runs)
     assert "| four times an epoch | 1 of 2" in of_healthy(NORM, runs)
     told = by_way({"norm": NORM}, runs)
-    assert "| norm | 2 of 3 (21-94 %) | 1 of 2 (9-91 %) | 0 of 3 | +0.8 | +1.8 | 0.833 | 0.833 | 0.800 |" in told
+    assert "| norm | 2 of 4 (15-85 %) | 1 of 2 (9-91 %) | 1 of 4 | +0.8 | +1.8 | 0.850 | 0.850 | 0.800 |" in told
 
 
 def test_runs_that_are_judged_beforehand_have_the_same_alarms():

@@ -134,6 +134,11 @@ class TestLeftovers:
         sets, _ = finish(self.problem, solve(self.problem, rounds=1), torch.arange(6), self.coordinates)
         torch.testing.assert_close(dense(sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
 
+    def test_newton_where_scipy_is_not_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leftovers, "_by_scipy", lambda signed, target: np.full(signed.shape[1], 0.1))
+        sets, _ = finish(self.problem, solve(self.problem, rounds=1), torch.arange(6), self.coordinates)
+        torch.testing.assert_close(dense(sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
+
     def test_a_sample_that_nothing_solves_is_counted_out_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         features, labels = gaussian_clouds(3, 6, 20, 1.0)
         whole = manifold_geometry(features, labels, directions=20)
