@@ -17,14 +17,14 @@ AUTO = "auto"
 ALONE = DropFromReference()
 """One marker alone has to change much, and stay there."""
 UNSTEADY = ("dimension", "utility")
-"""Markers that go on falling in healthy runs, while the classes tighten, and that are known less well than others."""
+"""Markers that go on falling in healthy runs, while the classes tighten."""
 
 
 @dataclass(frozen=True)
 class AgreeingDrop(DropFromReference):
     """Where kinds of markers have to agree, a small change of each will do, once where it is plain, else twice.
 
-    But those that are ``UNSTEADY`` have to fall by no less than where one marker is judged alone; then once will do.
+    Those that are ``UNSTEADY`` are expected to go on falling as before.
     """
 
     drop: float = 0.02
@@ -33,10 +33,9 @@ class AgreeingDrop(DropFromReference):
 
     def walk(self, seen: Readings) -> Iterator[Finding]:
         """What is found at each reading."""
-        if seen.series.marker not in UNSTEADY:
-            return super().walk(seen)
-        drop, sigmas = max(self.drop, ALONE.drop), max(self.sigmas, ALONE.sigmas)
-        return DropFromReference.walk(dataclasses.replace(self, drop=drop, sigmas=sigmas, plain=1.0), seen)
+        if seen.series.marker in UNSTEADY:
+            return DropFromReference.walk(dataclasses.replace(self, follow_trend=True), seen)
+        return super().walk(seen)
 
 
 AGREEING = AgreeingDrop()

@@ -83,9 +83,7 @@ def test_a_fault_that_two_kinds_show_is_found_at_once():
         ("mean_norm", 0.035, 1.0),  # plain
         ("mean_norm", 0.025, 0.5),  # may be
         ("mean_norm", 0.015, 0.0),
-        ("dimension", 0.08, 0.0),  # it goes on falling in healthy runs, too
-        ("utility", 0.08, 0.0),
-        ("dimension", 0.12, 1.0),
+        ("dimension", 0.035, 1.0),
     ],
 )
 def test_how_far_a_marker_has_to_fall_for_its_vote(marker, fall, share):
@@ -109,11 +107,15 @@ def test_a_wider_limit_of_the_user_holds_for_every_marker():
         assert not detector.declines(series(values, 0.0, marker=marker)).any()
 
 
-def test_noise_counts_by_more_for_the_dimension():
-    values = np.where(TIME < ONSET, 2.0, 1.76)
-    error = 0.128 / 2.5 / np.sqrt(2)  # of a reading; the fall is 2.5 standard errors of a difference
-    assert AGREEING.declines(series(values, error, marker="capacity")).any()
-    assert not AGREEING.declines(series(values, error, marker="dimension")).any()
+@pytest.mark.parametrize("marker", ["dimension", "utility"])
+def test_what_falls_while_the_classes_tighten_may_go_on_as_before(marker):
+    falling = 2.0 * np.exp(-0.005 * TIME)
+    assert not AGREEING.shares(series(falling, 0.0, marker=marker)).any()
+    assert AGREEING.declines(series(falling, 0.0, marker="mean_norm"))[ONSET:].all()  # of others it is news
+    faster = np.where(TIME < ONSET, falling, falling * np.exp(-0.02 * (TIME - ONSET)))
+    alarms = AGREEING.declines(series(faster, 0.0, marker=marker))
+    assert not alarms[:ONSET].any()
+    assert alarms[ONSET + 2]
 
 
 def test_a_fault_that_one_kind_shows_is_no_alarm():

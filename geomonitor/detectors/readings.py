@@ -6,13 +6,16 @@ a rise is judged like a fall.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtri_exp  # type: ignore[import-untyped]
 
 from geomonitor.decline import Direction, Verdict
 from geomonitor.errors import InputError
@@ -82,15 +85,14 @@ class Readings(NamedTuple):
         return steps
 
     def within_an_epoch(self, now: int) -> int:
-        """How many readings lie between this one and that of an epoch before: 1 where epochs are not known, 4 at most.
+        """How many readings an epoch holds, by the latest ones: 1 where epochs are not known, 4 at most.
 
         Readings of one epoch share the ups and downs of the training: their differences say little of how far they
-        wander from one epoch to the next.
+        wander from one epoch to the next. And the more there are, the more often one is low by chance.
         """
-        count = 1
-        while count < min(READINGS_AN_EPOCH, now) and 0 <= self.epochs[now] - self.epochs[now - count - 1] <= 1:
-            count += 1
-        return count
+        latest = self.epochs[max(0, now + 1 - 2 * READINGS_AN_EPOCH) : now + 1]
+        held = Counter(epoch for epoch in latest if math.isfinite(epoch))
+        return min(max(held.values(), default=1), READINGS_AN_EPOCH)
 
     def verdict(self, finding: Finding, needed: int) -> Verdict:
         """The finding on a reading in words of the series; ``needed`` low readings in a row make a decline."""
@@ -213,6 +215,18 @@ def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
     first, second = np.triu_indices(windows.shape[-1], k=1)
     return np.asarray(np.median((windows[..., second] - windows[..., first]) / (second - first), axis=-1))
+
+
+@functools.cache
+def sigmas_of(sigmas: float, readings: int) -> float:
+    """As many standard errors as a single one of so many readings exceeds by chance no more often than one ``sigmas``.
+
+    Bonferroni's correction: an epoch has no more false alarms than it would have if it were measured once.
+
+    >>> [round(sigmas_of(sigmas, 4), 2) for sigmas in (0, 2, 3)]
+    [0, 2.53, 3.4]
+    """
+    return -float(ndtri_exp(log_ndtr(-sigmas) - math.log(readings))) if sigmas and readings > 1 else sigmas
 
 
 def scatter(levels: Sequence[float], lag: int = 1) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from geomonitor import Cusum, DropFromReference
+from geomonitor.detectors.readings import WINDOW, readings
 from geomonitor.panel import AGREEING
 from tests.detectors.synthetic import series
 
@@ -36,6 +37,29 @@ def in_decline(epochs) -> float:
 def test_what_wanders_within_an_epoch_is_seldom_in_decline():
     assert in_decline(EPOCHS["one an epoch"]) > 0.08
     assert in_decline(EPOCHS["four an epoch"]) < 0.03
+
+
+@pytest.mark.parametrize("sigmas", [1.5, 2.0])
+def test_an_epoch_has_no_more_false_alarms_however_often_it_is_measured(sigmas):
+    """Of white noise: four measurements are four chances."""
+    detector = DropFromReference(drop=1e-6, sigmas=sigmas, patience_checks=1)
+    an_epoch = {}
+    for name in ("one an epoch", "four an epoch", "not known"):
+        low = [
+            detector.declines(
+                as_series(2 * np.exp(np.random.default_rng([7, seed]).normal(0, 0.01, COUNT)), EPOCHS[name])
+            )
+            for seed in range(300)
+        ]
+        an_epoch[name] = np.mean(low, axis=0)[WINDOW:].mean() * (1 if name == "one an epoch" else AN_EPOCH)
+    assert 0.6 < an_epoch["four an epoch"] / an_epoch["one an epoch"] < 1.1
+    assert an_epoch["not known"] > 3 * an_epoch["one an epoch"]
+
+
+@pytest.mark.parametrize(("an_epoch", "held"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4)])
+def test_how_many_measurements_an_epoch_holds(an_epoch, held):
+    seen = readings(as_series(np.full(COUNT, 2.0), TIME // an_epoch), "lower")
+    assert {seen.within_an_epoch(now) for now in range(8, COUNT)} == {held}
 
 
 @pytest.mark.parametrize("detector", [DropFromReference(), AGREEING, Cusum()], ids=lambda d: type(d).__name__)
