@@ -11,9 +11,17 @@ import pytest
 from geomonitor import DropFromReference
 from tests.benchmarks.early_warning import warners
 from tests.benchmarks.early_warning.outcomes import TRUTH
+from tests.benchmarks.early_warning.tables import short
 from tests.benchmarks.early_warning.trajectories import CHECKS, Run, load_runs
-from tests.benchmarks.early_warning.warners import judge_beforehand, panel_warner
-from tests.benchmarks.early_warning.within_epochs import Fine, by_way, of_failing, of_healthy
+from tests.benchmarks.early_warning.warners import Warner, judge_beforehand, panel_warner
+from tests.benchmarks.early_warning.within_epochs import (
+    Fine,
+    by_way,
+    choose_at_this_pace,
+    of_failing,
+    of_healthy,
+    rates_of,
+)
 
 SEEDS = itertools.count()
 MOMENTS = np.arange(1, 24 * CHECKS + 1) / CHECKS - 1
@@ -57,7 +65,26 @@ def test_the_tables():
     assert "| lr_kill | 4 | 2 | 2 | +0.0 | +0.8 | +3.0 |" in of_failing(NORM, runs)
     assert "| four times an epoch | 1 of 2" in of_healthy(NORM, runs)
     told = by_way({"norm": NORM}, runs)
-    assert "| norm | 2 of 4 (15-85 %) | 1 of 2 (9-91 %) | 1 of 4 | +0.8 | +1.8 | 0.850 | 0.850 | 0.800 |" in told
+    settings = f"| norm | `{short(NORM.settings)}` "
+    assert settings + "| 2 of 4 (15-85 %) | 1 of 2 (9-91 %) | 1 of 4 | +0.8 | +1.8 | 0.850 | 0.850 | 0.800 |" in told
+
+
+def test_settings_are_chosen_at_this_pace():
+    runs = [made_up(12.0, 10.0), made_up(9.0, 9.0), made_up(math.inf, math.inf)]
+    ways = [panel_warner("norm", DropFromReference(drop=drop), ("mean_norm",), 1) for drop in (0.6, 0.07, 0.2)]
+    ways += [Warner("hasty", "", lambda run: 3), Warner("blind", "", lambda run: None)]
+    chosen = choose_at_this_pace(ways, runs)
+    assert [*chosen] == ["norm", "blind", "hasty"]
+    assert chosen["norm"].detectors["mean_norm"].drop in (0.07, 0.2)  # found at either
+    assert rates_of(chosen["norm"], runs)[:4] == (2, 2, 0, 1)
+    assert rates_of(chosen["hasty"], runs)[:6] == (0, 2, 1, 1, 2, 2)
+
+
+def test_where_epochs_are_not_known_the_warm_up_is_soon_over():
+    dips = made_up(math.inf, math.inf)
+    dips.often.columns["mean_norm"][(MOMENTS > 2) & (MOMENTS < 3)] *= 0.8
+    assert math.isnan(dips.alarm(NORM))
+    assert dips.alarm_if_epochs_were_not_known(NORM) == 2.5  # the second low measurement
 
 
 def test_runs_that_are_judged_beforehand_have_the_same_alarms():

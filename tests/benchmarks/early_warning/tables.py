@@ -21,7 +21,7 @@ from tests.benchmarks.early_warning.warners import Warner
 def table(choices: Sequence[Choice]) -> str:
     """Detection, false alarms and lead of each way to warn, with 95 % intervals."""
     lines = [f"| warns by | setting | {COLUMNS} |", "|---|---|" + "---|" * 5]
-    lines += [f"| {c.warner.kind} | `{_short(c.warner.settings)}` | {cells(c.held_out)} |" for c in choices]
+    lines += [f"| {c.warner.kind} | `{short(c.warner.settings)}` | {cells(c.held_out)} |" for c in choices]
     return "\n".join(lines)
 
 
@@ -171,5 +171,6 @@ def _mean(values: Iterable[float]) -> str:
     return f"{np.mean(known):.3f}" if (known := list(values)) else "-"
 
 
-def _short(settings: str) -> str:
+def short(settings: str) -> str:
+    """Settings without the name of the detector."""
     return settings.partition("(")[2].rstrip(")") if settings.endswith(")") else settings

@@ -27,14 +27,14 @@ class Warner:
     """name of the way, for the table; the settings of one kind compete in the calibration"""
     settings: str
     first_alarm: Callable[[Run], int | None]
-    """epoch of the first alarm in a run"""
+    """measurement of the first alarm in a run, from 0: the epoch, where each has one"""
     caution: float = 0.0
     """among equals the most cautious setting is taken"""
     detectors: Mapping[str, Walker] = dataclasses.field(default_factory=dict)
     """of each watched marker; empty where no markers of a run by itself are judged"""
     votes: float = 1
     back: int = 1
-    """epochs from the alarm back to the checkpoint that is worth keeping"""
+    """measurements from the alarm back to the checkpoint that is worth keeping"""
 
 
 CLASS_SPECTRUM = "participation_ratio_per_class"
@@ -107,9 +107,10 @@ def reference_warners(references: Sequence[Run]) -> Iterator[Warner]:
             yield Warner(f"reference runs: {', '.join(watch)}", settings, alarm, coverage + least)
 
 
-def baselines() -> Iterator[Warner]:
-    """What people use today, each with its usual settings; they are calibrated like the others."""
-    for patience, least in itertools.product((3, 5, 8, 10, 12, 15), (0.0, 0.001)):
+def baselines(checks: int = 1) -> Iterator[Warner]:
+    """What people use today, each with its usual settings, at so many measurements an epoch."""
+    for epochs, least in itertools.product((3, 5, 8, 10, 12, 15), (0.0, 0.001)):
+        patience = checks * epochs
         for column, sign in (("val_loss", 1), ("val_accuracy", -1)):
             alarm = functools.partial(_stops_improving, column, sign, patience, least)
             settings = f"{patience=}, min_delta={least}"
@@ -152,11 +153,13 @@ def history_of(run: Run, markers: Sequence[str]) -> History:
     )
 
 
-_SHARES: dict[tuple[str, str, str, str, int], NDArray[np.float64]] = {}
+Judged = tuple[str, str, str, str, int, int]
+_SHARES: dict[Judged, NDArray[np.float64]] = {}
 
 
-def _shares(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
-    key = (repr(detector), marker, run.family, run.task, run.seed)
+def shares_of(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
+    """``Verdict.share`` of a marker after each measurement of a run; judged once."""
+    key = (repr(detector), marker, run.family, run.task, run.seed, len(run.columns["step"]))
     if key not in _SHARES:
         _SHARES[key] = detector.shares(series_of(run, marker))
     return _SHARES[key]
@@ -174,16 +177,16 @@ _RUNS: list[Run] = []
 """Of a process that judges beforehand."""
 
 
-def _judge_all(pair: tuple[Walker, str]) -> dict[tuple[str, str, str, str, int], NDArray[np.float64]]:
+def _judge_all(pair: tuple[Walker, str]) -> dict[Judged, NDArray[np.float64]]:
     _SHARES.clear()
     for run in _RUNS:
-        _shares(pair[0], run, pair[1])
+        shares_of(pair[0], run, pair[1])
     return dict(_SHARES)
 
 
 def first_alarm(detectors: Mapping[str, Walker], votes: float, run: Run) -> int | None:
-    """First epoch at which the markers, each judged by its own detector, have ``votes`` votes."""
-    shares = [_shares(detector, run, marker) for marker, detector in detectors.items()]
+    """First measurement at which the markers, each judged by its own detector, have ``votes`` votes."""
+    shares = [shares_of(detector, run, marker) for marker, detector in detectors.items()]
     return _first(enough_votes([*detectors], shares, votes))
 
 
@@ -211,23 +214,23 @@ def _reference(run: Run, marker: str) -> History:
 
 
 def _stops_improving(column: str, sign: int, patience: int, least: float, run: Run) -> int | None:
-    """Lightning's EarlyStopping: no improvement for ``patience`` epochs in a row."""
+    """Lightning's EarlyStopping: no improvement for ``patience`` measurements in a row."""
     best, waited = np.inf, 0
-    for epoch, value in enumerate(sign * run.columns[column]):
+    for now, value in enumerate(sign * run.columns[column]):
         best, waited = (value, 0) if value < best - least else (best, waited + 1)
         if waited >= patience:
-            return epoch
+            return now
     return None
 
 
 def _spike(factor: float, run: Run) -> int | None:
     losses = run.columns["max_batch_loss"]
-    for epoch in range(5, len(losses)):
-        if not losses[epoch] <= factor * np.median(losses[epoch - 5 : epoch]):
-            return epoch
+    for now in range(5, len(losses)):
+        if not losses[now] <= factor * np.median(losses[now - 5 : now]):
+            return now
     return None
 
 
 def _first(declined: NDArray[np.bool_]) -> int | None:
-    (epochs,) = np.nonzero(declined)
-    return int(epochs[0]) if len(epochs) else None
+    (places,) = np.nonzero(declined)
+    return int(places[0]) if len(places) else None

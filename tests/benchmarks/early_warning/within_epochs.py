@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from geomonitor.decline import enough_votes
-from tests.benchmarks.early_warning.calibration import Rates
+from tests.benchmarks.early_warning.calibration import Rates, preference
 from tests.benchmarks.early_warning.families import FAILING
 from tests.benchmarks.early_warning.outcomes import TRUTH, Truth, truth_of
-from tests.benchmarks.early_warning.tables import COLUMNS, cells, number, share
+from tests.benchmarks.early_warning.tables import COLUMNS, cells, number, share, short
 from tests.benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, Run, load_runs
-from tests.benchmarks.early_warning.warners import Warner, series_of
+from tests.benchmarks.early_warning.warners import Warner, judge_beforehand, series_of
 
 
 class Fine(NamedTuple):
@@ -52,21 +52,21 @@ class Fine(NamedTuple):
         low = self.often.columns[TRUTH] <= (truth.before + truth.end) / 2
         return float(moments[low & (moments > self.started)][0])
 
-    def alarm(self, warner: Warner, *, each_an_epoch: bool = False) -> float:
-        """Moment of the first alarm; NaN: none.
+    def alarm(self, warner: Warner) -> float:
+        """Moment of the first alarm; NaN: none."""
+        return self._moment(warner.first_alarm(self.often))
 
-        Args:
-            warner: judges markers.
-            each_an_epoch: the detectors are told that each measurement is an epoch.
-        """
+    def alarm_if_epochs_were_not_known(self, warner: Warner) -> float:
+        """The same of what judges markers, where the detectors take each measurement for an epoch."""
         shares = []
         for marker, detector in warner.detectors.items():
             series = series_of(self.often, marker)
-            if each_an_epoch:
-                series = series._replace(epochs=np.arange(len(series.epochs), dtype=np.float64))
-            shares.append(detector.shares(series))
+            shares.append(detector.shares(series._replace(epochs=np.full(len(series.epochs), math.nan))))
         (alarms,) = np.nonzero(enough_votes([*warner.detectors], shares, warner.votes))
-        return float(self.often.columns["epoch"][alarms[0]]) if len(alarms) else math.nan
+        return self._moment(int(alarms[0]) if len(alarms) else None)
+
+    def _moment(self, measurement: int | None) -> float:
+        return math.nan if measurement is None else float(self.often.columns["epoch"][measurement])
 
     def truth_at(self, moment: float) -> float:
         """The truth at the latest measurement up to a moment; at the end of the run where there is none."""
@@ -87,7 +87,7 @@ def of_healthy(default: Warner, runs: Sequence[Fine]) -> str:
         "once an epoch": [default.first_alarm(run.run) is not None for run in seen],
         "four times an epoch": [run.alarm(default) <= run.started for run in seen],
         "the same, if the epochs were not known": [
-            run.alarm(default, each_an_epoch=True) <= run.started for run in seen
+            run.alarm_if_epochs_were_not_known(default) <= run.started for run in seen
         ],
     }
     lines = ["| measured | healthy runs with an alarm |", "|---|---|"]
@@ -119,7 +119,7 @@ def of_failing(default: Warner, runs: Sequence[Fine]) -> str:
 
 
 def rates_of(warner: Warner, runs: Sequence[Fine]) -> Rates:
-    """What a way to warn that judges a series does at this pace."""
+    """What a way to warn does at this pace."""
     falling = [run for run in runs if run.falls]
     healthy = [run for run in runs if run.run.healthy]
     alarms = [run.alarm(warner) for run in falling]
@@ -137,20 +137,34 @@ def rates_of(warner: Warner, runs: Sequence[Fine]) -> Rates:
     )
 
 
+def choose_at_this_pace(warners: Sequence[Warner], runs: Sequence[Fine]) -> dict[str, Warner]:
+    """The best setting of each kind of warner, see :func:`calibration.preference`."""
+    judge_beforehand(warners, [run.often for run in runs])
+    best: dict[str, tuple[tuple[float, ...], Warner]] = {}
+    for warner in warners:
+        merit = preference(rates_of(warner, runs), warner.caution)
+        if warner.kind not in best or merit > best[warner.kind][0]:
+            best[warner.kind] = merit, warner
+    return {kind: warner for kind, (_, warner) in sorted(best.items(), key=lambda item: item[1][0], reverse=True)}
+
+
 def by_way(ways: Mapping[str, Warner], runs: Sequence[Fine]) -> str:
-    """Found, false alarms and lead of each way to warn that judges a series, and what stopping would have bought."""
+    """Found, false alarms and lead of each way to warn, and what stopping would have bought."""
     lines = [
-        f"| warns by | {COLUMNS} | truth at the alarm | a measurement before it | at the end |",
-        "|---|" + "---|" * 8,
+        f"| warns by | setting | {COLUMNS} | truth at the alarm | at the checkpoint to keep | at the end |",
+        "|---|" + "---|" * 9,
     ]
     falling = [run for run in runs if run.falls]
     for name, warner in ways.items():
         alarms = [run.alarm(warner) for run in falling]
         at, before, end = (
             float(np.mean([run.truth_at(a - back) for run, a in zip(falling, moments, strict=True)]))
-            for moments, back in ((alarms, 0), (alarms, 1 / CHECKS), ([math.nan] * len(alarms), 0))
+            for moments, back in ((alarms, 0), (alarms, warner.back / CHECKS), ([math.nan] * len(alarms), 0))
         )
-        lines.append(f"| {name} | {cells(rates_of(warner, runs))} | {at:.3f} | {before:.3f} | {end:.3f} |")
+        lines.append(
+            f"| {name} | `{short(warner.settings)}` | {cells(rates_of(warner, runs))} "
+            f"| {at:.3f} | {before:.3f} | {end:.3f} |"
+        )
     return "\n".join(lines)
 
 
