@@ -213,8 +213,15 @@ def median(values: Sequence[float]) -> float:
 
 def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
-    first, second = np.triu_indices(windows.shape[-1], k=1)
-    return np.asarray(np.median((windows[..., second] - windows[..., first]) / (second - first), axis=-1))
+    first, second, apart = _pairs(windows.shape[-1])
+    return np.asarray(np.median((windows[..., second] - windows[..., first]) / apart, axis=-1))
+
+
+@functools.lru_cache(maxsize=2 * WINDOW)
+def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Places of both readings of each pair, and how far apart they are."""
+    first, second = np.triu_indices(count, k=1)
+    return first, second, second - first
 
 
 @functools.cache
