@@ -24,12 +24,18 @@ UNSTEADY = ("dimension", "utility")
 class AgreeingDrop(DropFromReference):
     """Where kinds of markers have to agree, a small change of each will do, once where it is plain, else twice.
 
-    Those that are ``UNSTEADY`` are expected to go on falling as before.
+    Those that are ``UNSTEADY`` are expected to go on falling as before. Where an epoch holds several measurements both
+    limits grow, for each of them is a chance to be low: of four ``drop`` by a quarter, like ``sigmas``.
     """
 
     drop: float = 0.02
     sigmas: float = 2.0
     plain: float = 1.5
+
+    def limits(self, readings: int) -> tuple[float, float]:
+        """``drop`` and ``sigmas`` where an epoch holds so many readings."""
+        _, sigmas = super().limits(readings)
+        return 1 - (1 - self.drop) ** (sigmas / self.sigmas if self.sigmas else 1), sigmas
 
     def walk(self, seen: Readings) -> Iterator[Finding]:
         """What is found at each reading."""

@@ -7,7 +7,7 @@ import pytest
 
 from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError
 from geomonitor.decline import DEFAULT_WATCH, enough_votes
-from geomonitor.panel import AGREEING, ALONE, VOTES, make_panel
+from geomonitor.panel import AGREEING, ALONE, VOTES, AgreeingDrop, make_panel
 from tests.detectors.simulated_runs import as_series, healthy_run
 from tests.detectors.synthetic import COUNT, FAULT, ONSET, TIME, series
 
@@ -105,6 +105,19 @@ def test_a_wider_limit_of_the_user_holds_for_every_marker():
     for marker in ("dimension", "mean_norm"):
         values = np.where(TIME < ONSET, 2.0, 1.76)  # 12 %
         assert not detector.declines(series(values, 0.0, marker=marker)).any()
+
+
+@pytest.mark.parametrize(("fall", "once", "four_times"), [(0.023, 0.5, 0.0), (0.027, 0.5, 0.5), (0.035, 1.0, 0.5)])
+def test_a_marker_has_to_fall_further_where_it_is_measured_often(fall, once, four_times):
+    steps = series(np.where(TIME < 30, 2.0, 2.0 * (1 - fall)), 0.0, marker="mean_norm")
+    assert AGREEING.shares(steps)[30] == once
+    assert AGREEING.shares(steps._replace(epochs=TIME // 4))[30] == four_times
+
+
+def test_wide_limits_stay_limits_where_it_is_measured_often():
+    gone = series(np.where(TIME < 30, 2.0, 0.001), 0.0, marker="mean_norm")._replace(epochs=TIME // 4)
+    assert AgreeingDrop(drop=0.95).declines(gone)[31]
+    assert AgreeingDrop(sigmas=0).limits(4) == (pytest.approx(0.02), 0)
 
 
 @pytest.mark.parametrize("marker", ["dimension", "utility"])

@@ -87,10 +87,13 @@ class DropFromReference(Walker):
         """Low readings in a row that make a decline."""
         return self.patience_checks
 
+    def limits(self, readings: int) -> tuple[float, float]:
+        """``drop`` and ``sigmas`` where an epoch holds so many readings."""
+        return self.drop, sigmas_of(self.sigmas, readings)
+
     def walk(self, seen: Readings) -> Iterator[Finding]:
         """What is found at each reading."""
         levels = seen.levels
-        least = -math.log1p(-self.drop)
         low = since = 0
         plain = False
         before: Baseline | None = None
@@ -101,8 +104,8 @@ class DropFromReference(Walker):
                 since, before = now, baseline(seen, now, follow_trend=self.follow_trend)
             expected = before.at(now)
             noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
-            sigmas = sigmas_of(self.sigmas, seen.within_an_epoch(now))
-            gap, limit = expected - levels[now], max(least, sigmas * noise)
+            drop, sigmas = self.limits(seen.within_an_epoch(now))
+            gap, limit = expected - levels[now], max(-math.log1p(-drop), sigmas * noise)
             low = low + 1 if gap > limit else 0
             plain = low > 0 and (plain or gap > self.plain * limit)
             yield Finding(now, low, since, expected, noise, plain)
