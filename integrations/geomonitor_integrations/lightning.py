@@ -31,8 +31,8 @@ class GeometryCallback(GeometryHooks, Callback):
             come from those of the validation loop, the first loader's if there are several), or a ready-made
             ``GeometryMonitor``.
         every_n_epochs: epochs between two measurements, from the first epoch on.
-        every_n_steps: optimiser steps between two measurements, instead of epochs; four times an epoch finds more
-            faults, and sooner, than once (``docs/warnings.md``).
+        every_n_steps: optimiser steps between two measurements, instead of epochs; four times an epoch finds
+            faults sooner than once (``docs/warnings.md``).
         name: tells two callbacks of one Trainer apart, for instance of other layers or another probe set: keys become
             ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
