@@ -16,8 +16,8 @@ from geomonitor.detectors.readings import (
     end_of_warm_up,
     recent_half,
     require_direction,
-    sigmas_of,
 )
+from geomonitor.detectors.robust import sigmas_of
 from geomonitor.errors import InputError
 
 

@@ -6,7 +6,6 @@ a rise is judged like a fall.
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,15 +14,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri_exp  # type: ignore[import-untyped]
 
 from geomonitor.decline import Direction, Verdict
+from geomonitor.detectors.robust import median, scatter, theil_sen
 from geomonitor.errors import InputError
 from geomonitor.markers import COUNTS, MARKERS
 from geomonitor.records import Series
 
-GAUSSIAN_MAD = 1.4826
-"""A median absolute deviation times this estimates the standard deviation of a Gaussian."""
 MEDIAN_ERROR = 1.2533
 """The standard error of a median in units of that of a mean, of Gaussians."""
 WINDOW = 40
@@ -203,43 +200,6 @@ def end_of_warm_up(seen: Readings, checks: int, settled: float) -> int:
         if median(recent[:middle]) - median(recent[middle:]) < max(settled, error):
             return now
     return len(levels)
-
-
-def median(values: Sequence[float]) -> float:
-    """Median; NaN of nothing. Faster than NumPy's on the few readings of a window."""
-    ordered, count = sorted(values), len(values)
-    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2 if count else math.nan
-
-
-def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
-    first, second, apart = _pairs(windows.shape[-1])
-    return np.asarray(np.median((windows[..., second] - windows[..., first]) / apart, axis=-1))
-
-
-@functools.lru_cache(maxsize=2 * WINDOW)
-def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Places of both readings of each pair, and how far apart they are."""
-    first, second = np.triu_indices(count, k=1)
-    return first, second, second - first
-
-
-@functools.cache
-def sigmas_of(sigmas: float, readings: int) -> float:
-    """As many standard errors as a single one of so many readings exceeds by chance no more often than one ``sigmas``.
-
-    Bonferroni's correction: an epoch has no more false alarms than it would have if it were measured once.
-
-    >>> [round(sigmas_of(sigmas, 4), 2) for sigmas in (0, 2, 3)]
-    [0, 2.53, 3.4]
-    """
-    return -float(ndtri_exp(log_ndtr(-sigmas) - math.log(readings))) if sigmas and readings > 1 else sigmas
-
-
-def scatter(levels: Sequence[float], lag: int = 1) -> float:
-    """Standard deviation of a reading about its level, from differences ``lag`` apart; 0 where there are too few."""
-    differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
-    return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
 
 
 class Walker(ABC):

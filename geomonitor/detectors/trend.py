@@ -9,16 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.detectors.readings import (
-    Finding,
-    Readings,
-    Walker,
-    Worse,
-    median,
-    require_direction,
-    scatter,
-    theil_sen,
-)
+from geomonitor.detectors.readings import Finding, Readings, Walker, Worse, require_direction
+from geomonitor.detectors.robust import median, scatter, theil_sen
 from geomonitor.errors import InputError
 
 
