@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from geomonitor.decline import DEFAULT_WATCH, Detector, check_votes, kind_of
 from geomonitor.detectors import DropFromReference, make_detector
 from geomonitor.detectors.readings import Finding, Readings
+from geomonitor.detectors.robust import sigmas_of
 from geomonitor.errors import InputError
 
 AUTO = "auto"
@@ -25,16 +27,17 @@ class AgreeingDrop(DropFromReference):
     """Where kinds of markers have to agree, a small change of each will do, once where it is plain, else twice.
 
     Those that are ``UNSTEADY`` are expected to go on falling as before. Where an epoch holds several measurements both
-    limits grow, for each of them is a chance to be low: of four ``drop`` by a quarter, like ``sigmas``.
+    limits grow, for each of them is a chance to be low. But two kinds have to be, at once: of four measurements the
+    chance of one kind may halve, not fall to a quarter, to leave the chance of both in an epoch as it was.
     """
 
-    drop: float = 0.02
-    sigmas: float = 2.0
+    drop: float = 0.025
+    sigmas: float = 1.75
     plain: float = 1.5
 
     def limits(self, readings: int) -> tuple[float, float]:
         """``drop`` and ``sigmas`` where an epoch holds so many readings."""
-        _, sigmas = super().limits(readings)
+        sigmas = sigmas_of(self.sigmas, math.sqrt(readings))
         return 1 - (1 - self.drop) ** (sigmas / self.sigmas if self.sigmas else 1), sigmas
 
     def walk(self, seen: Readings) -> Iterator[Finding]:

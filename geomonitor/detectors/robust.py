@@ -34,7 +34,7 @@ def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.i
 
 
 @functools.cache
-def sigmas_of(sigmas: float, readings: int) -> float:
+def sigmas_of(sigmas: float, chances: float) -> float:
     """Standard errors that any of so many readings exceeds by chance no more often than a single one ``sigmas``.
 
     Bonferroni's correction for Gaussian noise. 0 stays 0: no limit.
@@ -42,7 +42,7 @@ def sigmas_of(sigmas: float, readings: int) -> float:
     >>> [round(sigmas_of(sigmas, 4), 2) for sigmas in (0, 2, 3)]
     [0, 2.53, 3.4]
     """
-    return -float(ndtri_exp(log_ndtr(-sigmas) - math.log(readings))) if sigmas and readings > 1 else sigmas
+    return -float(ndtri_exp(log_ndtr(-sigmas) - math.log(chances))) if sigmas and chances > 1 else sigmas
 
 
 def scatter(levels: Sequence[float], lag: int = 1) -> float:

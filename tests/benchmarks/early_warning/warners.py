@@ -69,10 +69,10 @@ def detectors() -> Iterator[tuple[str, Walker, float]]:
 
 
 def drops(
-    sizes: Sequence[float] = (0.02, 0.03, 0.05, 0.1, 0.2), worse: Worse = "marker"
+    sizes: Sequence[float] = (0.02, 0.025, 0.05, 0.1), worse: Worse = "marker"
 ) -> Iterator[tuple[DropFromReference, float]]:
     """Settings of the drop from a reference, and how cautious each is."""
-    for drop, sigmas, patience, trend in itertools.product(sizes, (2.0, 3.0), (1, 2), (False, True)):
+    for drop, sigmas, patience, trend in itertools.product(sizes, (1.75, 2.0, 3.0), (1, 2), (False, True)):
         detector = DropFromReference(
             drop=drop, sigmas=sigmas, patience_checks=patience, follow_trend=trend, worse=worse
         )
