@@ -33,8 +33,8 @@ class GeometryDeclineWarning(GeomonitorWarning):
 def headline(verdict: Verdict) -> str:
     """The finding in one line.
 
-    >>> headline(Verdict(True, "penultimate", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3))
-    "dimension of 'penultimate' fell by 40 % (2 -> 1.2, 8.0 standard errors), low since epoch 8 (step 216)"
+    >>> headline(Verdict(True, "fc", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3))
+    "dimension of 'fc' fell by 40 % (1.2 where 2 was expected, 8.0 standard errors), low since epoch 8 (step 216)"
     """
     since = f"step {verdict.since_step}"
     if verdict.since_epoch is not None:
@@ -43,7 +43,7 @@ def headline(verdict: Verdict) -> str:
     sure = f", {verdict.sigmas:.1f} standard errors" if math.isfinite(verdict.sigmas) else ""
     return (
         f"{verdict.marker} of {verdict.layer!r} {moved} by {abs(verdict.change):.0%} "
-        f"({verdict.reference:.3g} -> {verdict.value:.3g}{sure}), {state} since {since}"
+        f"({verdict.value:.3g} where {verdict.reference:.3g} was expected{sure}), {state} since {since}"
     ).replace("%", " %")
 
 
