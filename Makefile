@@ -45,7 +45,7 @@ bench: $(STAMP)
 bench-warning: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.report
 
-# The runs that detectors are calibrated on; five hours on one core. Those that are in the repository are not made again.
+# The runs that detectors are calibrated on; six hours on one core. Those that are in the repository are not made again.
 bench-warning-runs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.collect
 

@@ -1,6 +1,6 @@
 """Train the runs and write their trajectories; runs that are there already are skipped.
 
-OMP_NUM_THREADS=1 python -m tests.benchmarks.early_warning.collect                     # five hours
+OMP_NUM_THREADS=1 python -m tests.benchmarks.early_warning.collect                     # six hours
 ... --family forgetting --task mnist --seeds 0:4                                       # a part of them
 """
 

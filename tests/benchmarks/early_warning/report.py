@@ -134,7 +134,7 @@ def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequ
     between = [run for run in runs if run.seed not in CHOSEN_SEEDS and not is_new(run)]
     parts = {
         "chosen on": rates(outcomes(default, chosen_on)),
-        "looked at before the last change": rates(outcomes(default, between)),
+        "looked at before the limits were chosen": rates(outcomes(default, between)),
         "**new seeds**": rates(outcomes(default, held_out)),
         "**new seeds, measured four times an epoch** (see below)": often,
         "new seeds of families that had no part in the choice": rates(unknown),
@@ -206,8 +206,9 @@ def _head(runs: Sequence[Run], chosen_on: Sequence[Run], held_out: Sequence[Run]
             f"{SIMULATED:,} simulated healthy runs, which have more noise and drift (`simulated.py`; what people use "
             f"today is spared that). All tables are of {len(held_out)} runs, failing ones of seeds {NEW_SEEDS[0]} to "
             f"{NEW_SEEDS[-1]} and healthy ones of {NEW_HEALTHY_SEEDS[0]} to {NEW_HEALTHY_SEEDS[-1]}, which were opened "
-            "after the defaults had been committed. Those in between were looked at before the last change that is "
-            "told in `warnings.md`; they are in the first table alone, and in the last section.",
+            "after the defaults had been committed. Those in between were looked at, too, before the limits of the "
+            "default got their present values (`warnings.md`); they are in the first table alone, and in the last "
+            "section.",
             "",
             "What to know before believing it: the networks are small; the families were made stronger after a look at "
             "the truth of first runs; which sets of markers to try, and from how many readings noise is taken, was "
