@@ -35,9 +35,9 @@ def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.i
 
 @functools.cache
 def sigmas_of(sigmas: float, chances: float) -> float:
-    """Standard errors that any of so many readings exceeds by chance no more often than a single one ``sigmas``.
+    """Standard errors that are exceeded in one of so many chances no more often than ``sigmas`` in a single one.
 
-    Bonferroni's correction for Gaussian noise. 0 stays 0: no limit.
+    Bonferroni's correction for Gaussian noise; ``chances`` need not be whole. ``sigmas`` of 0 stay 0: no limit.
 
     >>> [round(sigmas_of(sigmas, 4), 2) for sigmas in (0, 2, 3)]
     [0, 2.53, 3.4]

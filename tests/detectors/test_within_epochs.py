@@ -7,7 +7,7 @@ import pytest
 
 from geomonitor import Cusum, DropFromReference
 from geomonitor.detectors.readings import WINDOW, readings
-from geomonitor.panel import AGREEING
+from geomonitor.panel import AGREEING, AgreeingDrop
 from tests.detectors.synthetic import series
 
 COUNT, AN_EPOCH = 96, 4
@@ -53,6 +53,19 @@ def test_an_epoch_has_no_more_false_alarms_however_often_it_is_measured(sigmas):
         an_epoch[name] = np.mean(low, axis=0)[WINDOW:].mean() * (1 if name == "one an epoch" else AN_EPOCH)
     assert 0.6 < an_epoch["four an epoch"] / an_epoch["one an epoch"] < 1.1
     assert an_epoch["not known"] > 3 * an_epoch["one an epoch"]
+
+
+def test_two_kinds_agree_by_chance_no_more_often_however_often_an_epoch_is_measured():
+    """The noise is the larger of two estimates, which makes it rarer: for one kind by 0.6 at most, see above."""
+    detector, an_epoch = AgreeingDrop(drop=1e-6, sigmas=1.0, patience_checks=1), {}
+    for name in ("one an epoch", "four an epoch"):
+        both = []
+        for seed in range(300):
+            noise = np.random.default_rng([8, seed]).normal(0, 0.01, (2, COUNT))
+            first, second = (detector.shares(as_series(2 * np.exp(kind), EPOCHS[name])) for kind in noise)
+            both.append((first > 0) & (second > 0))
+        an_epoch[name] = np.mean(both, axis=0)[WINDOW:].mean() * (1 if name == "one an epoch" else AN_EPOCH)
+    assert 0.6**2 < an_epoch["four an epoch"] / an_epoch["one an epoch"] < 1.1
 
 
 @pytest.mark.parametrize(("an_epoch", "held"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4)])
