@@ -32,22 +32,22 @@ table: $(STAMP)
 # The tables and the plot of docs/performance.md: speed, exactness, scaling, two processes, memory, cost of the other
 # markers. Takes an hour on one core.
 bench: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.speed --plain
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.exactness
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bad_inputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.scaling docs/scaling.png
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.two_processes
-	$(BIN)/python -m tests.benchmarks.memory
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.marker_cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --plain
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.exactness
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bad_inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling docs/scaling.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.two_processes
+	$(BIN)/python -m benchmarks.memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.marker_cost
 
 # Every detector and every baseline replayed on the cached runs: docs/calibration.md; a quarter of an hour on two cores.
 bench-warning: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.report
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_warning.report
 
 # The runs that detectors are calibrated on; six hours on one core. Those that are in the repository are not made again.
 bench-warning-runs: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.early_warning.collect
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_warning.collect
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -20,8 +20,8 @@ from typing import Any
 
 from selenium import webdriver
 
+from geomonitor.history.runs import load_run
 from geomonitor.report import write_report
-from geomonitor.runs import load_run
 
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent

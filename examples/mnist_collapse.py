@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import geomonitor as gm
-from geomonitor.alerts import headline
+from geomonitor.alarms.words import headline
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
 
 EPOCHS, FAULT_EPOCH, FAULT_WEIGHT_DECAY = 20, 8, 2e-2

@@ -1,21 +1,25 @@
 """Watch the geometry of a network's representation while it trains.
 
-The flow, and where to read on: a :class:`ProbeSet` goes through the model, :mod:`geomonitor.capture` takes the features
-of a layer, the pure functions of :mod:`geomonitor.markers` turn them into numbers, the metrics accumulate them, and
-:class:`GeometryMonitor` (start there) makes records and verdicts of it all.
+The flow is the tree: a :class:`ProbeSet` (``probe``) goes through the model (``features``), pure functions turn the
+features of a layer into numbers (``markers``, ``glue``), a measurement (``measure``) becomes records (``history``) and
+verdicts (``alarms``). :class:`GeometryMonitor` puts it all together: start there.
 """
 
 from geomonitor import plots
-from geomonitor.alerts import GeometryDeclineWarning
-from geomonitor.capture import captured
-from geomonitor.decline import Detector, Verdict
-from geomonitor.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
+from geomonitor.alarms.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
+from geomonitor.alarms.verdict import Detector, Verdict
+from geomonitor.alarms.words import GeometryDeclineWarning
 from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
+from geomonitor.features.capture import captured
+from geomonitor.glue.manifolds import manifold_geometry
+from geomonitor.glue.result import EffectiveGeometry
+from geomonitor.history.history import History
+from geomonitor.history.records import Record, Series
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.collapse import NeuralCollapse, neural_collapse
-from geomonitor.markers.effective_geometry import EffectiveGeometry
-from geomonitor.markers.manifolds import manifold_geometry
 from geomonitor.markers.spectrum import effective_rank, numerical_rank, participation_ratio, rankme, stable_rank
+from geomonitor.measure.passive import ValidationProbe
+from geomonitor.measure.snapshot import Snapshot, take_snapshot
 from geomonitor.metrics import (
     ClassStructure,
     FeatureSpectrum,
@@ -24,10 +28,7 @@ from geomonitor.metrics import (
     PointStatistics,
 )
 from geomonitor.monitor import GeometryMonitor
-from geomonitor.passive import ValidationProbe
-from geomonitor.probe import ProbeSet
-from geomonitor.records import History, Record, Series
-from geomonitor.snapshot import Snapshot, take_snapshot
+from geomonitor.probe.probe_set import ProbeSet
 
 __version__ = "0.1.0.dev0"
 

@@ -17,32 +17,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomonitor.alerts import GeometryDeclineWarning, explain, what_changed
-from geomonitor.budget import Budget
-from geomonitor.capture import Layer, Pool, check_pooling, resolve_layers
-from geomonitor.decline import Detector, Verdict, judge
+from geomonitor._distributed import rank_and_world_size
+from geomonitor._warnings import Told, cause_of
+from geomonitor.alarms.panel import AUTO, make_panel
+from geomonitor.alarms.verdict import Detector, Verdict, judge
+from geomonitor.alarms.words import GeometryDeclineWarning, explain, what_changed
 from geomonitor.errors import InputError
-from geomonitor.markers.dichotomies import Dichotomies
-from geomonitor.markers.manifolds import Mode, manifold_geometry
-from geomonitor.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
-from geomonitor.options import marker_names
-from geomonitor.outputs import head_of
-from geomonitor.panel import AUTO, make_panel
-from geomonitor.passive import ValidationPass, ValidationProbe
-from geomonitor.probe import ProbeSet
-from geomonitor.probe_pass import Forward, call, device_of, probe_pass, try_shifts
-from geomonitor.processes import rank_and_world_size
-from geomonitor.records import History, Record
-from geomonitor.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
-from geomonitor.snapshot import Snapshot, take_snapshots
-from geomonitor.telling import Told, cause_of
-
-ALARM = "alarm"
-"""Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
-SECONDS = "seconds"
-"""Marker name of what a measurement cost, in seconds of wall-clock time; its layer is ""."""
-OVERHEAD = "overhead"
-"""Marker name of these seconds as a share of the wall-clock time since the measurement before; its layer is ""."""
+from geomonitor.features.capture import Layer, Pool, check_pooling, resolve_layers
+from geomonitor.features.outputs import head_of
+from geomonitor.glue.draws import Dichotomies
+from geomonitor.glue.manifolds import Mode, manifold_geometry
+from geomonitor.history.history import History
+from geomonitor.history.records import ALARM, OVERHEAD, SECONDS, Record
+from geomonitor.markers.names import marker_names
+from geomonitor.measure.budget import Budget
+from geomonitor.measure.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan, change_errors
+from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.measure.probe_pass import Forward, call, device_of, probe_pass, try_shifts
+from geomonitor.measure.snapshot import Snapshot, take_snapshots
+from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
 
 
 class GeometryMonitor:
@@ -55,13 +49,13 @@ class GeometryMonitor:
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
-        watch: names of the markers that the detector judges; by default those of ``geomonitor.decline.DEFAULT_WATCH``
-            that are measured.
+        watch: names of the markers that the detector judges; by default those of
+            ``geomonitor.alarms.verdict.DEFAULT_WATCH`` that are measured.
         votes: kinds of watched markers that must decline together. What is left open of these three is filled in by
-            :func:`geomonitor.panel.make_panel`: kinds must agree, where three are measured.
+            :func:`geomonitor.alarms.panel.make_panel`: kinds must agree, where three are measured.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
-        pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.capture.captured`.
+        pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`.
         forward: ``forward(model, inputs)`` runs the model on one probe batch; by default ``model(inputs)``, or
             ``model(**inputs)`` where the batch is a dict. Logits ``(B, C)`` are looked for in what it returns (a
             tensor, ``.logits``, ``["logits"]``, the first of a tuple), with the labels as columns; where there are
@@ -190,8 +184,8 @@ class GeometryMonitor:
                 measurements, and take account of it.
             forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
             validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
-            context: what else is known of this moment, by the names of ``geomonitor.alerts.CONTEXT`` (learning rate,
-                weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
+            context: what else is known of this moment, by the names of ``geomonitor.alarms.words.CONTEXT`` (learning
+                rate, weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
             snapshots: also put into ``snapshots`` what figures show, from the same points: no second forward pass.
 
         Returns:

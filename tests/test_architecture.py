@@ -1,8 +1,10 @@
-"""The tree shows the flow: a module imports from lower-numbered stages only, and frameworks stay outside the core."""
+"""The tree is the flow: a folder imports only from folders above it, without circles; frameworks stay outside."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,48 +12,81 @@ import pytest
 import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
-STAGES = [
-    {"budget", "drawing", "errors", "isolation", "processes", "telling"},
-    {"datasets", "origins", "probe", "shifts"},
-    {"layers", "capture", "outputs"},
-    {"markers"},
-    {"reservoir", "metric_states", "metrics"},
-    {"run_file", "measurement", "probe_pass", "passive", "snapshot", "records", "curves", "plots"},
-    {"decline"},
-    {"detectors"},
-    {"panel", "replay"},
-    {"alerts", "options"},
-    {"monitor", "__init__"},
-    {"runs", "checkpoints", "scan", "compare"},
-    {"report"},
-    {"cli"},
-]
-STAGE = {module: number for number, stage in enumerate(STAGES) for module in stage}
-FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate"}
+ORDER = (
+    *("errors", "_warnings", "_distributed", "_threads", "_random"),
+    *("probe", "features", "markers", "glue", "metrics", "measure", "history", "alarms"),
+    *("monitor", "run", "decide", "plots", "report", "cli"),
+)
+"""From the ground up; ``__init__`` gathers the public names and may import everything."""
+CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}
+"""``metric.plot()`` and ``history.plot()`` import the pictures when they are called; nothing else looks down."""
+FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "keras", "skorch", "fastai"}
 FILES = sorted(CORE.rglob("*.py"))
+MODULES = {
+    ".".join(["geomonitor", *f.relative_to(CORE).with_suffix("").parts]).removesuffix(".__init__") for f in FILES
+}
 
 
-def imports(file: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def name_of(file: Path) -> str:
+    return ".".join(["geomonitor", *file.relative_to(CORE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imports(tree: ast.AST, *, nested: bool = True) -> Iterator[str]:
+    """Full names of what is imported: modules, and names in modules; without ``nested`` only when the file is read."""
+    for node in ast.walk(tree) if nested else _when_read(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def stage_of(file: Path) -> int:
-    return STAGE[file.relative_to(CORE).parts[0].removesuffix(".py")]
+def _when_read(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _when_read(node)
+
+
+def module_of(name: str) -> str | None:
+    """The module of geomonitor that an imported name is, or is in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def folder_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CORE)))
-def test_imports_go_down_the_flow(file):
-    for name in imports(file):
-        root, *rest = name.split(".")
-        assert root not in FRAMEWORKS, f"{file.name} imports {name}: frameworks live in integrations/"
-        if root == "geomonitor" and rest and rest[0] in STAGE:
-            assert STAGE[rest[0]] <= stage_of(file), f"{file.name} imports {name} from a later stage"
+def test_a_folder_imports_from_folders_above_it(file):
+    own, place = folder_of(name_of(file)), str(file.relative_to(CORE))
+    for name in imports(ast.parse(file.read_text(encoding="utf-8"))):
+        assert name.split(".")[0] not in FRAMEWORKS, f"{place} imports {name}: frameworks live in integrations/"
+        module = module_of(name)
+        if module is None or own == "__init__" or (place, folder_of(module)) in CONVENIENCE:
+            continue
+        assert folder_of(module) in ORDER, f"{place} imports {name}: import the public names from where they are made"
+        assert ORDER.index(folder_of(module)) <= ORDER.index(own), f"{place} imports {name} from below"
+
+
+def test_every_folder_has_its_place():
+    assert {folder_of(module) for module in MODULES} - {"__init__"} <= set(ORDER)
+
+
+def test_no_circle_of_imports():
+    graph = {
+        name_of(file): {
+            module
+            for name in imports(ast.parse(file.read_text(encoding="utf-8")), nested=False)
+            if (module := module_of(name)) and module != name_of(file)
+        }
+        for file in FILES
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CORE)))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
-from geomonitor.probe_pass import call
-from geomonitor.records import Series
+from geomonitor.history.records import Series
+from geomonitor.measure.probe_pass import call
 from tests.processes import in_processes
 
 CLASSES, PER_CLASS = 4, 15

@@ -12,8 +12,8 @@ import rich.table
 import typer
 from rich.text import Text
 
-from geomonitor.compare import Finding, bound, compare_runs, differences
-from geomonitor.runs import load_run
+from geomonitor.decide.compare import Finding, bound, compare_runs, differences
+from geomonitor.history.runs import load_run
 
 BELOW_A_BOUND = 1
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from geomonitor.alerts import explain, what_changed
-from geomonitor.decline import DEFAULT_WATCH
-from geomonitor.detectors import DETECTORS
+from geomonitor.alarms.detectors import DETECTORS
+from geomonitor.alarms.panel import AUTO, make_panel
+from geomonitor.alarms.replay import Episode
+from geomonitor.alarms.replay import replay as replay_history
+from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.words import explain, what_changed
 from geomonitor.errors import InputError
-from geomonitor.panel import AUTO, make_panel
-from geomonitor.replay import Episode
-from geomonitor.replay import replay as replay_history
-from geomonitor.runs import load_run
+from geomonitor.history.runs import load_run
 
 ALARM = 1
 

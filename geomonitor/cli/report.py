@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from geomonitor.history.runs import load_run
 from geomonitor.report import write_report
-from geomonitor.runs import load_run
 
 
 def report(

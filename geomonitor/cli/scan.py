@@ -12,15 +12,15 @@ import torch
 import typer
 from torch import nn
 
-from geomonitor.alerts import headline
+from geomonitor.alarms.words import headline
 from geomonitor.cli.targets import own_code, target
+from geomonitor.decide.scan import moments
+from geomonitor.decide.scan import scan as measured
 from geomonitor.errors import InputError
+from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.markers import MARKER_GROUPS
 from geomonitor.monitor import GeometryMonitor
-from geomonitor.probe import ProbeSet
-from geomonitor.runs import HISTORY_FILE
-from geomonitor.scan import moments
-from geomonitor.scan import scan as measured
+from geomonitor.probe.probe_set import ProbeSet
 
 WATCHED = "dimension"
 """What a GeometryMonitor judges by default."""

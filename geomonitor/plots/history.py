@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geomonitor.curves import alarm_spans, band, decomposition
-from geomonitor.drawing import COLORS, axes_on, look, require_matplotlib, tidy
 from geomonitor.errors import InputError
-from geomonitor.records import History, Series
+from geomonitor.history.history import History
+from geomonitor.history.records import Series
+from geomonitor.plots.curves import alarm_spans, band, decomposition
+from geomonitor.plots.drawing import COLORS, axes_on, look, require_matplotlib, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

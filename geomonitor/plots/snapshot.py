@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from geomonitor.drawing import COLORS, axes_on, look, tidy
 from geomonitor.errors import InputError
-from geomonitor.snapshot import Plane, Snapshot
+from geomonitor.measure.snapshot import Plane, Snapshot
+from geomonitor.plots.drawing import COLORS, axes_on, look, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

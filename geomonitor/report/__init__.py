@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geomonitor.errors import InputError
+from geomonitor.history.records import ALARM
+from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
-from geomonitor.monitor import ALARM
 from geomonitor.report import findings
-from geomonitor.runs import Run
 
 if TYPE_CHECKING:
     from geomonitor.report.figures import Curve
@@ -29,7 +29,7 @@ def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Ru
     """Write the report of a run to a file.
 
     Args:
-        run: from :func:`geomonitor.runs.load_run`.
+        run: from :func:`geomonitor.history.runs.load_run`.
         path: of the HTML file; about 5 MB, most of it Plotly's own code.
         compare: other runs to draw beside it.
 

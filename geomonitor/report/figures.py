@@ -12,9 +12,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from geomonitor.records import Series
+from geomonitor.history.records import Series
+from geomonitor.history.runs import Run
 from geomonitor.report.findings import TERMS, Decomposition
-from geomonitor.runs import Run
 
 BAND_ERRORS = 2
 """Half the height of a band, in standard errors: about 95 % of a normal distribution."""

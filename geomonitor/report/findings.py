@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alerts import explain, headline, what_changed
-from geomonitor.decline import DEFAULT_WATCH, Verdict, judge
-from geomonitor.monitor import ALARM, SECONDS
-from geomonitor.panel import ALONE, make_panel
-from geomonitor.records import History
+from geomonitor.alarms.panel import ALONE, make_panel
+from geomonitor.alarms.verdict import DEFAULT_WATCH, Verdict, judge
+from geomonitor.alarms.words import explain, headline, what_changed
+from geomonitor.history.history import History
+from geomonitor.history.records import ALARM, SECONDS
 
 WATCHED = "dimension"
 """The marker whose value the summary gives; judged are all that a monitor watches by default."""

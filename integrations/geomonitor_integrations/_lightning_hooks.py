@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from geomonitor.alerts import CONTEXT
-from geomonitor.budget import Budget
-from geomonitor.capture import resolve_layers
+from geomonitor.alarms.words import CONTEXT
 from geomonitor.errors import InputError
-from geomonitor.monitor import SECONDS, GeometryMonitor
-from geomonitor.passive import ValidationPass, ValidationProbe
-from geomonitor.probe import ProbeSet
-from geomonitor.records import Record
-from geomonitor.runs import HISTORY_FILE
+from geomonitor.features.capture import resolve_layers
+from geomonitor.history.records import SECONDS, Record
+from geomonitor.history.runs import HISTORY_FILE
+from geomonitor.measure.budget import Budget
+from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.monitor import GeometryMonitor
+from geomonitor.probe.probe_set import ProbeSet
 from geomonitor_integrations._lightning_checks import (
     first_loader,
     require_namespace,

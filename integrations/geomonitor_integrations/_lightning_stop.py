@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from geomonitor.alerts import headline
-from geomonitor.capture import resolve_layers
+from geomonitor.alarms.words import headline
 from geomonitor.errors import InputError
-from geomonitor.monitor import ALARM
+from geomonitor.features.capture import resolve_layers
+from geomonitor.history.records import ALARM
 from geomonitor_integrations._lightning_checks import require_namespace
 from geomonitor_integrations._lightning_hooks import GeometryHooks, prefixed
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.curves import decomposed
-from geomonitor.drawing import BAND_SIGMAS
-from geomonitor.records import Record
+from geomonitor.history.records import Record
+from geomonitor.plots.curves import decomposed
+from geomonitor.plots.drawing import BAND_SIGMAS
 
 BANDS, DECOMPOSITION = "geometry_bands", "geometry_decomposition"
 BANDED = ("dimension", "utility")

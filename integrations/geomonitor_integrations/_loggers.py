@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alerts import headline
+from geomonitor._random import preserved_rng
+from geomonitor.alarms.words import headline
 from geomonitor.errors import GeomonitorWarning, InputError
-from geomonitor.isolation import preserved_rng
-from geomonitor.monitor import ALARM, GeometryMonitor
-from geomonitor.records import Record
-from geomonitor.snapshot import Snapshot
+from geomonitor.history.records import ALARM, Record
+from geomonitor.measure.snapshot import Snapshot
+from geomonitor.monitor import GeometryMonitor
 from geomonitor_integrations._logger_kinds import Sink, has_pictures, sink_of
 
 FIGURES_EVERY_N = 10
@@ -113,8 +113,8 @@ class LoggerOutput:
         sink.bands(records, step)
 
     def _draw(self, trainer: Any, snapshots: dict[str, Snapshot], step: int) -> None:
-        from geomonitor.drawing import pixels
         from geomonitor.plots import FIGURES, figure_of
+        from geomonitor.plots.drawing import pixels
 
         for layer, snapshot in snapshots.items():
             reference = self.references.setdefault(layer, snapshot.as_reference())

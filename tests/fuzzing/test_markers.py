@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geomonitor as gm
-from geomonitor.markers.estimates import Measures
+from geomonitor.glue.estimates import Measures
 from tests.fuzzing.clouds import PROFILE, TENSORS, clouds, in_range, measured
 
 SCALE = 2.0**-7

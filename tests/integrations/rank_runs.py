@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
-from geomonitor.records import Series
+from geomonitor.history.records import Series
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
 
 STOP_STEP = 6

@@ -24,7 +24,7 @@ COST, STEP_SECONDS, STEPS = 0.5, 2.0, 6
 def clock(monkeypatch) -> SimpleNamespace:
     """A clock that goes on where the tests say so."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("geomonitor.budget.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("geomonitor.measure.budget.perf_counter", lambda: clock.now)
     monkeypatch.setattr(
         "geomonitor.monitor.time", SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     )

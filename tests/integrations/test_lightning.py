@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
-from geomonitor.records import Series
+from geomonitor.history.records import Series
 
 MEASURED = ("dimension", "participation_ratio", "nc1")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
-from geomonitor.records import Series
+from geomonitor.history.records import Series
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
 from geomonitor_integrations.lightning import GeometryCallback

@@ -1,0 +1,111 @@
+"""A drop from the recent level that is large, beyond the noise, and stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from geomonitor.alarms.detectors.readings import (
+    Baseline,
+    Finding,
+    Readings,
+    Walker,
+    Worse,
+    baseline,
+    end_of_warm_up,
+    recent_half,
+    require_direction,
+)
+from geomonitor.alarms.detectors.robust import sigmas_of
+from geomonitor.errors import InputError
+
+
+@dataclass(frozen=True)
+class DropFromReference(Walker):
+    """Decline: a drop from the recent level that is large, beyond the noise, and stays.
+
+    *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
+    not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
+    still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
+    below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least, and as many
+    epochs where there are several measurements in one (but no more than four times as many measurements). A measurement
+    is low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
+    "declined" from the ``patience_checks``-th low one in a row, or from a plain one, until one is not low.
+
+    *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
+    change: measurements of one protocol share their draws) and the scatter of the series itself, from one measurement
+    to the next or from one epoch to the next, whatever is more.
+
+    The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
+    two kinds of markers have to agree, a monitor takes smaller limits (``geomonitor.alarms.panel``).
+
+    A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one below 0; a fall to 0 is
+    the largest there is.
+
+    Args:
+        drop: smallest relative drop that matters, in ``(0, 1)``.
+        sigmas: smallest drop in standard errors of the difference. Where an epoch holds several measurements, by as
+            many more as make up for the more chances (2 becomes 2.5 and 3 becomes 3.4 at four an epoch).
+        warmup_checks: measurements before anything is judged, and epochs, if they hold several measurements.
+        patience_checks: low measurements in a row that make a decline.
+        plain: a measurement that lies so many times as far below as both limits ask needs no second one; by default
+            none is.
+        settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
+        follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
+        worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
+            markers says of each, and a fall where it says nothing.
+
+    >>> import numpy as np, geomonitor as gm
+    >>> epochs, errors = np.arange(10), np.full(10, 0.05)
+    >>> values = np.array([1.9, 2.0, 2.1, 2.0, 2.1, 2.0, 2.1, 2.0, 1.4, 1.3])
+    >>> verdict = gm.DropFromReference()(gm.Series("fc", "dimension", 24 * epochs, epochs, values, errors))
+    >>> verdict.declined, verdict.since_epoch, round(verdict.change, 2)
+    (True, 8, -0.37)
+    """
+
+    drop: float = 0.1
+    sigmas: float = 3.0
+    warmup_checks: int = 6
+    patience_checks: int = 2
+    plain: float = math.inf
+    settled: float = 0.02
+    follow_trend: bool = False
+    worse: Worse = "marker"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.drop < 1 or self.sigmas < 0 or self.settled <= 0:
+            raise InputError(f"drop lies in (0, 1), sigmas is 0 or more, settled above 0; got {self}")
+        if not self.plain >= 1:
+            raise InputError(f"plain is a factor on both limits, 1 or more; got {self}")
+        if self.warmup_checks < 1 or self.patience_checks < 1:
+            raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
+        require_direction(self.worse)
+
+    @property
+    def needed(self) -> int:
+        """Low readings in a row that make a decline."""
+        return self.patience_checks
+
+    def limits(self, readings: int) -> tuple[float, float]:
+        """``drop`` and ``sigmas`` where an epoch holds so many readings."""
+        return self.drop, sigmas_of(self.sigmas, readings)
+
+    def walk(self, seen: Readings) -> Iterator[Finding]:
+        """What is found at each reading."""
+        levels = seen.levels
+        low = since = 0
+        plain = False
+        before: Baseline | None = None
+        judged_from = end_of_warm_up(seen, self.warmup_checks, self.settled)
+        yield from map(Finding, range(judged_from))
+        for now in range(judged_from, len(levels)):
+            if not low or before is None:
+                since, before = now, baseline(seen, now, follow_trend=self.follow_trend)
+            expected = before.at(now)
+            noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
+            drop, sigmas = self.limits(seen.within_an_epoch(now))
+            gap, limit = expected - levels[now], max(-math.log1p(-drop), sigmas * noise)
+            low = low + 1 if gap > limit else 0
+            plain = low > 0 and (plain or gap > self.plain * limit)
+            yield Finding(now, low, since, expected, noise, plain)

@@ -1,0 +1,1 @@
+"""What to do with measurements: saved checkpoints measured after the run, runs compared."""

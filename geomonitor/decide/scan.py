@@ -1,0 +1,173 @@
+"""Measure saved checkpoints as if a monitor had watched the training: the history equals that of the run itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from geomonitor.alarms.verdict import Verdict, judge
+from geomonitor.decide.checkpoints import Checkpoint, load_checkpoint, load_weights
+from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
+from geomonitor.history.records import ALARM, Record
+from geomonitor.monitor import GeometryMonitor
+
+LONGEST_MEASUREMENT = timedelta(days=1)
+"""How long the first process waits for the numbers of another one."""
+
+
+class Moment(NamedTuple):
+    """A checkpoint to measure, and when in training that is."""
+
+    path: str
+    step: int
+    epoch: int | None
+
+
+def moments(paths: Sequence[str]) -> list[Moment]:
+    """Put checkpoints in the order of training.
+
+    Args:
+        paths: checkpoint files, in any order.
+
+    Returns:
+        Each once, by step. A second checkpoint of a step (the ``last.ckpt`` beside ``epoch=9.ckpt``) is left out with a
+        warning. Where no file tells a step, the epoch stands in, and else the place in ``paths``.
+
+    Raises:
+        InputError: no files, a file that cannot be read, or steps that only some files tell.
+    """
+    if not paths:
+        raise InputError("no checkpoints given: name .ckpt, .pt or .safetensors files")
+    found = [(path, *load_checkpoint(path)[2:]) for path in paths]
+    told = {"step": [path for path, step, _ in found if step is not None],
+            "epoch": [path for path, _, epoch in found if epoch is not None]}  # fmt: skip
+    clock = next((name for name in ("step", "epoch") if told[name]), None)
+    if clock and len(told[clock]) < len(found):
+        silent = next(path for path, *_ in found if path not in told[clock])
+        raise InputError(f"{silent} does not tell its {clock}, others do: rename it to something like step_1000.pt")
+    if clock != "step":
+        warnings.warn(
+            f"no checkpoint tells its step: {clock or 'the order in which they are given'} stands in for it",
+            GeomonitorWarning,
+            stacklevel=2,
+        )
+    ordered: dict[int, Moment] = {}
+    for place, (path, step, epoch) in enumerate(found):
+        when = {"step": step, "epoch": epoch}.get(clock or "", place)
+        assert when is not None  # of the chosen clock, all are told
+        if when in ordered:
+            warnings.warn(f"{path} is left out: {ordered[when].path} has step {when}, too", GeomonitorWarning, 2)
+            continue
+        ordered[when] = Moment(path, when, epoch)
+    return [ordered[when] for when in sorted(ordered)]
+
+
+def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Moment]) -> Iterator[Verdict | None]:
+    """Measure checkpoints one after the other; with several processes each takes its share of them.
+
+    A checkpoint is measured by one process, whole, so the numbers do not depend on how many there are. Each takes a
+    stretch of them, and measures again what its own are compared with: the checkpoint before (errors of changes) and
+    the first one (drift). Processes are those of ``torchrun`` (its environment variables tell); the process group must
+    not be initialised, as the metrics would then wait for one another. The first process collects everything in its
+    ``monitor.history``, in order, and judges it as the run would have been judged.
+
+    Args:
+        monitor: what to measure; its history is appended to, in the first process only.
+        model: takes the weights of each checkpoint in turn; on the device where it is to be measured.
+        checkpoints: from :func:`moments`.
+
+    Yields:
+        In the first process, after each checkpoint: a verdict that has just turned to "declined", or None. In the
+        others nothing, until all is done.
+
+    Raises:
+        InputError: a checkpoint that does not fit the model, a layer that does not exist.
+        MeasurementError: not one checkpoint could be measured.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise InputError("scan shares out the checkpoints itself: call it without an initialised process group")
+    exchange = _Exchange(rank, processes)
+    detector, history = monitor.detector, monitor.history
+    monitor.detector = None  # judged here, where all measurements come together
+    try:
+        mine = _stretch(len(checkpoints), rank, processes)
+        if rank and mine:
+            for place in sorted({mine[0] - 1} | ({0} if "drift" in monitor.markers else set())):
+                _measure(monitor, model, checkpoints[place])
+        measured = False
+        for place, moment in enumerate(checkpoints):
+            own = place in mine
+            records = _measure(monitor, model, moment) if own else []
+            if rank:
+                if own:
+                    exchange.send(place, records)
+                continue
+            if not own:
+                records = exchange.receive(place)
+                history.append(records)
+            measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
+            yield _judged(monitor, detector, moment)
+        if not rank and not measured:
+            raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")
+    finally:
+        monitor.detector = detector
+
+
+def _stretch(count: int, rank: int, processes: int) -> range:
+    """Places of the checkpoints of one process: stretches of nearly equal length, in order."""
+    return range(count * rank // processes, count * (rank + 1) // processes)
+
+
+def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list[Record]:
+    checkpoint: Checkpoint = load_checkpoint(moment.path)
+    load_weights(model, checkpoint)
+    return monitor.measure(model, step=moment.step, epoch=moment.epoch)
+
+
+def _judged(monitor: GeometryMonitor, detector: Callable[..., Verdict] | None, moment: Moment) -> Verdict | None:
+    """Record the alarm of each layer after a checkpoint, and return the first one that is new."""
+    if detector is None:
+        return None
+    history, new = monitor.history, []
+    for layer in history.layers:
+        before = history.series(layer, ALARM).values
+        verdict = monitor.verdicts[layer] = judge(history, layer, monitor.watch, detector, monitor.votes)
+        history.append([Record(moment.step, moment.epoch, layer, ALARM, float(verdict.declined))])
+        if verdict.declined and not (len(before) and before[-1] == 1):
+            new.append(verdict)
+    return new[0] if new else None
+
+
+class _Exchange:
+    """Passes records to the first process through the key-value store that torchrun keeps."""
+
+    def __init__(self, rank: int, processes: int) -> None:
+        self._store = None
+        if processes > 1:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in every build of torch
+
+            hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+            self._store = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                processes,
+                is_master=rank == 0 and not hosted,
+                timeout=LONGEST_MEASUREMENT,
+            )
+
+    def send(self, place: int, records: list[Record]) -> None:
+        assert self._store is not None  # several processes
+        self._store.set(f"geomonitor/{place}", json.dumps(records))  # repr of floats: every digit
+
+    def receive(self, place: int) -> list[Record]:
+        assert self._store is not None
+        return [Record(*row) for row in json.loads(self._store.get(f"geomonitor/{place}"))]

@@ -1,0 +1,7 @@
+"""What a run leaves behind: records in memory, an append-only CSV file, and its side file.
+
+- ``records``: :class:`Record` and :class:`Series`.
+- ``history``: :class:`History`, all records of a run.
+- ``run_file``: the file, on a disk that may be full or shared.
+- ``runs``: the directory of a run, found and read again.
+"""

@@ -1,0 +1,69 @@
+"""What one measurement leaves: a record a marker; and the series of one marker over a run."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALARM = "alarm"
+"""Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
+SECONDS = "seconds"
+"""Marker name of what a measurement cost, in seconds of wall-clock time; its layer is ""."""
+OVERHEAD = "overhead"
+"""Marker name of these seconds as a share of the wall-clock time since the measurement before; its layer is ""."""
+
+
+class Record(NamedTuple):
+    """One marker of one layer at one moment of training."""
+
+    step: int
+    """optimiser steps done"""
+    epoch: int | None
+    """epoch, from 0; None in a loop that does not count them"""
+    layer: str
+    """alias of the layer, or "" for what belongs to the whole measurement"""
+    marker: str
+    value: float
+    """NaN where the marker is undefined or the measurement failed"""
+    standard_error: float = math.nan
+    """NaN where the marker has no sampling error"""
+    time: float = math.nan
+    """seconds since 1970 (UTC) at the measurement; NaN where nobody looked"""
+    change_error: float = math.nan
+    """standard error of the change since the measurement before, whose draws are the same; NaN where not known"""
+
+    @property
+    def key(self) -> str:
+        """Name under which loggers get the value: ``geometry/<layer>/<marker>``, ``geometry/seconds``."""
+        return "/".join(part for part in ("geometry", self.layer, self.marker) if part)
+
+
+class Series(NamedTuple):
+    """One marker of one layer over time, in the order of the steps; all arrays have length ``n``."""
+
+    layer: str
+    marker: str
+    steps: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+    """NaN where the epoch is not known"""
+    values: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
+    change_errors: NDArray[np.float64] | None = None
+    """of the change since the measurement before, with common draws; NaN or None where not known"""
+
+    def until(self, step: int) -> Series:
+        """The series as it was when step ``step`` had just been measured."""
+        seen = slice(0, int(np.searchsorted(self.steps, step, side="right")))
+        changes = self.change_errors
+        return Series(
+            self.layer,
+            self.marker,
+            self.steps[seen],
+            self.epochs[seen],
+            self.values[seen],
+            self.standard_errors[seen],
+            None if changes is None else changes[seen],
+        )

@@ -1,0 +1,74 @@
+"""A run on disk: the directory that a callback, a loop or ``geomonitor scan`` left, found and read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from geomonitor.errors import InputError
+from geomonitor.history.history import History
+
+HISTORY_FILE = "geometry.csv"
+"""Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
+
+
+class Run(NamedTuple):
+    """What a run left."""
+
+    name: str
+    """of its directory, or of the file where that is not called ``geometry.csv``"""
+    path: Path
+    """of the history file"""
+    history: History
+    protocol: dict[str, Any]
+    """empty where there is no side file"""
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run.
+
+    Args:
+        path: a history file, or a directory with one ``geometry.csv`` in it or somewhere below it.
+
+    Raises:
+        InputError: no history there, several of them, an empty one, or files that are damaged.
+    """
+    file = _history_file(Path(path))
+    try:
+        history = History.load(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no history file: {error}") from error
+    if not len(history):
+        raise InputError(f"{file} holds no measurement yet: train until the first one is made")
+    name = file.resolve().parent.name if file.name == HISTORY_FILE else file.stem
+    return Run(name, file, history, _protocol(file.with_suffix(".json")))
+
+
+def _history_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give the directory of a run, where {HISTORY_FILE} lies")
+    if (path / HISTORY_FILE).is_file():
+        return path / HISTORY_FILE
+    below = sorted(path.rglob(HISTORY_FILE))
+    if not below:
+        raise InputError(f"there is no {HISTORY_FILE} in {path} or below it: give the directory of a run")
+    if len(below) > 1:
+        listed = ", ".join(str(file.parent) for file in below[:5]) + (", ..." if len(below) > 5 else "")
+        raise InputError(f"{path} holds {len(below)} runs; name one of them: {listed}")
+    return below[0]
+
+
+def _protocol(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        protocol = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON ({error}): mend it, or move it away") from error
+    if not isinstance(protocol, dict):
+        raise InputError(f"{file} must hold the protocol as a JSON object: mend it, or move it away")
+    return protocol

@@ -1,0 +1,261 @@
+"""Passive measurement: the points come from the validation loop's own forward passes, so no extra one is made.
+
+Of each class the ``M`` points of lowest pseudo-random priority are kept, a function of the seed and the sample's id
+alone: the same points at every validation, in any batch split and on any number of processes, as long as a sample keeps
+its id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor._distributed import gathered, rank_and_world_size
+from geomonitor.errors import InputError, MeasurementError
+from geomonitor.features.capture import Pool, captured
+from geomonitor.features.layers import Layer, linear_paths, plain_modules
+from geomonitor.measure.measurement import Measurement
+from geomonitor.probe.datasets import LabelKey, split_label
+from geomonitor.probe.reservoir import EMPTY, Reservoir, add_points, empty_reservoir, merge_reservoirs, priority
+
+LOGITS = ":logits"
+"""Key of the logits among the features of layers."""
+
+
+class ValidationProbe:
+    """Measure on points of the validation loop, in its own forward passes: no extra forward (passive mode).
+
+    What it costs you: validation data with random augmentation gives other features at each epoch, as a held-out
+    ``ProbeSet`` without transforms does not; nobody checks that the points are not trained on; input shifts cannot be
+    measured, and logits only where the layer is the input of the ``nn.Linear`` that gives them (``"penultimate"``);
+    a model compiled by ``torch.compile`` runs uncompiled in the validations that are measured.
+
+    Args:
+        classes: labels to measure, or how many, counted from 0. Points of other classes are passed over.
+        per_class: points ``M`` of each class; classes with fewer points have all of them.
+        seed: which points.
+        labels: gives the labels ``(B,)`` of a batch; by default the last part of a pair or the field ``"label"``,
+            ``"labels"``, ``"target"``, ...
+        ids: gives integers ``(B,)`` that name the samples of a batch, the same at every epoch. Needed where the
+            validation loader shuffles; by default a sample is named by its position.
+        label_key: place of the label in a batch, instead of ``labels``.
+
+    Raises:
+        InputError: fewer than two classes, or no points.
+
+    >>> ValidationProbe(classes=10, per_class=20)
+    ValidationProbe(10 classes x 20 points, seed=0)
+    """
+
+    fingerprint = "validation loop"
+
+    def __init__(
+        self,
+        *,
+        classes: int | Sequence[int],
+        per_class: int = 50,
+        seed: int = 0,
+        labels: Callable[[Any], Tensor] | None = None,
+        ids: Callable[[Any], Tensor] | None = None,
+        label_key: LabelKey = None,
+    ) -> None:
+        chosen = range(classes) if isinstance(classes, int) else {int(label) for label in classes}
+        self.classes = tuple(sorted(chosen))
+        if len(self.classes) < 2 or per_class < 2 or seed < 0:
+            raise InputError(
+                "expected two classes or more, per_class of 2 or more and a seed of 0 or more; "
+                f"got classes={classes}, per_class={per_class}, seed={seed}"
+            )
+        self.per_class = per_class
+        self.seed = seed
+        self.labels = labels
+        self.ids = ids
+        self.label_key = label_key
+
+    def __repr__(self) -> str:
+        return f"ValidationProbe({len(self.classes)} classes x {self.per_class} points, seed={self.seed})"
+
+    def labels_in(self, batch: Any) -> Tensor:
+        """The labels ``(B,)`` of a validation batch, on the CPU.
+
+        Raises:
+            InputError: no label found, or not one integer a sample.
+        """
+        found = self.labels(batch) if self.labels else split_label(batch, self.label_key)[1]
+        labels = torch.as_tensor(found).cpu() if found is not None else torch.tensor(0.5)
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise InputError(
+                "no integer labels (B,) were found in the validation batch: give ValidationProbe(labels=function "
+                f"of the batch); found {'none' if found is None else f'{labels.dtype} {tuple(labels.shape)}'}"
+            )
+        return labels.to(torch.int64)
+
+
+class ValidationPass:
+    """Collects the points of one validation; see :meth:`geomonitor.GeometryMonitor.validation_pass`.
+
+    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of ours in between is kept and told by the
+    measurement, so that the validation goes on.
+
+    Args:
+        model: whose forward is watched.
+        layers: where to take features, by alias.
+        probe: which points.
+        pool: see :func:`geomonitor.features.capture.captured`.
+        dataset_length: samples of the validation set where it is known and read in order: what a distributed sampler
+            repeats at the end to make its parts even counts once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        probe: ValidationProbe,
+        *,
+        pool: Pool = "auto",
+        dataset_length: int | None = None,
+    ) -> None:
+        self._model = model
+        self._probe = probe
+        self._pool = pool
+        self._length = dataset_length
+        self._layers = dict(layers)
+        last = linear_paths(plain_modules(model))[-1:]
+        heads = [layer for layer in layers.values() if layer.side == "input" and layer.path in last]
+        self._logits = {LOGITS: Layer(heads[0].path, "output")} if heads else None
+        self._classes = torch.tensor(probe.classes)
+        self._reservoir: Reservoir | None = None
+        self._widths: dict[str, int] = {}
+        self._seen = 0
+        self._block = ExitStack()
+        self._features: dict[str, Tensor] | None = None
+        self.failure: Exception | None = None
+        """what went wrong first, if anything did"""
+        self.seconds = 0.0
+        """time spent here, beyond the validation's own"""
+        self.points = ""
+        """fingerprint of the chosen points, after :meth:`add_to`"""
+
+    @contextmanager
+    def batch(self, batch: Any) -> Iterator[None]:
+        """Watch the forward pass of one batch, which is run inside the block.
+
+        Args:
+            batch: as the loader gives it, from which labels and ids are taken.
+        """
+        self.open()
+        try:
+            yield
+        except BaseException:
+            self.abandon()
+            raise
+        self.close(batch)
+
+    def open(self) -> None:
+        """Put the hooks on for the next batch."""
+        if self.failure is None:
+            self._features = self._block.enter_context(captured(self._model, self._layers, pool=self._pool))
+            if self._logits:
+                logits = self._block.enter_context(captured(self._model, self._logits, pool=_logits_alone))
+                self._block.callback(lambda features: features.update(logits), self._features)
+
+    def close(self, batch: Any) -> None:
+        """Take the hooks off again and keep what belongs to the chosen points of ``batch``."""
+        started, features = perf_counter(), self._features
+        self._features = None
+        try:
+            self._block.close()
+            if features is not None:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._keep(features, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
+        except Exception as error:  # noqa: BLE001 - told by the measurement; the validation is not ours to end
+            self.failure = self.failure or error
+        self.seconds += perf_counter() - started
+
+    def abandon(self) -> None:
+        """Take the hooks off without keeping anything, after an error of somebody else."""
+        self._features = None
+        with suppress(Exception):  # that the layers did not run is the other error's fault
+            self._block.close()
+
+    def add_to(self, measurement: Measurement, *, known: str | None = None) -> None:
+        """Add this process's share of the chosen points of all processes to a measurement.
+
+        All processes have to call this together.
+
+        Args:
+            measurement: where the points go.
+            known: ``points`` of the measurement before, if there was one.
+
+        Raises:
+            MeasurementError: no process has seen a point of the classes; other points than the known ones.
+            Exception: what went wrong while collecting, here; other processes go on to the measurement's own check.
+        """
+        held = self._reservoir
+        parts = gathered(None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths))
+        if self.failure is not None:
+            raise self.failure
+        found = [part for part in parts if part is not None]
+        if not found:
+            raise MeasurementError(
+                f"the validation loop had no points of the classes {self._probe.classes}: is ValidationProbe(classes=) "
+                "right, and does the validation loader have batches?"
+            )
+        widths = found[0][2]
+        merged = merge_reservoirs([Reservoir(features, priorities) for features, priorities, _ in found])
+        self.points = hashlib.sha256(merged.priorities.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+        if known is not None and self.points != known:
+            raise MeasurementError(
+                "the validation loop gave other points than at the measurements before, with which these cannot be "
+                "compared: does the loader shuffle, or was limit_val_batches or the data set changed? Give "
+                "ValidationProbe(ids=...) names of the samples that do not change."
+            )
+        filled = torch.nonzero(merged.priorities != EMPTY)
+        rank, world_size = rank_and_world_size()
+        mine = torch.arange(len(filled))[rank::world_size]
+        classes, slots = filled[mine].unbind(1)
+        columns = torch.split(merged.features[classes, slots], list(widths.values()), dim=1)
+        rows = dict(zip(widths, columns, strict=True))
+        logits = rows.pop(LOGITS, None)
+        measurement.update(rows, {"": logits}, self._classes[classes], classes * self._probe.per_class + slots)
+
+    def _keep(self, features: dict[str, Tensor], labels: Tensor, ids: Tensor | None) -> None:
+        ids = self._positions(len(labels)) if ids is None else torch.as_tensor(ids).cpu().to(torch.int64)
+        self._seen += len(labels)
+        classes = torch.searchsorted(self._classes, labels).clamp(max=len(self._classes) - 1)
+        order = priority(ids, self._probe.seed)
+        wanted = self._classes[classes] == labels
+        if self._reservoir is not None:  # most batches have few points that are still wanted
+            wanted &= order < self._reservoir.priorities[:, -1][classes]
+        for layer, rows in features.items():
+            if len(rows) != len(labels):
+                raise MeasurementError(
+                    f"layer {layer or 'that gives the logits'!r} gave {len(rows)} rows for {len(labels)} labels of a "
+                    "validation batch: the model must run once on the whole batch in validation_step, batch first"
+                )
+        if not wanted.any():
+            return
+        # Layers side by side, so that one choice serves all; half precision as float32, which is exact.
+        chosen = [rows[wanted.to(rows.device)].cpu() for rows in features.values()]
+        rows = torch.cat([part.float() if part.element_size() < 4 else part for part in chosen], dim=1)
+        if self._reservoir is None:
+            self._widths = {layer: part.shape[1] for layer, part in zip(features, chosen, strict=True)}
+            self._reservoir = empty_reservoir(len(self._classes), self._probe.per_class, rows)
+        self._reservoir = add_points(self._reservoir, rows, classes[wanted], order[wanted])
+
+    def _positions(self, points: int) -> Tensor:
+        """Places of the next points in the validation set, which processes read dealt out one sample each."""
+        rank, world_size = rank_and_world_size()
+        places = (self._seen + torch.arange(points)) * world_size + rank
+        return places if self._length is None else places % self._length
+
+
+def _logits_alone(output: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits as they are; of logits for each token there is no one row a sample, and no accuracy."""
+    return output if output.ndim == 2 else output.new_zeros(len(output), 1)

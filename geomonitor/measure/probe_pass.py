@@ -1,0 +1,110 @@
+"""The probe set goes through the model, without a trace, into a measurement."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from geomonitor._distributed import rank_and_world_size
+from geomonitor._random import preserved_rng
+from geomonitor.errors import MeasurementError
+from geomonitor.features.capture import Layer, Pool, captured
+from geomonitor.features.isolation import undisturbed
+from geomonitor.measure.measurement import Measurement
+from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.shifts import Shift, shifted
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def probe_pass(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    probe: ProbeSet,
+    measurement: Measurement,
+    *,
+    forward: Forward,
+    batch_size: int,
+    pool: Pool,
+    shifts: Mapping[str, Shift | None],
+) -> None:
+    """Run this process's part of the probe set through the model into the measurement.
+
+    Args:
+        model: left exactly as it was, see :func:`geomonitor.features.isolation.undisturbed`.
+        layers: where to take features, by alias.
+        probe: where the points come from.
+        measurement: where features and outputs go.
+        forward: runs the model on a batch.
+        batch_size: points in one forward pass.
+        pool: see :func:`geomonitor.features.capture.captured`.
+        shifts: input shifts by name, each one more forward pass.
+    """
+    device = device_of(model)
+    rank, world_size = rank_and_world_size()
+    with undisturbed(model, measurement.tell):
+        # In lockstep every process runs as many forward passes as the others: sharded models need that.
+        for batch in probe.loader(batch_size, rank=rank, world_size=world_size, lockstep=True):
+            inputs = to_device(batch.inputs, device)
+            mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+            with captured(model, layers, pool=pool, mask=mask) as features:
+                outputs = {"": forward(model, inputs)}
+            for name, shift in shifts.items():
+                outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
+            measurement.update(features, outputs, batch.labels, batch.ids)
+
+
+def try_shifts(shifts: Mapping[str, Shift | None], probe: ProbeSet) -> None:
+    """Refuse built-in shifts of what is no image at once, not at the first measurement.
+
+    Raises:
+        InputError: as :func:`geomonitor.probe.shifts.shifted`.
+    """
+    if None in shifts.values():
+        with preserved_rng():
+            batch = next(probe.loader(1))
+            for name, shift in shifts.items():
+                if shift is None:
+                    shifted(name, None, batch.inputs, batch.ids)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model on a batch as it is usually called: a mapping gives keywords, a tuple positions."""
+    arguments = inputs if isinstance(inputs, (tuple, list)) else () if isinstance(inputs, Mapping) else (inputs,)
+    named = inputs if isinstance(inputs, Mapping) else {}
+    try:
+        return model(*arguments, **named)
+    except (NotImplementedError, TypeError) as error:  # no forward at all, or one of other arguments?
+        missing = "_forward_unimplemented" in str(error)  # Lightning's modules pass anything on to it
+        if isinstance(error, TypeError) and not missing and _takes(model.forward, arguments, named):
+            raise  # an error within the model
+        raise MeasurementError(
+            f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Say how to run it with "
+            "forward=, a function of (model, inputs)"
+        ) from error
+
+
+def _takes(function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: the device of the first parameter, also of a model spread over several devices."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Inputs on a device; tuples and mappings are gone through, what cannot be moved stays."""
+    if isinstance(inputs, Mapping):
+        return {name: to_device(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(to_device(value, device) for value in inputs)
+    return inputs.to(device) if hasattr(inputs, "to") else inputs

@@ -1,0 +1,204 @@
+"""What a map-style dataset tells: the labels of its items, without loading them where possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, SubsetRandomSampler
+
+from geomonitor._random import preserved_rng
+from geomonitor.errors import InputError
+
+LABEL_NAMES = ("label", "labels", "target", "targets", "y")
+# Where torchvision-like datasets keep the labels of all items.
+_STORED_IN = ("targets", "labels")
+# Under these names a wrapper, such as one that adds a transform, keeps the dataset that it wraps.
+_WRAPPED_AS = ("dataset", "subset")
+# Stored labels are compared with this many loaded items, of different classes, before they are believed.
+_CHECKED_ITEMS = 32
+
+Indices = NDArray[np.int64]
+LabelKey = str | int | None
+
+
+def map_style(data: Any) -> Any:
+    """The dataset itself, or the one that a ``DataLoader`` reads (its part, with a ``SubsetRandomSampler``).
+
+    Raises:
+        InputError: an iterable dataset, or anything else without a length and items.
+    """
+    if isinstance(data, DataLoader):
+        sampler = data.sampler
+        data = data.dataset
+        if isinstance(sampler, SubsetRandomSampler):
+            data = Subset(data, sampler.indices)
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise InputError(
+            f"expected a map-style dataset (len(dataset), dataset[i]), found {type(data).__name__}. Points "
+            "of a stream can be kept in a list: list(itertools.islice(stream, 5000))"
+        )
+    return data
+
+
+def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:
+    """Take an item, or a batch, apart into what goes to the model and the label.
+
+    Args:
+        item: a pair (x, y); a longer tuple; a mapping with one of ``LABEL_NAMES``; or an input alone.
+        label_key: the place of the label where it is not the usual one: a field, or a position in a tuple.
+
+    Returns:
+        Inputs and label; inputs are what is left: a mapping, a tuple, or the item itself if only one is left.
+        The label is None where there is none.
+
+    Raises:
+        InputError: a tuple of more than two without a ``label_key``, or a ``label_key`` that is not there.
+
+    Example:
+        >>> split_label({"pixels": [0.5], "label": 3})
+        ({'pixels': [0.5]}, 3)
+        >>> split_label(("left", "right", 3), label_key=-1)
+        (('left', 'right'), 3)
+    """
+    if isinstance(item, Mapping):
+        # A collate function may have renamed the field (Hugging Face: label -> labels).
+        names = [name for name in (label_key, *LABEL_NAMES) if name in item]
+        if not names:
+            return item, None
+        return {name: value for name, value in item.items() if name != names[0]}, item[names[0]]
+    if not isinstance(item, (tuple, list)):
+        return item, None
+    if label_key is None and len(item) > 2:
+        raise InputError(
+            f"an item has {len(item)} parts, and nothing says which is the label: give its position, such as "
+            "label_key=-1 for the last"
+        )
+    position = 1 if label_key is None else label_key
+    if not isinstance(position, int) or not -len(item) <= position < len(item):
+        if label_key is None:
+            return item[0], None
+        raise InputError(f"label_key={label_key!r} is not a position in an item of {len(item)} parts")
+    rest = [part for place, part in enumerate(item) if place != position % len(item)]
+    return rest[0] if len(rest) == 1 else tuple(rest), item[position]
+
+
+def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
+    """Labels of all items.
+
+    Taken from ``targets``, ``labels``, ``tensors`` or a column, through subsets and wrappers, if they agree
+    with a few loaded items; otherwise every item is loaded once.
+
+    Args:
+        dataset: map-style.
+        label_key: as for ``split_label``.
+
+    Returns:
+        Labels, int64 (n,), in the order of the dataset.
+
+    Raises:
+        InputError: items without a label, or labels that are not one integer for each item.
+
+    Example:
+        >>> labels_of([("a", 4), ("b", 7)])
+        array([4, 7])
+    """
+    stored = _stored_labels(dataset, label_key)
+    if stored is not None and len(stored) == len(dataset) and _agrees(dataset, stored, label_key):
+        return stored
+    return _loaded_labels(dataset, range(len(dataset)), label_key)
+
+
+def _stored_labels(dataset: Any, label_key: LabelKey) -> Indices | None:
+    if isinstance(dataset, Subset):
+        inner = _stored_labels(dataset.dataset, label_key)
+        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_stored_labels(part, label_key) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+    tensors = getattr(dataset, "tensors", None)
+    if isinstance(tensors, tuple):
+        label = split_label(tensors, label_key)[1]
+        return None if label is None else _as_labels(label)
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, (list, tuple)):
+        name = next((name for name in (label_key, *LABEL_NAMES) if name in columns), None)
+        return None if name is None else _as_labels(list(dataset[name]))
+    inner_dataset = wrapped(dataset)
+    if inner_dataset is not None:
+        return _stored_labels(inner_dataset, label_key)
+    return None if label_key is not None else _label_attribute(dataset)
+
+
+def _label_attribute(dataset: Any) -> Indices | None:
+    for name in _STORED_IN:
+        values: Any = getattr(dataset, name, None)
+        if not hasattr(values, "__len__") or len(values) != len(dataset):
+            continue
+        transform = getattr(dataset, "target_transform", None)
+        try:
+            return _as_labels(values if transform is None else [transform(value) for value in values])
+        except InputError:  # something else under that name, such as boxes or file names: look at the items
+            continue
+    return None
+
+
+def wrapped(dataset: Any) -> Any:
+    """The dataset that a wrapper of the same length passes on, if this is one, else None."""
+    for name in _WRAPPED_AS:
+        inner: Any = getattr(dataset, name, None)
+        is_dataset = hasattr(inner, "__getitem__") and hasattr(inner, "__len__")
+        if is_dataset and inner is not dataset and len(inner) == len(dataset):
+            return inner
+    return None
+
+
+def _agrees(dataset: Any, stored: Indices, label_key: LabelKey) -> bool:
+    """Whether the first items of some classes carry the stored labels: a wrapper may renumber them."""
+    labels, first = np.unique(stored, return_index=True)
+    try:
+        loaded = _loaded_labels(dataset, first[:_CHECKED_ITEMS].tolist(), label_key)
+    except _NoLabelError:
+        return True
+    return bool(np.array_equal(loaded, labels[:_CHECKED_ITEMS]))
+
+
+class _NoLabelError(InputError):
+    """Items are inputs alone; that is fine where the labels are stored elsewhere."""
+
+
+def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
+    found = []
+    # Transforms draw random numbers: choosing a probe set must not change the training run that follows.
+    with preserved_rng():
+        for index in indices:
+            label = split_label(dataset[index], label_key)[1]
+            if label is None:
+                raise _NoLabelError(
+                    f"item {index} of {type(dataset).__name__} has no label: expected (x, y), or a mapping "
+                    f"with one of {', '.join(LABEL_NAMES)}; otherwise say where it is with label_key"
+                )
+            found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
+    return _as_labels(found)
+
+
+def _as_labels(values: Any) -> Indices:
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"expected one integer class label for each item: {error}") from error
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise InputError(
+            f"expected one label for each item, found labels of shape {array.shape}: one-hot labels need "
+            "argmax(1), for example in a dataset that wraps this one"
+        )
+    kind = array.dtype.kind
+    if not (array.size == 0 or kind in "iub" or (kind == "f" and np.array_equal(array, np.round(array)))):
+        raise InputError(f"expected integer class labels, found {array.dtype} such as {array[0]!r}")
+    return array.astype(np.int64)

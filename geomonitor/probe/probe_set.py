@@ -1,0 +1,262 @@
+"""The probe set: a fixed, seeded, class-balanced choice of points on which every measurement is made."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.probe.datasets import Indices, LabelKey, labels_of, map_style, split_label
+from geomonitor.probe.held_out import Origins, origins, overlap
+
+MOST_CLASSES = 20
+"""Classes taken by default from a dataset that has more: enough for the geometry, and affordable."""
+
+
+class ProbeBatch(NamedTuple):
+    """Some points of the probe set."""
+
+    inputs: Any  # what goes to the model: the item without its label, collated
+    labels: Tensor  # int64 (B,), as in the dataset
+    ids: Tensor  # int64 (B,), positions in the probe set, 0 .. Q-1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeSet:
+    """Q = P M points of a dataset: M of each of P classes, always the same ones. Made by ``from_dataset``."""
+
+    dataset: Any
+    indices: Tensor  # int64 (Q,), into dataset, class by class
+    labels: Tensor  # int64 (Q,), as in the dataset
+    classes: tuple[int, ...]  # ascending
+    per_class: int  # M
+    seed: int
+    fingerprint: str  # changes with the points, their labels, M and the seed; not with the platform
+    label_key: LabelKey = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        per_class: int = 50,
+        classes: int | Sequence[int] | None = None,
+        seed: int = 0,
+        train: Any = None,
+        allow_fewer: bool = False,
+        label_key: LabelKey = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> ProbeSet:
+        """Choose the points. What is chosen in a class depends on the seed and that class alone.
+
+        A smaller ``per_class`` chooses among the points of a larger one; a point that a ``Subset`` repeats
+        counts once; the order of a ``Subset`` does not matter. The labels come from ``targets``, ``labels``,
+        ``tensors`` or a column if there is one, also behind a ``Subset``; otherwise every item is loaded
+        once.
+
+        Args:
+            dataset: map-style, with items (x, y), longer tuples or mappings, or the ``DataLoader`` of one. It
+                should be held out from training, of the same distribution, and without random transforms.
+            per_class: points M of each class.
+            classes: the labels to take, or how many (chosen by seed); None: all, or 20 if there are more.
+            seed: 0 or a positive integer.
+            train: the training dataset, its ``DataLoader``, or its indices into the dataset at the bottom of
+                ``dataset``: no probe point may be in it. Recognised are parts of one dataset object, of two
+                objects with equal ``data`` or ``samples``, and of one tensor; not copies of the content.
+            allow_fewer: where a class has fewer than ``per_class`` points, lower M for all classes.
+            label_key: field or position of the label in an item, if it is not the usual one.
+            collate_fn: makes a batch of items; by default that of the ``DataLoader``, or torch's own.
+
+        Returns:
+            The probe set.
+
+        Raises:
+            InputError: not a map-style dataset; labels missing or not integers; fewer than two classes; an
+                unknown class; too few points in a class; points that are in ``train``.
+
+        Warns:
+            GeomonitorWarning: when only 20 classes were taken, or M was lowered.
+
+        Example:
+            >>> dataset = torch.utils.data.TensorDataset(torch.randn(60, 8), torch.arange(60) % 3)
+            >>> probe = ProbeSet.from_dataset(dataset, per_class=5)
+            >>> probe.labels.tolist()
+            [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
+            >>> [tuple(batch.inputs.shape) for batch in probe.loader(batch_size=8)]
+            [(8, 8), (7, 8)]
+        """
+        if per_class < 1 or seed < 0:
+            raise InputError(f"expected per_class >= 1 and seed >= 0, found {per_class} and {seed}")
+        if collate_fn is None and isinstance(dataset, DataLoader) and dataset.batch_size is not None:
+            collate_fn = dataset.collate_fn
+        dataset = map_style(dataset)
+        labels = labels_of(dataset, label_key)
+        sources, rows = origins(dataset)
+        chosen_classes = _chosen_classes(labels, classes, seed)
+        candidates = {label: _distinct(np.flatnonzero(labels == label), rows) for label in chosen_classes}
+        per_class = _available(candidates, per_class, allow_fewer)
+        indices = np.concatenate([_chosen(candidates[label], label, per_class, seed) for label in chosen_classes])
+        if train is not None:
+            _refuse_overlap(Origins(sources, rows[indices]), indices, train)
+        return cls(
+            dataset=dataset,
+            indices=torch.from_numpy(indices),
+            labels=torch.from_numpy(labels[indices]),
+            classes=chosen_classes,
+            per_class=per_class,
+            seed=seed,
+            fingerprint=_fingerprint(rows[indices], labels[indices], per_class, seed),
+            label_key=label_key,
+            collate_fn=collate_fn,
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        points = f"{len(self.classes)} classes x {self.per_class} points of {type(self.dataset).__name__}"
+        return f"ProbeSet({points}, seed={self.seed}, fingerprint={self.fingerprint})"
+
+    def loader(
+        self,
+        batch_size: int = 128,
+        *,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        lockstep: bool = False,
+    ) -> Iterator[ProbeBatch]:
+        """Load the points, or one rank's part of them, in batches of nearly equal size.
+
+        The parts of the ranks are disjoint and make up the whole; they differ by at most one point, and may
+        be empty. Nothing is drawn from the global random streams, except by the dataset's own transforms.
+
+        Args:
+            batch_size: at most this many points at once.
+            num_workers: processes that load; 0 loads in this one.
+            rank: which part, 0 .. world_size - 1.
+            world_size: how many parts.
+            lockstep: every rank gets the same number of batches, for models whose ranks must run together
+                (FSDP). A rank that has run out gets a batch with a borrowed input and without labels and ids;
+                features beyond ``len(batch.ids)`` rows are then to be dropped.
+
+        Yields:
+            ``ProbeBatch``.
+
+        Raises:
+            InputError: ``batch_size`` or ``rank`` out of range.
+        """
+        if batch_size < 1 or not 0 <= rank < world_size:
+            found = f"{batch_size}, {rank} and {world_size}"
+            raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
+        return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
+
+    def _parts(self, batch_size: int, rank: int, world_size: int, lockstep: bool) -> list[Tensor]:
+        largest_part = -(-len(self) // world_size)
+        rounds = -(-largest_part // batch_size)
+        parts = torch.arange(len(self), device="cpu")[rank::world_size].tensor_split(rounds)
+        return [part for part in parts if lockstep or len(part)]
+
+    def _batches(self, parts: list[Tensor], num_workers: int) -> Iterator[ProbeBatch]:
+        borrowed = self.indices[:1].tolist()
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[self.indices[ids].tolist() or borrowed for ids in parts],
+            collate_fn=self.collate_fn,
+            num_workers=num_workers,
+            # Even without shuffling a DataLoader draws a number, by default from the global stream.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for ids, batch in zip(parts, loader, strict=True):
+            yield ProbeBatch(split_label(batch, self.label_key)[0], self.labels[ids], ids)
+
+
+def _chosen_classes(labels: Indices, classes: int | Sequence[int] | None, seed: int) -> tuple[int, ...]:
+    known: list[int] = np.unique(labels).tolist()
+    if classes is None and len(known) > MOST_CLASSES:
+        warnings.warn(
+            f"the dataset has {len(known)} classes; the probe set takes {MOST_CLASSES} of them, chosen by "
+            "seed. Give classes= (labels, or how many) to choose yourself.",
+            GeomonitorWarning,
+            stacklevel=3,
+        )
+        classes = MOST_CLASSES
+    if isinstance(classes, int):
+        if classes > len(known):
+            raise InputError(f"classes={classes} were asked for, but the dataset has {len(known)}")
+        wanted = np.sort(np.argsort(_random(len(known), 0, seed), kind="stable")[:classes])
+        chosen = [known[place] for place in wanted]
+    else:
+        chosen = known if classes is None else sorted({int(label) for label in classes})
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise InputError(f"the dataset has no points of classes {_few(unknown)}; it has {_few(known)}")
+    if len(chosen) < 2:
+        raise InputError(f"a probe set needs two classes or more, found {chosen}; the dataset has {_few(known)}")
+    return tuple(chosen)
+
+
+def _few(labels: list[int]) -> str:
+    return ", ".join(map(str, labels[:20])) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+
+
+def _distinct(positions: Indices, rows: Indices) -> Indices:
+    """Positions of different points, in the order of where the points come from."""
+    _, first = np.unique(rows[positions], axis=0, return_index=True)
+    return positions[first]
+
+
+def _available(candidates: dict[int, Indices], per_class: int, allow_fewer: bool) -> int:
+    counts = {label: len(positions) for label, positions in candidates.items()}
+    short = {label: count for label, count in counts.items() if count < per_class}
+    if not short:
+        return per_class
+    if not allow_fewer:
+        raise InputError(
+            f"per_class={per_class}, but some classes have fewer points (class: points): {short}. Choose "
+            f"per_class={min(counts.values())}, other classes, or allow_fewer=True"
+        )
+    warnings.warn(
+        f"per_class is {min(counts.values())} for all classes, not {per_class}: some have fewer points "
+        f"(class: points): {short}. Values measured with different per_class must not be compared.",
+        GeomonitorWarning,
+        stacklevel=3,
+    )
+    return min(counts.values())
+
+
+def _chosen(positions: Indices, label: int, per_class: int, seed: int) -> Indices:
+    ranking = np.argsort(_random(len(positions), 1, seed, abs(label), int(label < 0)), kind="stable")
+    return positions[np.sort(ranking[:per_class])]
+
+
+def _random(count: int, *seeds: int) -> Any:
+    # The raw stream of a bit generator is the same in every NumPy; permutations drawn from it are not.
+    return np.random.PCG64(seeds).random_raw(count)
+
+
+def _refuse_overlap(chosen: Origins, indices: Indices, train: Any) -> None:
+    shared = indices[overlap(chosen, train)]
+    if len(shared):
+        first = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
+        raise InputError(
+            f"{len(shared)} of {len(indices)} probe points are in the training set (indices {first}), but a "
+            "probe set must be held out: give the held-out part as dataset, such as Subset(dataset, held_out)"
+        )
+
+
+def _fingerprint(rows: Indices, labels: Indices, per_class: int, seed: int) -> str:
+    """Of what the points are in the datasets at the bottom: another ``Subset`` is another probe set."""
+    digest = hashlib.sha256(f"geomonitor probe 1, per_class {per_class}, seed {seed}".encode())
+    for values in (rows, labels):
+        digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,192 @@
+"""Points from the validation loop's own forward passes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import geomonitor as gm
+from geomonitor.probe.reservoir import priority
+from tests.processes import in_processes
+
+CLASSES, PER_CLASS, POINTS, KEY = 3, 8, 97, "geometry/penultimate/"
+
+
+def dataset() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(POINTS) % 4 + 2  # one class more than is measured, and labels that start at 2
+    centers = torch.randn(6, 6, generator=generator)
+    return TensorDataset((centers[labels] + torch.randn(POINTS, 6, generator=generator)).double(), labels)
+
+
+def network() -> nn.Sequential:
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 7)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    return model
+
+
+def monitor(probe: gm.ValidationProbe | None = None, **options) -> gm.GeometryMonitor:
+    probe = probe or gm.ValidationProbe(classes=[2, 3, 5], per_class=PER_CLASS)
+    return gm.GeometryMonitor(probe, **{"directions": 40, "on_error": "raise", "markers": "all"} | options)
+
+
+def measured(
+    watcher: gm.GeometryMonitor, model: nn.Module, loader, *, length: int | None = POINTS, step: int = 1
+) -> dict[str, float]:
+    validation = watcher.validation_pass(model, dataset_length=length)
+    with torch.inference_mode():
+        for batch in loader:
+            with validation.batch(batch):
+                model(batch[0])
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    records = watcher.measure(model, step=step, validation=validation)
+    return {r.key: r.value for r in records if r.marker not in ("seconds", "overhead")}
+
+
+def test_the_markers_are_those_of_the_chosen_points():
+    x, labels = dataset().tensors
+    chosen = []
+    for label in (2, 3, 5):
+        ids = torch.nonzero(labels == label).flatten()
+        chosen.append(ids[priority(ids, seed=0).argsort()[:PER_CLASS]])
+    rows, model = torch.cat(chosen), network()
+    with torch.no_grad():
+        features, logits = model[:2](x[rows]), model(x[rows])
+    found = measured(monitor(), model, DataLoader(dataset(), batch_size=16))
+    classes = torch.arange(3).repeat_interleave(PER_CLASS)
+    geometry = gm.manifold_geometry(features, classes, directions=40)
+    assert found[KEY + "dimension"] == pytest.approx(geometry.dimension.item(), rel=1e-9)
+    assert found[KEY + "participation_ratio"] == pytest.approx(gm.participation_ratio(features).item(), rel=1e-9)
+    assert found[KEY + "accuracy"] == (logits.argmax(1) == labels[rows]).double().mean().item()
+    weight = model[2].weight[[2, 3, 5]]
+    assert found[KEY + "nc3"] == pytest.approx(gm.neural_collapse(features, classes, weight=weight).nc3.item())
+
+
+def test_batch_size_does_not_matter():
+    runs = [measured(monitor(), network(), DataLoader(dataset(), batch_size=size)) for size in (5, 97)]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-8, nan_ok=True)
+
+
+class ByPosition(TensorDataset):
+    """Gives the number of a sample along with it."""
+
+    def __getitem__(self, index: int):
+        return *super().__getitem__(index), index
+
+
+def test_a_shuffled_loader_with_names_for_its_samples_measures_the_same():
+    named = gm.ValidationProbe(classes=[2, 3, 5], per_class=PER_CLASS, ids=lambda batch: batch[2], label_key=1)
+    loader = DataLoader(ByPosition(*dataset().tensors), batch_size=16, shuffle=True)
+    in_order = measured(monitor(), network(), DataLoader(dataset(), batch_size=16))
+    assert measured(monitor(named), network(), loader) == pytest.approx(in_order, rel=1e-8, nan_ok=True)
+
+
+def test_other_points_than_before_are_noticed():
+    watcher = monitor(on_error="warn", markers=["dimension"])
+    measured(watcher, network(), DataLoader(dataset(), batch_size=16))
+    saved = watcher.state_dict()
+    half = DataLoader(TensorDataset(*dataset()[:50]), batch_size=16)
+    for known in (watcher, monitor(on_error="warn", markers=["dimension"])):
+        known.load_state_dict(saved)
+        with pytest.warns(gm.GeomonitorWarning, match="gave other points than at the measurements before"):
+            assert math.isnan(measured(known, network(), half, length=50, step=2)[KEY + "dimension"])
+
+
+def _on_a_rank(rank: int, world_size: int) -> dict[str, float]:
+    sampler = DistributedSampler(dataset(), num_replicas=world_size, rank=rank, shuffle=False)  # repeats to pad
+    return measured(monitor(), network(), DataLoader(dataset(), batch_size=11, sampler=sampler))
+
+
+def _second_rank_is_empty(rank: int) -> dict[str, float]:
+    by_name = gm.ValidationProbe(classes=[2, 3, 5], per_class=PER_CLASS, ids=lambda batch: batch[2], label_key=1)
+    whole = ByPosition(*dataset().tensors)
+    return measured(monitor(by_name), network(), DataLoader(whole, batch_size=16) if rank == 0 else [])
+
+
+def test_processes_measure_what_one_measures():
+    alone = measured(monitor(), network(), DataLoader(dataset(), batch_size=16))
+    for result in [*in_processes(_on_a_rank, 2), *in_processes(_second_rank_is_empty)]:
+        assert result == pytest.approx(alone, rel=1e-8, nan_ok=True)
+
+
+def _fails_on_one(rank: int) -> float:
+    import warnings
+
+    def pool(rows: Tensor, mask: Tensor | None) -> Tensor:
+        if rank:
+            raise ValueError("not here")
+        return rows
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gm.GeomonitorWarning)
+        loader = DataLoader(dataset(), batch_size=16)
+        return measured(monitor(pool=pool, on_error="warn"), network(), loader)[KEY + "dimension"]
+
+
+def test_a_failure_on_one_process_is_one_on_all_and_nobody_waits():
+    assert all(math.isnan(value) for value in in_processes(_fails_on_one))
+
+
+class TestFailures:
+    def test_what_goes_wrong_never_reaches_the_validation(self):
+        def pool(rows: Tensor, mask: Tensor | None) -> Tensor:
+            raise ZeroDivisionError("pooling")
+
+        with pytest.raises(ZeroDivisionError, match="pooling"):
+            measured(monitor(pool=pool), network(), DataLoader(dataset(), batch_size=16))
+        watcher = monitor(pool=pool, on_error="warn")
+        with pytest.warns(gm.GeomonitorWarning, match="ZeroDivisionError: pooling"):
+            assert math.isnan(measured(watcher, network(), DataLoader(dataset(), batch_size=16))[KEY + "dimension"])
+
+    def test_an_error_of_the_validation_itself_takes_the_hooks_off(self):
+        model = network()
+        validation = monitor().validation_pass(model)
+        with pytest.raises(KeyboardInterrupt), validation.batch((torch.ones(2, 6), torch.zeros(2, dtype=torch.int64))):
+            raise KeyboardInterrupt
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    @pytest.mark.parametrize(
+        ("batch", "message"),
+        [
+            ((torch.ones(4, 6, dtype=torch.float64), torch.ones(4)), "no integer labels"),
+            (torch.ones(4, 6, dtype=torch.float64), "no integer labels"),
+            ((torch.ones(4, 6, dtype=torch.float64), torch.ones(3, dtype=torch.int64)), "4 rows for 3 labels"),
+            ((torch.ones(4, 6, dtype=torch.float64), torch.ones(4, dtype=torch.int64)), "had no points of the classes"),
+        ],
+    )
+    def test_batches_of_which_nothing_can_be_made(self, batch, message):
+        model, watcher = network(), monitor()
+        validation = watcher.validation_pass(model)
+        with validation.batch(batch):
+            model(batch[0] if isinstance(batch, tuple) else batch)
+        with pytest.raises(gm.GeomonitorError, match=message):
+            watcher.measure(model, step=1, validation=validation)
+
+
+def test_an_early_linear_layer_gives_no_logits():
+    watcher = monitor(layers={"early": "0:input"}, markers=["nc1", "accuracy"], watch=["nc1"])
+    with pytest.warns(gm.GeomonitorWarning, match="no logits"):
+        assert math.isnan(measured(watcher, network(), DataLoader(dataset(), batch_size=16))["geometry/early/accuracy"])
+
+
+@pytest.mark.parametrize("options", [{"classes": 1}, {"classes": 3, "per_class": 1}, {"classes": 3, "seed": -1}])
+def test_wrong_options_are_refused(options):
+    with pytest.raises(gm.InputError, match="two classes or more"):
+        gm.ValidationProbe(**options)
+
+
+def test_probe_and_way_of_measuring_have_to_fit():
+    probe = gm.ProbeSet.from_dataset(dataset(), per_class=5)
+    with pytest.raises(gm.InputError, match=r"measure\(validation=validation_pass\)"):
+        monitor().measure(network(), step=1)
+    with pytest.raises(gm.InputError, match="only a ValidationProbe"):
+        monitor(probe).validation_pass(network())
+    with pytest.raises(gm.InputError, match="forward passes of their own"):
+        monitor(shifts={"none": lambda x: x})

@@ -1,0 +1,205 @@
+"""The report: what it says is true, nothing from a run is read as markup, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from geomonitor import History, InputError, Record
+from geomonitor.history.runs import load_run
+from geomonitor.report import findings, render_report, write_report
+from tests.runs_on_disk import FAULT, MEASUREMENTS, PROTOCOL, STEPS, write_run
+
+HOSTILE = ["<script>alert(1)</script>", "</script><img src=x>", '"onload="alert(1)', "{{ 7 * 7 }}", "a & <b>b</b>"]
+
+
+class Page(HTMLParser):
+    """Tags, attributes, text and the raw content of scripts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text, self.scripts = "", [""]
+        self._raw = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._raw = tag if tag in ("script", "style") else ""
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._raw = ""
+
+    def handle_data(self, data):
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif not self._raw:
+            self.text += data
+
+    @property
+    def figures(self):
+        return json.loads(self.scripts[1])
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    return load_run(write_run(tmp_path / "faulty", faulty=True))
+
+
+@pytest.fixture
+def healthy(tmp_path):
+    return load_run(write_run(tmp_path / "healthy"))
+
+
+def test_a_decline_is_the_first_sentence_and_is_explained(faulty):
+    text = " ".join(Page(render_report(faulty)).text.split())
+    assert (
+        f"low since epoch {FAULT} (step {STEPS * (FAULT + 1)}): transfer to new classes may have become worse." in text
+    )
+    assert f"Raised at epoch {FAULT + 1} (step {STEPS * (FAULT + 2)}), on until the end." in text
+    assert "It says nothing of accuracy on the known classes" in text
+    assert "c2697f62aabe614c" in text
+
+
+def test_a_healthy_run_has_no_alarm_and_is_not_called_safe(healthy):
+    text = " ".join(Page(render_report(healthy)).text.split())
+    assert "No decline up to epoch 19 (step 480): the dimension is 2" in text
+    assert "no proof of a healthy run" in text
+    assert "transfer to new classes." not in text
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ([2.0], "Too early to judge: at step 1"),
+        ([math.nan], "Nothing to judge"),
+        ([2.0] * 8 + [1.0] * 3 + [2.0], "1 alarm(s), all cleared by step 12"),
+    ],
+)
+def test_the_summary_of_other_runs(measured, said):
+    history = History()
+    for step, value in enumerate(measured, start=1):
+        history.append([Record(step, None, "fc", "dimension", value, 0.01)])
+        declined = findings.verdict_of(history, "fc").declined
+        history.append([Record(step, None, "fc", "alarm", float(declined))])
+    assert findings.summary(history).startswith(said)
+
+
+def test_an_alarm_of_another_detector_is_told_as_such(tmp_path):
+    run = load_run(write_run(tmp_path))
+    run.history.append([Record(48, 1, "penultimate", "alarm", 1.0), Record(72, 2, "penultimate", "alarm", 0.0)])
+    (alarm,) = findings.alarms(run.history)
+    assert (alarm.step, alarm.cleared_step) == (48, 72)
+    assert "another detector" in alarm.meaning[0]
+
+
+def test_the_terms_add_up_to_the_change_of_log_capacity(faulty):
+    parts = findings.decomposition(faulty.history, "penultimate")
+    capacity = faulty.history.series("penultimate", "capacity").values
+    assert parts.before_decline
+    assert parts.reference == FAULT - 1
+    np.testing.assert_allclose(parts.total, np.log(capacity / capacity[FAULT - 1]), atol=1e-12)
+    np.testing.assert_allclose(parts.terms.sum(axis=0), parts.total, atol=1e-12)
+    assert parts.terms[2, -1] == pytest.approx(math.log(2), abs=0.05)  # the dimension fell by half
+    assert parts.terms[0, -1] == pytest.approx(-math.log(2), abs=0.05)
+
+
+def test_without_the_four_markers_there_is_no_decomposition():
+    history = History([Record(n, n, "fc", "dimension", 2.0) for n in range(5)])
+    assert findings.decomposition(history, "fc") is None
+
+
+def test_overhead_is_that_of_the_measurements(healthy):
+    cost = findings.overhead(healthy.history)
+    assert (cost.measurements, cost.total, cost.median) == (MEASUREMENTS, 0.5 * MEASUREMENTS, 0.5)
+    assert cost.share == pytest.approx(0.5 / 60)  # half a second in every minute
+
+
+def test_curves_bands_and_alarm_lines_are_those_of_the_history(faulty):
+    figure = Page(render_report(faulty)).figures["dimension"]
+    series = faulty.history.series("penultimate", "dimension")
+    band, line = figure["data"]
+    assert line["x"] == series.epochs.tolist()
+    np.testing.assert_allclose(line["y"], series.values, rtol=1e-5)  # six digits are kept for the eye
+    half = 2 * series.standard_errors
+    np.testing.assert_allclose(band["y"][:MEASUREMENTS], series.values + half, rtol=1e-5)
+    np.testing.assert_allclose(band["y"][MEASUREMENTS:], (series.values - half)[::-1], rtol=1e-5)
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [FAULT + 1]
+
+
+def test_a_failed_measurement_is_a_gap(tmp_path):
+    run = load_run(write_run(tmp_path))
+    run.history.append([Record(STEPS * 5, 4, "penultimate", "dimension", math.nan)])
+    band, line = Page(render_report(run)).figures["dimension"]["data"]
+    assert line["y"].index(None) == 4
+    assert band["y"].index(None) == 8  # two outlines: four measurements up and down, then the rest
+    assert len(band["y"]) == 8 + 1 + 2 * 15
+
+
+def test_several_measurements_of_an_epoch_are_drawn_over_steps(tmp_path):
+    run = load_run(write_run(tmp_path))
+    run.history.append([Record(500, 19, "penultimate", "dimension", 2.0)])
+    figure = Page(render_report(run)).figures["dimension"]
+    assert figure["data"][-1]["x"][:2] == [STEPS, 2 * STEPS]
+
+
+def test_runs_beside_one_another(faulty, healthy):
+    page = Page(render_report(faulty, compare=[healthy]))
+    lines = [t for t in page.figures["dimension"]["data"] if "name" in t]
+    assert [t["name"] for t in lines] == ["faulty", "healthy"]
+    assert "must not be compared" not in page.text
+
+
+def test_runs_of_other_protocols_are_marked(tmp_path, healthy):
+    other = load_run(write_run(tmp_path / "other", protocol={**PROTOCOL, "per_class": 20}))
+    page = Page(render_report(healthy, compare=[other]))
+    assert "must not be compared" in page.text
+    assert ("class", "differs") in page.attributes
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_from_a_run_is_markup(tmp_path, text):
+    protocol = {text: text, "layers": {"x": [text]}}
+    run = load_run(write_run(tmp_path / "run", faulty=True, layer=text, protocol=protocol))
+    run.history.append([Record(24, 0, text, text, 1.0)])
+    run = run._replace(name=text)
+    harmless = Page(render_report(load_run(write_run(tmp_path / "harmless", faulty=True))))
+    page = Page(render_report(run))
+    assert text in page.text
+    assert page.tags.count("script") == harmless.tags.count("script") == 3
+    assert "img" not in page.tags
+    assert page.tags.count("b") == harmless.tags.count("b") + 1  # one more marker: one more caption
+    assert {name for name, _ in page.attributes} == {name for name, _ in harmless.attributes}
+    assert page.scripts[2:] == harmless.scripts[2:]
+    name = page.figures["dimension"]["data"][-1]["name"]
+    assert name == text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # Plotly reads some tags
+
+
+def test_the_file_loads_nothing_and_runs_only_its_own_scripts(tmp_path, healthy):
+    path = write_report(healthy, tmp_path / "made" / "report.html")
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert not {"link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name in ("src", "href")]
+    policy = re.search(r'Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none';")
+    for script in page.scripts[2:]:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy.replace("&#43;", "+")
+    assert len(html) < 6e6
+
+
+def test_a_directory_is_no_place_for_a_report(tmp_path, healthy):
+    with pytest.raises(InputError, match="name a file"):
+        write_report(healthy, tmp_path)
