@@ -64,7 +64,7 @@ def main() -> None:
         total += spent
         print(f"{state:10s} {spent:6.3f} s  {spent / pass_time:6.2%}")
     print(f"all        {total:6.3f} s  {total / pass_time:6.2%}  (at most {AT_MOST:.0%})")
-    watcher = gm.GeometryMonitor(probe, markers=names, watch=["participation_ratio"], on_error="raise")
+    watcher = gm.GeometryMonitor(probe, markers=names, panel=gm.Panel(["participation_ratio"]), on_error="raise")
     watcher.measure(model, step=0)
     whole = statistics.median(seconds(lambda: watcher.measure(model, step=1)) for _ in range(REPEATS))
     print(f"a whole measurement, probe pass included: {whole:.2f} s, {whole / pass_time - 1:+.1%} on the pass alone")

@@ -7,11 +7,13 @@ verdicts (``alarms``). :class:`GeometryMonitor` puts it all together: start ther
 
 from geomonitor import plots
 from geomonitor.alarms.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
+from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Detector, Verdict
 from geomonitor.alarms.words import GeometryDeclineWarning
 from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
 from geomonitor.features.capture import captured
 from geomonitor.glue.manifolds import manifold_geometry
+from geomonitor.glue.options import GeometryOptions
 from geomonitor.glue.result import EffectiveGeometry
 from geomonitor.history.history import History
 from geomonitor.history.records import Record, Series
@@ -29,6 +31,7 @@ from geomonitor.metrics import (
 )
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.run import MonitoredRun
 
 __version__ = "0.1.0.dev0"
 
@@ -44,6 +47,7 @@ __all__ = [
     "FeatureSpectrum",
     "GeometryDeclineWarning",
     "GeometryMonitor",
+    "GeometryOptions",
     "GeomonitorError",
     "GeomonitorWarning",
     "History",
@@ -51,7 +55,9 @@ __all__ = [
     "LogitStatistics",
     "ManifoldGeometry",
     "MeasurementError",
+    "MonitoredRun",
     "NeuralCollapse",
+    "Panel",
     "PointStatistics",
     "ProbeSet",
     "Record",
@@ -72,3 +78,8 @@ __all__ = [
     "stable_rank",
     "take_snapshot",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names; submodules are reached by importing them."""
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Warnings that are given once: a run of a thousand measurements must not say the same thing a thousand times."""
+"""Warnings that do not repeat themselves: a run of a thousand measurements must not warn a thousand times."""
 
 from __future__ import annotations
 
@@ -7,30 +7,43 @@ import warnings
 from geomonitor.errors import GeomonitorWarning
 
 
-class Told:
-    """What has been said so far, by cause.
+class WarnOnce:
+    """Warns of each cause once; of a failure that lasts at its 1st, 10th, 100th, ... time.
 
-    >>> told = Told()
-    >>> with warnings.catch_warnings(record=True) as said:
+    >>> warn = WarnOnce()
+    >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     told.once("3 rows are NaN", "NaN rows")
-    ...     told.once("5 rows are NaN", "NaN rows")
-    >>> len(said)
-    1
+    ...     warn("3 rows are NaN", "NaN rows")
+    ...     warn("5 rows are NaN", "NaN rows")
+    ...     for step in range(10):
+    ...         warn.of_failure(f"step {step} failed.", "failure")
+    >>> [str(warning.message) for warning in caught]
+    ['3 rows are NaN', 'step 0 failed.', 'step 9 failed. This was the 10th time.']
     """
 
     def __init__(self) -> None:
-        self._causes: set[str] = set()
+        self._counts: dict[str, int] = {}
 
-    def once(self, message: str, cause: str) -> None:
-        """Warn of each cause once in the life of this object."""
-        if cause not in self._causes:
-            self._causes.add(cause)
+    def __call__(self, message: str, key: str) -> None:
+        """Warn once per ``key`` in the life of this object; numbers in the message make no new cause."""
+        if self._count(key) == 1:
             warnings.warn(message, GeomonitorWarning, stacklevel=4)
 
+    def of_failure(self, message: str, key: str) -> None:
+        """Warn at the 1st, 10th, 100th, ... time: a failure that lasts is not forgotten."""
+        count = self._count(key)
+        if count == 1:
+            warnings.warn(message, GeomonitorWarning, stacklevel=4)
+        elif str(count).strip("0") == "1":
+            warnings.warn(f"{message} This was the {count}th time.", GeomonitorWarning, stacklevel=4)
 
-def cause_of(error: Exception) -> str:
-    """Kind and place of an error: the same cause is told once, also where numbers in its message change."""
+    def _count(self, key: str) -> int:
+        self._counts[key] = self._counts.get(key, 0) + 1
+        return self._counts[key]
+
+
+def cause_of(error: BaseException) -> str:
+    """Kind and place of an error, a key for :class:`WarnOnce`: numbers in its message make no new cause."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

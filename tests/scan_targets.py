@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from tests.options import grouped
 
 MARKERS = ["capacity", "dimension", "radius", "utility", "nc1", "drift", "rankme", "accuracy"]
 
@@ -52,7 +53,7 @@ def probe() -> gm.ProbeSet:
 
 
 def monitor() -> gm.GeometryMonitor:
-    return gm.GeometryMonitor(probe(), markers=MARKERS, directions=30, detector=low_from_the_third)
+    return gm.GeometryMonitor(probe(), markers=MARKERS, **grouped(directions=30, detector=low_from_the_third))
 
 
 def low_from_the_third(series: gm.Series) -> gm.Verdict:

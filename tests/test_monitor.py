@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 import geomonitor as gm
 from geomonitor.history.records import Series
 from geomonitor.measure.probe_pass import call
+from tests.options import grouped
 from tests.processes import in_processes
 
 CLASSES, PER_CLASS = 4, 15
@@ -36,7 +37,7 @@ def network() -> nn.Sequential:
 
 
 def monitor(**options) -> gm.GeometryMonitor:
-    return gm.GeometryMonitor(probe_set(), **{"directions": 40, "on_error": "raise"} | options)
+    return gm.GeometryMonitor(probe_set(), **grouped(**{"directions": 40, "on_error": "raise"} | options))
 
 
 def values(records: list[gm.Record]) -> dict[str, float]:
@@ -59,7 +60,7 @@ def test_the_records_are_the_markers_of_the_layer():
     for name, value in expected.items():
         assert measured[f"geometry/penultimate/{name}"] == pytest.approx(value.item(), rel=1e-9)
     assert set(measured) == {
-        f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "nonfinite_rows", "alarm"]
+        f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "nonfinite_rows", "alarm", "judged"]
     }
 
 
@@ -72,7 +73,7 @@ def test_standard_errors_come_with_the_sampled_markers_only():
 def test_default_markers_and_seconds():
     records = monitor().measure(network(), step=1)
     assert tuple(r.marker for r in records) == (
-        *gm.MARKER_GROUPS["default"], "nonfinite_rows", "alarm", "seconds", "overhead"
+        *gm.MARKER_GROUPS["default"], "nonfinite_rows", "alarm", "judged", "seconds", "overhead"
     )  # fmt: skip
     assert 0 < records[-2].value < 60
     assert all(r.step == 1 and r.epoch is None for r in records)
@@ -130,8 +131,8 @@ def test_a_failing_measurement_is_warned_of_once_and_is_nan():
     model, watcher = Broken(), monitor(on_error="warn")
     with pytest.warns(gm.GeomonitorWarning, match=r"step 1; .* RuntimeError: out of cheese"):
         records = watcher.measure(model, step=1)
-    assert all(math.isnan(r.value) for r in records[:-3])
-    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 4
+    assert all(math.isnan(r.value) for r in records[:-4])
+    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 5
     watcher.measure(model, step=2)  # the same cause is not told again: warnings are errors here
     model.broken = False
     assert math.isfinite(watcher.measure(model, step=3)[0].value)
@@ -213,7 +214,7 @@ def test_another_protocol_is_refused(option):
 
 
 def test_another_probe_set_is_refused():
-    other = gm.GeometryMonitor(probe_set(seed=1), directions=40)
+    other = gm.GeometryMonitor(probe_set(seed=1), geometry={"directions": 40})
     with pytest.raises(gm.InputError, match="probe"):
         other.load_state_dict(monitor().state_dict())
 
@@ -271,7 +272,7 @@ def test_dict_inputs_with_a_padding_mask():
     model = Tokens()
     measured = []
     for padding in (0, 7):
-        watcher = gm.GeometryMonitor(gm.ProbeSet.from_dataset(items(padding), per_class=8), directions=40)
+        watcher = gm.GeometryMonitor(gm.ProbeSet.from_dataset(items(padding), per_class=8), geometry={"directions": 40})
         with pytest.warns(gm.GeomonitorWarning, match="no logits"):  # it gives some for each token
             measured.append(values(watcher.measure(model, step=1)))
     assert math.isnan(measured[0]["geometry/penultimate/accuracy"])
@@ -282,7 +283,7 @@ def test_dict_inputs_with_a_padding_mask():
 
 
 def _measure_in_parts(rank: int, per_class: int) -> dict[str, float]:
-    watcher = gm.GeometryMonitor(probe_set(per_class), directions=40, markers="all", on_error="raise")
+    watcher = gm.GeometryMonitor(probe_set(per_class), geometry={"directions": 40}, markers="all", on_error="raise")
     return values(watcher.measure(network(), step=1))
 
 
@@ -302,7 +303,7 @@ def _fail_on_one(rank: int) -> list[str]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         records = watcher.measure(model, step=1)
-    assert all(math.isnan(r.value) for r in records[:-3])
+    assert all(math.isnan(r.value) for r in records[:-4])
     return [str(w.message) for w in told if issubclass(w.category, gm.GeomonitorWarning)]
 
 

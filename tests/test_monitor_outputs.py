@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from tests.options import grouped
 from tests.processes import in_processes
 from tests.test_monitor import CLASSES, PER_CLASS, monitor, network, probe_set, values
 
@@ -92,7 +93,7 @@ def test_drift_starts_at_zero_and_survives_a_checkpoint(tmp_path):
     restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert values(restored.measure(changed, step=2))[PROBE_KEY + "drift"] == moved
     assert values(restored.measure(first, step=3))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
-    restored.history.clear()  # a new run in the same object
+    restored.reset()  # a new run in the same object
     assert values(restored.measure(changed, step=1))[PROBE_KEY + "drift"] == pytest.approx(0, abs=1e-12)
 
 
@@ -115,7 +116,9 @@ def image_monitor(**options) -> gm.GeometryMonitor:
     labels = torch.arange(80) % CLASSES
     pictures = torch.randn(CLASSES, 1, 8, 8, generator=stream)[labels] + torch.randn(80, 1, 8, 8, generator=stream)
     probe = gm.ProbeSet.from_dataset(TensorDataset(pictures, labels), per_class=PER_CLASS)
-    return gm.GeometryMonitor(probe, **{"directions": 40, "on_error": "raise", "markers": ["dimension"]} | options)
+    return gm.GeometryMonitor(
+        probe, **grouped(**{"directions": 40, "on_error": "raise", "markers": ["dimension"]} | options)
+    )
 
 
 def image_network() -> nn.Sequential:
@@ -133,7 +136,7 @@ def test_accuracy_under_shifts():
     measured = _shifted_accuracies()
     names = [name.removeprefix(PROBE_KEY) for name in measured]
     shifted = [f"accuracy_under_{name}" for name in ("blur", "noise", "none", "upside_down")]
-    assert names == ["dimension", "accuracy", *shifted, "nonfinite_rows", "alarm"]
+    assert names == ["dimension", "accuracy", *shifted, "nonfinite_rows", "alarm", "judged"]
     assert measured[PROBE_KEY + "accuracy_under_none"] == measured[PROBE_KEY + "accuracy"]
     assert _shifted_accuracies() == measured
     assert all(result == pytest.approx(measured, rel=1e-6) for result in in_processes(_shifted_accuracies))
@@ -170,7 +173,7 @@ def test_groups_by_name(group):
 
 def test_markers_of_the_logits_alone():
     measured = monitor(markers=["accuracy", "margin"], watch=["accuracy"]).measure(network(), step=1)
-    assert [record.marker for record in measured][:4] == ["accuracy", "margin", "nonfinite_rows", "alarm"]
+    assert [record.marker for record in measured][:5] == ["accuracy", "margin", "nonfinite_rows", "alarm", "judged"]
     assert 0 <= measured[0].value <= 1
 
 

@@ -63,7 +63,7 @@ def run_finely(recipe: Recipe, epochs: int = EPOCHS, checks: int = CHECKS) -> It
     probe = gm.ProbeSet.from_dataset(task.probe, per_class=PER_CLASS)
     trainer = Trainer(recipe, task)
     each_epoch, each_check = (
-        gm.GeometryMonitor(probe, markers=markers, detector=None, directions=DIRECTIONS)
+        gm.GeometryMonitor(probe, markers=markers, panel=None, geometry={"directions": DIRECTIONS})
         for markers in (MARKERS, CHECKED_MARKERS)
     )
     for epoch in range(epochs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import rich.console
 import rich.progress
@@ -12,6 +12,8 @@ import torch
 import typer
 from torch import nn
 
+from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.verdict import DEFAULT_WATCH
 from geomonitor.alarms.words import headline
 from geomonitor.cli.targets import own_code, target
 from geomonitor.decide.scan import moments
@@ -21,9 +23,6 @@ from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.markers import MARKER_GROUPS
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
-
-WATCHED = "dimension"
-"""What a GeometryMonitor judges by default."""
 
 
 def scan(
@@ -52,7 +51,7 @@ def scan(
     network = _model(model)
     ordered = moments(checkpoints)
     if rank == 0:
-        monitor.history.open(output / HISTORY_FILE, monitor.protocol)
+        monitor.open_history(output / HISTORY_FILE)
     bar = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -76,8 +75,8 @@ def _monitor(probe: str, layers: list[str] | None, markers: list[str] | None) ->
         found = own_code(probe, found)
     if isinstance(found, ProbeSet):
         names = [name for given in markers or ["default"] for name in MARKER_GROUPS.get(given, (given,))]
-        judged: dict[str, Any] = {} if WATCHED in names else {"detector": None, "watch": ()}
-        return GeometryMonitor(found, layers=layers or "penultimate", markers=names, **judged)
+        panel = Panel() if set(names) & set(DEFAULT_WATCH) else None  # as a monitor watches; without these, nothing
+        return GeometryMonitor(found, layers=layers or "penultimate", markers=names, panel=panel)
     if not isinstance(found, GeometryMonitor):
         raise InputError(
             f"--probe {probe} must be or return a ProbeSet or a GeometryMonitor; got {type(found).__name__}"

@@ -6,17 +6,20 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from geomonitor.alarms.verdict import Verdict, judge
+from geomonitor._warnings import WarnOnce
+from geomonitor.alarms.live import LiveJudge
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.checkpoints import Checkpoint, load_checkpoint, load_weights
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
-from geomonitor.history.records import ALARM, Record
+from geomonitor.history.history import History
+from geomonitor.history.records import Record
 from geomonitor.monitor import GeometryMonitor
 
 LONGEST_MEASUREMENT = timedelta(days=1)
@@ -96,8 +99,8 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise InputError("scan shares out the checkpoints itself: call it without an initialised process group")
     exchange = _Exchange(rank, processes)
-    detector, history = monitor.detector, monitor.history
-    monitor.detector = None  # judged here, where all measurements come together
+    judge, history = monitor.judge, monitor.history
+    monitor.judge = LiveJudge(None, "raise", WarnOnce())  # judged here, where all measurements come together
     try:
         mine = _stretch(len(checkpoints), rank, processes)
         if rank and mine:
@@ -115,11 +118,11 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
                 records = exchange.receive(place)
                 history.append(records)
             measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
-            yield _judged(monitor, detector, moment)
+            yield _judged(judge, history, records, moment)
         if not rank and not measured:
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")
     finally:
-        monitor.detector = detector
+        monitor.judge = judge
 
 
 def _stretch(count: int, rank: int, processes: int) -> range:
@@ -133,18 +136,16 @@ def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list
     return monitor.measure(model, step=moment.step, epoch=moment.epoch)
 
 
-def _judged(monitor: GeometryMonitor, detector: Callable[..., Verdict] | None, moment: Moment) -> Verdict | None:
-    """Record the alarm of each layer after a checkpoint, and return the first one that is new."""
-    if detector is None:
-        return None
-    history, new = monitor.history, []
-    for layer in history.layers:
-        before = history.series(layer, ALARM).values
-        verdict = monitor.verdicts[layer] = judge(history, layer, monitor.watch, detector, monitor.votes)
-        history.append([Record(moment.step, moment.epoch, layer, ALARM, float(verdict.declined))])
-        if verdict.declined and not (len(before) and before[-1] == 1):
-            new.append(verdict)
-    return new[0] if new else None
+def _judged(judge: LiveJudge, history: History, records: list[Record], moment: Moment) -> Verdict | None:
+    """Judge a checkpoint as the monitor of a run would have, and return the first alarm that is new."""
+    values: dict[str, dict[str, tuple[float, float]]] = {}
+    changes = {}
+    for record in records:
+        if record.layer:
+            values.setdefault(record.layer, {})[record.marker] = record.value, record.standard_error
+            changes[record.layer, record.marker] = record.change_error
+    history.append(judge.update(moment.step, moment.epoch, values, changes, history))
+    return judge.new_alarms[0] if judge.new_alarms else None
 
 
 class _Exchange:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from geomonitor.errors import GeomonitorWarning, InputError
-from geomonitor.history.records import Record, Series
+from geomonitor.history.records import SECONDS, Record, Series
 from geomonitor.history.run_file import RunFile, free_name, write_at_once
 
 _FEWEST_COLUMNS = 6  # up to the standard error; later versions added some at the end
@@ -75,12 +75,21 @@ class History:
             np.array([r.change_error for r in rows], dtype=np.float64),
         )
 
-    def open(self, path: str | os.PathLike[str], protocol: dict[str, Any] | None = None) -> None:
+    def open(
+        self,
+        path: str | os.PathLike[str],
+        protocol: dict[str, Any] | None = None,
+        panel: dict[str, Any] | None = None,
+    ) -> None:
         """Write to ``path`` from now on, starting with what is in memory.
 
         What the same run left there is replaced, with all that came after its checkpoint. Any other file that is in the
-        way, such as the history of another run, is kept as ``<name>.<n>.csv``. ``protocol`` goes into a side file of
-        the same name with the ending ``.json``.
+        way, such as the history of another run, is kept as ``<name>.<n>.csv``.
+
+        Args:
+            path: of the CSV file; its directory is made.
+            protocol: by which it is measured; goes into a side file of the same name with the ending ``.json``.
+            panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
         self._file = RunFile(Path(path))
         beside = self._file.path.with_suffix(".json")
@@ -95,8 +104,9 @@ class History:
             return
         self._file.write(self._text())
         if protocol is not None and self._file.path.exists():
-            with contextlib.suppress(OSError):  # said of the history
-                write_at_once(beside, json.dumps(protocol, indent=2, sort_keys=True) + "\n")
+            side = {"protocol": protocol, "panel": panel}
+            with contextlib.suppress(OSError):  # the history itself has warned of it
+                write_at_once(beside, json.dumps(side, indent=2, sort_keys=True) + "\n")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -106,6 +116,11 @@ class History:
     def markers(self, layer: str) -> tuple[str, ...]:
         """Names of the markers of a layer, in the order of their first record."""
         return tuple(marker for of_layer, marker in self._series if of_layer == layer)
+
+    @property
+    def measurements(self) -> int:
+        """How many measurements there are, of a run that a monitor has measured."""
+        return len(self._series.get(("", SECONDS), {}))
 
     def to_pandas(self) -> Any:
         """All records as a ``pandas.DataFrame``, one row a record, with the columns of :class:`Record`.

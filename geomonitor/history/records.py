@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALARM = "alarm"
-"""Marker name of the verdict: 1 while a watched marker is in decline, 0 otherwise."""
+"""Marker name of the verdict: 1 during an alarm, 0 otherwise, NaN if the measurement or the detector failed."""
+JUDGED = "judged"
+"""Marker name of whether the layer could be judged: 0 while it is too early, and if nothing could be measured."""
 SECONDS = "seconds"
 """Marker name of what a measurement cost, in seconds of wall-clock time; its layer is ""."""
 OVERHEAD = "overhead"

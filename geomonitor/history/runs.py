@@ -23,7 +23,9 @@ class Run(NamedTuple):
     """of the history file"""
     history: History
     protocol: dict[str, Any]
-    """empty where there is no side file"""
+    """empty if there is no side file"""
+    panel: dict[str, Any] | None = None
+    """what was judged and how, as ``Panel.to_dict()`` gives it; None if that is not recorded"""
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -43,7 +45,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if not len(history):
         raise InputError(f"{file} holds no measurement yet: train until the first one is made")
     name = file.resolve().parent.name if file.name == HISTORY_FILE else file.stem
-    return Run(name, file, history, _protocol(file.with_suffix(".json")))
+    return Run(name, file, history, *read_side_file(file.with_suffix(".json")))
 
 
 def _history_file(path: Path) -> Path:
@@ -62,13 +64,22 @@ def _history_file(path: Path) -> Path:
     return below[0]
 
 
-def _protocol(file: Path) -> dict[str, Any]:
+def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Protocol and panel in a side file; ``({}, None)`` if there is none.
+
+    Version 0.1.0.dev0 wrote the protocol alone.
+
+    Raises:
+        InputError: not a JSON object of that form.
+    """
     if not file.is_file():
-        return {}
+        return {}, None
     try:
-        protocol = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON ({error}): mend it, or move it away") from error
-    if not isinstance(protocol, dict):
+    side = found if isinstance(found, dict) and isinstance(found.get("protocol"), dict) else {"protocol": found}
+    protocol, panel = side["protocol"], side.get("panel")
+    if not isinstance(protocol, dict) or not (panel is None or isinstance(panel, dict)):
         raise InputError(f"{file} must hold the protocol as a JSON object: mend it, or move it away")
-    return protocol
+    return protocol, panel

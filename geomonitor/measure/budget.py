@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from geomonitor._distributed import largest
-from geomonitor.errors import InputError
+from geomonitor import _options
+from geomonitor._distributed import largest, rank_and_world_size
 
 CPU = torch.device("cpu")
 RECENT = 3
@@ -39,9 +40,7 @@ class Budget:
     """
 
     def __init__(self, max_overhead: float | None = None) -> None:
-        if max_overhead is not None and not max_overhead > 0:
-            raise InputError(f"max_overhead is a share of the training time, above 0, such as 0.02; got {max_overhead}")
-        self.max_overhead = max_overhead
+        self.max_overhead = None if max_overhead is None else _options.real("max_overhead", max_overhead, above=0)
         self.every = 1
         """occasions from one measurement to the next"""
         self._waited = math.inf  # occasions since the latest measurement; infinite before the first
@@ -86,6 +85,27 @@ class Budget:
         self._waited = 0
         self.start()
         return seconds, seconds / training_seconds if training_seconds > 0 else math.nan
+
+    def record(
+        self, seconds: float, training_seconds: float, device: torch.device, warn: Callable[[str, str], None]
+    ) -> tuple[float, float]:
+        """As :meth:`spend`, with a warning once if a measurement is too expensive for every occasion.
+
+        Args:
+            seconds: as in :meth:`spend`.
+            training_seconds: likewise.
+            device: likewise.
+            warn: takes a warning and a key of its cause.
+        """
+        seconds, overhead = self.spend(seconds, training_seconds, device)
+        if self.every > 1 and rank_and_world_size()[0] == 0:
+            warn(
+                f"a measurement takes {seconds:.2g} s, more than max_overhead={self.max_overhead:.2%} of the "
+                f"training time between two: from now on only every {self.every}-th occasion is measured. This "
+                "follows the cost, and is not repeated; patience and warm-up of detectors count measurements.",
+                "over budget",
+            )
+        return seconds, overhead
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: a resumed run measures on the occasions on which the unbroken one would."""

@@ -18,6 +18,7 @@ from geomonitor._threads import threads_for
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
 from geomonitor.glue.estimates import Measures, standard_errors
+from geomonitor.glue.options import GeometryOptions
 from geomonitor.glue.result import EffectiveGeometry
 from geomonitor.markers import MARKERS
 from geomonitor.markers.drift import drift
@@ -43,8 +44,8 @@ class Plan(NamedTuple):
     markers: tuple[str, ...]
     shifts: tuple[str, ...]
     """names of the input shifts under which the accuracy is measured"""
-    geometry_options: dict[str, Any]
-    """of :class:`geomonitor.ManifoldGeometry`"""
+    geometry: GeometryOptions
+    """protocol of the manifold geometry"""
     points: bool = False
     """hold the points, for a snapshot, also where no marker needs them"""
 
@@ -205,7 +206,7 @@ class Measurement:
         wanted = {MARKERS[name].state for name in self.plan.markers if name in MARKERS}
         metrics: dict[str, Metric | MetricCollection] = {}
         if "manifolds" in wanted:
-            metrics["manifolds"] = ManifoldGeometry(classes, per_class=per_class, **self.plan.geometry_options)
+            metrics["manifolds"] = ManifoldGeometry(classes, per_class=per_class, **self.plan.geometry.as_dict())
         if "spectrum" in wanted:
             metrics["spectrum"] = FeatureSpectrum()
         if "classes" in wanted:

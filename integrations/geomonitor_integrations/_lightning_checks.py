@@ -23,6 +23,21 @@ def shuffles(loader: Any) -> bool:
     return isinstance(sampler, torch.utils.data.RandomSampler) or bool(getattr(sampler, "shuffle", False))
 
 
+def require_ordered_validation(trainer: Any, probe: Any) -> None:
+    """Refuse a validation from which a ``ValidationProbe`` cannot take the same points each time.
+
+    Raises:
+        InputError: no validation loop, or one that shuffles while the position of a point is its name.
+    """
+    if not trainer.enable_validation:
+        raise InputError("a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet")
+    if probe.ids is None and shuffles(first_loader(trainer)):
+        raise InputError(
+            "the validation loader shuffles, so the position of a point does not name it: use shuffle=False, "
+            "or give ValidationProbe(ids=function of the batch)"
+        )
+
+
 def require_whole_model(trainer: Any) -> None:
     """Refuse tensor parallelism: its processes have to see the same points, and each would get points of its own."""
     mesh = getattr(trainer.strategy, "device_mesh", None)

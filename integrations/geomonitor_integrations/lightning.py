@@ -16,31 +16,43 @@ __all__ = ["GeometryCallback", "GeometryEarlyStopping"]
 class GeometryCallback(GeometryHooks, Callback):
     """Measures the geometry of the representation while a Trainer fits, logs it and warns of a decline.
 
-    Logged, on every rank: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm`` (0 or 1),
-    ``geometry/<layer>/nonfinite_rows``, ``geometry/seconds`` and ``geometry/overhead``.
-    Any logger gets them; EarlyStopping, ModelCheckpoint and ReduceLROnPlateau can monitor them. All records are also in
-    ``geometry.csv`` in the directory of the run, and in checkpoints, from which a resumed run goes on.
+    Logged, on every rank: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm`` (0 or 1; NaN if the measurement
+    failed), ``geometry/<layer>/judged`` (0 while it is too early to judge), ``geometry/<layer>/nonfinite_rows``,
+    ``geometry/seconds`` and ``geometry/overhead``. Any logger gets them; EarlyStopping, ModelCheckpoint and
+    ReduceLROnPlateau can monitor them. All records are also in ``geometry.csv`` in the directory of the run, and in
+    checkpoints, from which a resumed run goes on.
 
     The weights that are validated are measured: with ``WeightAveraging`` the averaged ones, in either order of the
-    callbacks, and the weights that train where an epoch has no validation. With ``max_overhead`` some epochs are passed
+    callbacks, and the weights that train if an epoch has no validation. With ``max_overhead`` some epochs are passed
     over, never the last one; the patience of Lightning's own ``EarlyStopping`` counts epochs, also those between two
     measurements, that of the detector and ``GeometryEarlyStopping`` counts measurements.
 
     Args:
         probe: a held-out, in-distribution ``ProbeSet``, a ``ValidationProbe`` (no extra forward passes: the features
             come from those of the validation loop, the first loader's if there are several), or a ready-made
-            ``GeometryMonitor``.
-        every_n_epochs: epochs between two measurements, from the first epoch on.
+            ``GeometryMonitor``, to which the options of a monitor are then given.
+        layers: where to measure, as in ``GeometryMonitor``; so are markers, panel and geometry.
+        markers: ``"default"``, ``"paper"``, ``"all"`` or names of markers.
+        panel: what is judged and how; None for no verdicts.
+        geometry: protocol of the manifold geometry.
+        every_n_epochs: epochs between two measurements, from the first epoch on. With a ``ValidationProbe``: every
+            validation that ends is measured, and with a larger number those that many epochs apart.
         every_n_steps: optimiser steps between two measurements, instead of epochs; four times an epoch finds
             faults sooner than once (``docs/warnings.md``).
-        name: tells two callbacks of one Trainer apart, for instance of other layers or another probe set: keys become
+        name: keeps two callbacks of one Trainer apart, for instance of other layers or another probe set: keys become
             ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
-        allow_protocol_change: start a new series where a checkpoint was measured by another protocol, not an error.
+        allow_protocol_change: start a new series if a checkpoint was measured by another protocol, not an error.
         figures_every_n: measurements between two sets of figures (spectrum, class centres, class clouds, class
-            dimensions) for TensorBoard, W&B or MLflow, from the first one on; 0 for none. By default every tenth where
+            dimensions) for TensorBoard, W&B or MLflow, from the first one on; 0 for none. By default every tenth if
             matplotlib is installed.
-        **monitor_options: as in ``GeometryMonitor``: layers, markers, detector, ...
+        on_alarm: functions of (verdict, text), called once for each new alarm on rank 0.
+        pool: as in ``GeometryMonitor``; so are forward, batch_size, shifts, max_overhead and on_error.
+        forward: ``forward(model, inputs)`` runs the model on one probe batch.
+        batch_size: points in one forward pass of the probe.
+        shifts: input shifts under which to measure the accuracy.
+        max_overhead: seconds of measuring allowed per second of training.
+        on_error: ``"warn"`` or ``"raise"``.
 
     Raises:
         InputError: an option that does not make sense, a Trainer of another namespace.

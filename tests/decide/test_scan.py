@@ -60,7 +60,7 @@ def test_a_scan_equals_the_history_of_the_run(trained):
     verdicts = list(scan(watching, model(), moments(checkpoints(trained))))
     assert_equal_histories(watching.history, History.load(trained / "geometry.csv"))
     assert [v is not None for v in verdicts] == [False, False, True, False]  # told once, at the third
-    assert watching.detector is not None  # back in its place
+    assert watching.judge.panel is watching.panel  # back in its place
 
 
 def test_two_processes_under_torchrun_give_the_same(trained, tmp_path):

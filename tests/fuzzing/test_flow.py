@@ -209,12 +209,18 @@ def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
             model[0].weight[:3] = 0 if fault == "zero" else math.nan
     assert set(markers) <= set(gm.MARKERS)
     monitor = gm.GeometryMonitor(
-        gm.ProbeSet.from_dataset(data, per_class=4), markers=markers, watch=markers[:1], directions=4, batch_size=5
+        gm.ProbeSet.from_dataset(data, per_class=4),
+        markers=markers,
+        panel=gm.Panel(markers[:1]),
+        geometry={"directions": 4},
+        batch_size=5,
     )
     records = measured(monitor.measure, model, step=1, epoch=0)
     assert [record.marker for record in records] == [
         *dict.fromkeys(markers), "nonfinite_rows", "alarm", "seconds", "overhead"
     ]  # fmt: skip
-    restored = gm.GeometryMonitor(monitor.probe, markers=markers, watch=markers[:1], directions=4)
+    restored = gm.GeometryMonitor(
+        monitor.probe, markers=markers, panel=gm.Panel(markers[:1]), geometry={"directions": 4}
+    )
     restored.load_state_dict(monitor.state_dict())
     assert as_text(restored.history) == as_text(monitor.history)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import geomonitor as gm
 from geomonitor.history.records import Series
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
+from tests.options import grouped
 
 STOP_STEP = 6
 PER_CLASS = 13  # of 3 classes: 39 points, so the ranks get unequal parts
@@ -84,7 +85,7 @@ def alone(weights: dict[str, Tensor], *, passive: bool) -> dict[str, float]:
     """The same weights, measured by a single process."""
     model = Net().eval()
     model.load_state_dict(weights)
-    monitor = gm.GeometryMonitor(PASSIVE if passive else probe(), detector=None, **OPTIONS)
+    monitor = gm.GeometryMonitor(PASSIVE if passive else probe(), **grouped(detector=None, **OPTIONS))
     validation = None
     if passive:
         validation = monitor.validation_pass(model, dataset_length=len(VALIDATION))
@@ -99,7 +100,7 @@ VALIDATION = dataset(61)  # an odd number: the sampler repeats one sample
 
 
 def trained(strategy: Any, directory: str, *, passive: bool = False, sharded: bool = False) -> None:
-    geometry = GeometryCallback(PASSIVE if passive else probe(), detector=low_from_stop_step, **OPTIONS)
+    geometry = GeometryCallback(PASSIVE if passive else probe(), **grouped(detector=low_from_stop_step, **OPTIONS))
     trainer = L.Trainer(
         max_epochs=5, accelerator="cpu", devices=2, strategy=strategy, callbacks=[GeometryEarlyStopping(), geometry],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -141,7 +142,7 @@ def fabric(directory: str) -> None:
     net = Net()
     model, optimizer = lightning.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
     loader = lightning.setup_dataloaders(DataLoader(dataset(), batch_size=16))
-    monitor = gm.GeometryMonitor(probe(), detector=low_from_stop_step, **OPTIONS)
+    monitor = gm.GeometryMonitor(probe(), **grouped(detector=low_from_stop_step, **OPTIONS))
     step = 0
     for epoch in range(5):
         for batch in loader:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
+from tests.options import grouped
 
 BATCHES, EPOCHS, DECLINE_STEP, STOP_STEP = 4, 12, 26, 32
 """batches an epoch, epochs at the most, first step of the decline, where the early stopping of every epoch stops"""
@@ -94,7 +95,7 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
     detector = gm.DropFromReference(drop=0.15, warmup_checks=4, settled=0.075)
     own = {"directions": 10, "markers": ["dimension", "participation_ratio"], "detector": detector, "on_error": "raise"}
     options = own | options
-    geometry = GeometryCallback(probe, watch=["participation_ratio"], **plan.cadence, **options)
+    geometry = GeometryCallback(probe, **plan.cadence, **grouped(watch=["participation_ratio"], **options))
     saving = {"every_n_train_steps": plan.save_every_n_steps} if plan.save_every_n_steps else {"every_n_epochs": 1}
     keeper = ModelCheckpoint(folder, save_last=True, **saving)
     trainer = L.Trainer(

@@ -25,6 +25,7 @@ from geomonitor.history.records import Series
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
 from geomonitor_integrations.lightning import GeometryCallback
+from tests.options import grouped
 
 LAYER = "head:in"  # a colon is no letter of TensorBoard's tags, nor of MLflow's
 FIGURES = ("class_centers", "class_clouds", "class_dimensions", "spectrum")
@@ -65,7 +66,7 @@ def fit(path: Path, logger: Any, *, alarm_from: int = 10**9, ckpt: Any = None, e
     """Three epochs of six steps; returns the callback and the trained module."""
     probe = gm.ProbeSet.from_dataset(dataset(), per_class=12)
     defaults = {"directions": 30, "layers": {LAYER: "head:input"}, "on_error": "raise"}
-    geometry = GeometryCallback(probe, detector=declines_from(alarm_from), **defaults | options)
+    geometry = GeometryCallback(probe, **grouped(detector=declines_from(alarm_from), **defaults | options))
     torch.manual_seed(0)
     module = Net()
     trainer = L.Trainer(

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import geomonitor as gm
 from geomonitor_integrations.lightning import GeometryCallback
+from tests.options import grouped
 
 
 def points(count: int = 96) -> TensorDataset:
@@ -113,7 +114,7 @@ def trace(
 def geometry(probe: Any = None, **options: Any) -> GeometryCallback:
     probe = probe or gm.ProbeSet.from_dataset(points(), per_class=12)
     few = {"directions": 20, "markers": ("dimension", "participation_ratio", "nc1"), "on_error": "raise"}
-    return GeometryCallback(probe, **few | options)
+    return GeometryCallback(probe, **grouped(**few | options))
 
 
 def test_the_comparison_sees_a_single_random_number(tmp_path):
@@ -240,7 +241,9 @@ def test_weight_averaging_the_validated_weights_are_measured(tmp_path, averaging
 def _measured_with_averaging(path: Any, passive: bool) -> list[float]:
     """Measured by hand in the middle of each validation, where the averaged weights are in place."""
     probe = gm.ValidationProbe(classes=3, per_class=8) if passive else gm.ProbeSet.from_dataset(points(), per_class=12)
-    watcher = gm.GeometryMonitor(probe, directions=20, markers=("dimension", "participation_ratio", "nc1"))
+    watcher = gm.GeometryMonitor(
+        probe, geometry={"directions": 20}, markers=("dimension", "participation_ratio", "nc1")
+    )
 
     class ByHand(L.Callback):
         def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

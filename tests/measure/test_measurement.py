@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from tests.options import grouped
 from tests.processes import in_processes
 
 CLASSES, PER_CLASS, KEY = 4, 15, "geometry/penultimate/"
@@ -48,7 +49,7 @@ class Net(nn.Module):
 
 
 def monitor(**options) -> gm.GeometryMonitor:
-    return gm.GeometryMonitor(PROBE, **{"directions": 40, "batch_size": 25} | options)
+    return gm.GeometryMonitor(PROBE, **grouped(**{"directions": 40, "batch_size": 25} | options))
 
 
 def values(records: list[gm.Record]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import geomonitor as gm
 from geomonitor.probe.reservoir import priority
+from tests.options import grouped
 from tests.processes import in_processes
 
 CLASSES, PER_CLASS, POINTS, KEY = 3, 8, 97, "geometry/penultimate/"
@@ -34,7 +35,7 @@ def network() -> nn.Sequential:
 
 def monitor(probe: gm.ValidationProbe | None = None, **options) -> gm.GeometryMonitor:
     probe = probe or gm.ValidationProbe(classes=[2, 3, 5], per_class=PER_CLASS)
-    return gm.GeometryMonitor(probe, **{"directions": 40, "on_error": "raise", "markers": "all"} | options)
+    return gm.GeometryMonitor(probe, **grouped(**{"directions": 40, "on_error": "raise", "markers": "all"} | options))
 
 
 def measured(

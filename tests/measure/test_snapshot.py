@@ -101,7 +101,7 @@ def test_a_monitor_takes_snapshots_of_its_own_points_where_asked():
     data = torch.utils.data.TensorDataset(torch.randn(60, 6), torch.arange(60) % 3 + 4)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 7))
     probe = gm.ProbeSet.from_dataset(data, per_class=10)
-    monitor = gm.GeometryMonitor(probe, markers=["participation_ratio"], watch=["participation_ratio"])
+    monitor = gm.GeometryMonitor(probe, markers=["participation_ratio"], panel=gm.Panel(["participation_ratio"]))
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     monitor.measure(model, step=1)
@@ -121,7 +121,9 @@ def test_a_monitor_takes_snapshots_of_its_own_points_where_asked():
 def test_a_snapshot_that_fails_is_told_once_and_the_measurement_stands(monkeypatch):
     data = torch.utils.data.TensorDataset(torch.randn(40, 6), torch.arange(40) % 2)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=10), directions=10, on_error="raise")
+    monitor = gm.GeometryMonitor(
+        gm.ProbeSet.from_dataset(data, per_class=10), geometry={"directions": 10}, on_error="raise"
+    )
     monkeypatch.setattr("geomonitor.measure.snapshot.take_snapshot", lambda *_, **__: 1 / 0)
     with pytest.warns(gm.GeomonitorWarning, match="no snapshot of layer 'penultimate'"):
         records = monitor.measure(model, step=1, snapshots=True)

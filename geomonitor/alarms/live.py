@@ -1,0 +1,115 @@
+"""Judging as measurements come: verdicts, records of the alarm, and a warning where an alarm is new."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from geomonitor._distributed import rank_and_world_size
+from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor.alarms.judge import Judge
+from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.verdict import Verdict
+from geomonitor.alarms.words import GeometryDeclineWarning, explain, what_changed
+from geomonitor.history.history import History
+from geomonitor.history.records import ALARM, JUDGED, Record
+
+
+class LiveJudge:
+    """Judges every layer at each measurement of a run; a detector that fails ends nothing.
+
+    Args:
+        panel: what is judged and how, filled in; None: nothing is judged.
+        on_error: ``"raise"`` raises what a detector raised; ``"warn"`` warns of it, and the alarm is NaN.
+        warn: warns of each cause once.
+    """
+
+    def __init__(self, panel: Panel | None, on_error: Literal["warn", "raise"], warn: WarnOnce) -> None:
+        self.panel = panel
+        self.verdicts: dict[str, Verdict] = {}
+        """the latest verdict by layer"""
+        self.new_alarms: list[Verdict] = []
+        """verdicts that the latest measurement turned to "declined" """
+        self._judge = None if panel is None else Judge(panel)
+        self._declined: dict[str, bool] = {}
+        self._on_error = on_error
+        self._warn = warn
+
+    def update(
+        self,
+        step: int,
+        epoch: int | None,
+        values: Mapping[str, Mapping[str, tuple[float, float]]],
+        changes: Mapping[tuple[str, str], float],
+        history: History,
+    ) -> list[Record]:
+        """Judge one measurement.
+
+        Args:
+            step: optimiser steps done.
+            epoch: epoch, from 0.
+            values: marker and standard error, by layer and name.
+            changes: standard error of the change since the measurement before, by layer and marker, if it is known.
+            history: all measurements up to this one, to start over from if this step is not after the last one.
+
+        Returns:
+            For each layer ``alarm`` and ``judged``. The alarm is NaN, not 0, if nothing could be measured or the
+            detector failed; ``judged`` is 0 then, and also while it is too early to judge.
+        """
+        records: list[Record] = []
+        self.new_alarms = []
+        if self.panel is None or self._judge is None:
+            return records
+        for layer, of_layer in values.items():
+            watched = {
+                marker: (*of_layer[marker], changes.get((layer, marker), math.nan)) for marker in self.panel.watch or ()
+            }
+            seen = any(math.isfinite(value) for value, *_ in watched.values())
+            try:
+                verdict = self._judge.update(layer, step, epoch, watched, history)
+            except Exception as error:
+                if self._on_error == "raise":
+                    raise
+                self._warn.of_failure(f"the detector failed, so nothing is judged. {error!r}", cause_of(error))
+                alarm, judged = math.nan, False
+            else:
+                self.verdicts[layer] = verdict
+                alarm = float(verdict.declined) if seen else math.nan
+                judged = seen and (verdict.declined or math.isfinite(verdict.reference))
+                if verdict.declined and not self._declined.get(layer, False):
+                    self.new_alarms.append(verdict)
+                self._declined[layer] = verdict.declined
+            records += [Record(step, epoch, layer, ALARM, alarm), Record(step, epoch, layer, JUDGED, float(judged))]
+        return records
+
+    def warn_of_alarms(self, history: History) -> None:
+        """Warn of the alarms that the latest measurement raised, on rank 0, with what changed at that time."""
+        if rank_and_world_size()[0] == 0:
+            for verdict in self.new_alarms:
+                changed = [] if verdict.since_step is None else what_changed(history, verdict.since_step)
+                warnings.warn(explain(verdict, changed), GeometryDeclineWarning, stacklevel=3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and names."""
+        return {"judge": None if self._judge is None else self._judge.state_dict(), "declined": dict(self._declined)}
+
+    def load_state_dict(self, state: dict[str, Any] | None, history: History) -> None:
+        """Go on where a saved judge stopped.
+
+        Args:
+            state: from :meth:`state_dict`; None: from the history alone, as version 0.1.0.dev0 saved it.
+            history: all measurements so far.
+        """
+        self.verdicts, self.new_alarms, self._declined = {}, [], {}
+        if self._judge is None:
+            return
+        if state is not None and state.get("judge") is not None:
+            self._judge.load_state_dict(state["judge"])
+            self._declined = dict(state["declined"])
+            return
+        for layer in history.layers:
+            self._judge.rebuild(layer, history)
+            alarms = history.series(layer, ALARM).values
+            self._declined[layer] = bool(len(alarms)) and alarms[-1] == 1

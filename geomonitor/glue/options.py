@@ -1,0 +1,70 @@
+"""The protocol of the manifold geometry as one object: what a monitor, a metric and a configuration file share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from geomonitor import _options
+from geomonitor.errors import InputError
+from geomonitor.glue.draws import Dichotomies
+from geomonitor.glue.manifolds import Mode, manifold_geometry
+
+
+@dataclass(frozen=True)
+class GeometryOptions:
+    """How the manifold geometry is measured; numbers from two protocols are never compared or joined in one series.
+
+    Args:
+        directions: how many random directions; standard errors fall with its root.
+        dichotomies: the ensemble of dichotomies of the classes.
+        mode: all classes in one problem, or pairs of classes (many classes).
+        pairs: class pairs to draw in the pairwise mode; None: all.
+        seed: of the draws, which stay the same for a whole run.
+
+    Raises:
+        InputError: what is wrong, and what to write.
+
+    >>> GeometryOptions(directions=100).directions
+    100
+    """
+
+    directions: int = 200
+    dichotomies: Dichotomies = "balanced"
+    mode: Mode = "joint"
+    pairs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked = {
+            "directions": _options.whole("directions", self.directions, least=2),
+            "pairs": _options.whole_or_none("pairs", self.pairs),
+            "seed": _options.whole("seed", self.seed, least=0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        # Tried once on four points: what cannot work is an error here, not NaN for a whole run.
+        manifold_geometry(torch.eye(4), torch.tensor([0, 0, 1, 1]), **self.as_dict())
+
+    @classmethod
+    def of(cls, given: GeometryOptions | Mapping[str, Any]) -> GeometryOptions:
+        """Options as they are, or from a mapping of names, such as a configuration file gives.
+
+        Raises:
+            InputError: neither, or a name that does not exist.
+        """
+        if isinstance(given, GeometryOptions):
+            return given
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(given, Mapping) or not set(given) <= set(names):
+            unknown = sorted(set(given) - set(names)) if isinstance(given, Mapping) else given
+            raise InputError(f"geometry takes GeometryOptions, or a mapping of {', '.join(names)}; got {unknown!r}")
+        return cls(**given)
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name, for :func:`geomonitor.manifold_geometry` and the protocol."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,66 @@
+"""The protocol of a measurement: all that makes two measurements comparable. Only series of one protocol are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from geomonitor.errors import InputError
+from geomonitor.features.capture import Pool
+from geomonitor.glue.options import GeometryOptions
+from geomonitor.measure.passive import ValidationProbe
+from geomonitor.probe.probe_set import ProbeSet
+
+
+def protocol_of(
+    probe: ProbeSet | ValidationProbe,
+    layers: str | Sequence[str] | Mapping[str, str],
+    *,
+    pool: Pool,
+    geometry: GeometryOptions,
+    shifts: Iterable[str],
+) -> dict[str, Any]:
+    """The protocol in plain Python, as it stands in checkpoints and side files.
+
+    Args:
+        probe: which points.
+        layers: where features are taken.
+        pool: how they become one row a point.
+        geometry: of the manifold geometry.
+        shifts: names of the input shifts.
+    """
+    named: Any = layers
+    if not isinstance(layers, str):
+        named = dict(layers) if isinstance(layers, Mapping) else list(layers)
+    shifts = sorted(shifts)
+    return {
+        "probe": probe.fingerprint,
+        "classes": [int(label) for label in probe.classes],
+        "per_class": int(probe.per_class),
+        "layers": named,
+        "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", "custom"),
+        **geometry.as_dict(),
+        **({"shifts": shifts} if shifts else {}),
+    }
+
+
+def require_same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse to join two series.
+
+    Args:
+        now: protocol of this monitor.
+        saved: that of a saved one. What it does not name was not part of the protocol then, and may have its default.
+
+    Raises:
+        InputError: what differs.
+    """
+    changed = [name for name, value in now.items() if saved.get(name, _DEFAULTS.get(name)) != value]
+    if changed:
+        found = "; ".join(f"{name}: {saved.get(name)} -> {now[name]}" for name in changed)
+        raise InputError(
+            f"the saved geometry was measured by another protocol ({found}). Restore the old settings, "
+            "or pass allow_protocol_change=True to start a new series."
+        )
+
+
+_DEFAULTS: Mapping[str, Any] = GeometryOptions().as_dict()

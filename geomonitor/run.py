@@ -1,0 +1,349 @@
+"""A training run under a monitor: when to measure, where records go, when to stop, what is saved.
+
+:class:`MonitoredRun` is all that the adapters of the training frameworks share, and it knows none of them. An adapter
+translates five things: where step and epoch come from, where a dict of numbers is logged, how to stop, where state is
+saved, and how to run the model. In a loop of your own you call it yourself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor import _options
+from geomonitor._distributed import rank_and_world_size
+from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor.alarms.verdict import Verdict
+from geomonitor.alarms.words import CONTEXT, headline
+from geomonitor.errors import InputError
+from geomonitor.features.capture import resolve_layers
+from geomonitor.history.records import Record
+from geomonitor.history.runs import HISTORY_FILE
+from geomonitor.measure.passive import ValidationPass
+from geomonitor.measure.probe_pass import Forward
+from geomonitor.monitor import GeometryMonitor
+
+GRADIENT_NORM_EVERY = 20
+"""Optimiser steps between two looks at the norm of the gradient, which only explains alarms."""
+OnAlarm = Callable[[Verdict, str], Any]
+"""Called with a verdict that is new, and its explanation in words."""
+
+
+class MonitoredRun:
+    """Measures a model while it trains; after :meth:`start` it never ends the run (unless ``on_error="raise"``).
+
+    Args:
+        monitor: what to measure.
+        every_n_epochs: epochs between two measurements, from the first epoch on.
+        every_n_steps: optimiser steps between two measurements, instead of epochs.
+        name: keeps two monitors of one run apart: keys become ``geometry/<name>/<layer>/<marker>``, the file
+            ``geometry_<name>.csv``.
+        allow_protocol_change: start a new series if a saved state was measured by another protocol, not an error.
+        on_alarm: functions of (verdict, text) that are called once for each new alarm, on rank 0: to send a message.
+            One that fails is warned of.
+
+    Raises:
+        InputError: an option of the wrong type or range.
+
+    >>> import geomonitor as gm
+    >>> import torch
+    >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
+    >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> run = gm.MonitoredRun(gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=20)))
+    >>> run.start(model)
+    >>> for epoch in range(2):
+    ...     ...  # train for an epoch
+    ...     if run.due_after_epoch(epoch):
+    ...         logged = run.measure(model, step=10 * (epoch + 1), epoch=epoch)
+    ...     if run.should_stop:
+    ...         break
+    Ellipsis
+    Ellipsis
+    >>> sorted(logged)[:2]
+    ['geometry/overhead', 'geometry/penultimate/accuracy']
+    """
+
+    def __init__(
+        self,
+        monitor: GeometryMonitor,
+        *,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        name: str = "",
+        allow_protocol_change: bool = False,
+        on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
+    ) -> None:
+        if not isinstance(monitor, GeometryMonitor):
+            raise InputError(f"monitor must be a GeometryMonitor; got {type(monitor).__name__}")
+        self.monitor = monitor
+        self.every_n_epochs = _options.whole("every_n_epochs", every_n_epochs)
+        self.every_n_steps = _options.whole_or_none("every_n_steps", every_n_steps)
+        if not isinstance(name, str) or (name and not re.fullmatch(r"\w[\w.-]{0,99}", name)):
+            raise InputError(
+                "name must be of letters, digits, '_', '-' and '.', at most 100 of them, for it becomes part of a file "
+                f"name; for instance 'train_points'; got {name!r}"
+            )
+        self.name = name
+        self.allow_protocol_change = _options.flag("allow_protocol_change", allow_protocol_change)
+        listed = on_alarm if isinstance(on_alarm, Sequence) else [] if on_alarm is None else [on_alarm]
+        self.on_alarm = [_options.function("on_alarm", each, "verdict, text") for each in listed]
+        self.measured = 0
+        """measurements since :meth:`start`"""
+        self.records: list[Record] = []
+        """of the latest measurement"""
+        self._warn = WarnOnce()
+        self._restored = self._resumed = False
+        self._directory: Path | None = None
+        self._steps_seen = 0
+        self._last_epoch: int | None = None  # epoch and step of the latest measurement
+        self._last_step: int | None = None
+        self._skipped = False  # the budget passed over the latest chance to measure
+        self._asked: tuple[str, int] | None = None
+        self._gradient_norm: Tensor | None = None
+
+    def start(self, model: nn.Module, directory: str | os.PathLike[str] | None = None, *, step: int = 0) -> None:
+        """Begin or go on; every process has to call this, before the first batch.
+
+        A state that :meth:`load_state_dict` gave is continued, and so is a run that goes on in the same directory at a
+        later step. Everything else is a new run: the monitor starts a new series.
+
+        Args:
+            model: what will be measured; the layers must be in it.
+            directory: where ``geometry.csv`` goes; None: it is not written.
+            step: optimiser steps done so far.
+
+        Raises:
+            InputError: a layer that does not exist or is ambiguous.
+        """
+        resolve_layers(model, self.monitor.layers)  # a layer that does not exist is an error before any training
+        folder = None if directory is None else Path(directory)
+        if not self._restored and (step == 0 or folder != self._directory or not len(self.monitor.history)):
+            self.monitor.reset()
+            self._last_epoch = self._last_step = None
+        self._resumed, self._restored, self._directory = self._restored, False, folder
+        self._steps_seen, self._asked, self._skipped, self.measured = step, None, False, 0
+        self.monitor.budget.start()
+        if folder is not None and rank_and_world_size()[0] == 0:
+            self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
+
+    def due_after_epoch(self, epoch: int, *, last: bool = False) -> bool:
+        """Whether to measure at the end of an epoch; to be asked once or more often at the end of each.
+
+        Args:
+            epoch: from 0.
+            last: it is the last one, which the budget does not pass over.
+        """
+        if self.every_n_steps is not None or self._last_epoch == epoch:
+            return False
+        due = epoch % self.every_n_epochs == 0
+        return due and (self._within_budget("epoch", epoch) or last)
+
+    def due_after_batch(self, step: int) -> bool:
+        """Whether to measure after a batch, with ``every_n_steps``; to be asked after each.
+
+        Args:
+            step: optimiser steps done so far; a batch may be several steps, or none (gradient accumulation).
+        """
+        every, before, self._steps_seen = self.every_n_steps, self._steps_seen, step
+        if every is None or step // every == before // every or step == self._last_step:
+            return False
+        return self._within_budget("step", step)
+
+    def due_after_validation(self, step: int, epoch: int | None) -> bool:
+        """Whether to measure after a validation, for a ``ValidationProbe``; to be asked before each validation.
+
+        Args:
+            step: optimiser steps done so far.
+            epoch: from 0, if there are any.
+        """
+        if step == self._last_step:
+            return False
+        if self.every_n_steps is not None:
+            due = self._last_step is None or step - self._last_step >= self.every_n_steps
+        elif epoch is None or self._last_epoch is None or self.every_n_epochs == 1:
+            due = True
+        else:
+            due = epoch - self._last_epoch >= self.every_n_epochs
+        return due and self._within_budget("validation", step)
+
+    def measure(
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        epoch: int | None = None,
+        forward: Forward | None = None,
+        validation: ValidationPass | None = None,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+        snapshots: bool = False,
+    ) -> dict[str, float]:
+        """Measure now; with several processes every one of them has to call this.
+
+        Args:
+            model: left exactly as it was.
+            step: optimiser steps done so far.
+            epoch: from 0, if there are any.
+            forward: as in :meth:`GeometryMonitor.measure`.
+            validation: likewise.
+            optimizers: those of the run; learning rate and weight decay of the first one explain an alarm.
+            snapshots: as in :meth:`GeometryMonitor.measure`.
+
+        Returns:
+            Numbers to log, by key: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm``,
+            ``geometry/<layer>/judged``, ``geometry/seconds``, ...
+
+        Raises:
+            Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
+        """
+        self._last_step, self._last_epoch, self._skipped = step, epoch, False
+        records = self.monitor.measure(
+            model,
+            step=step,
+            epoch=epoch,
+            forward=forward,
+            validation=validation,
+            context=self._context(optimizers),
+            snapshots=snapshots,
+        )
+        self.measured += 1
+        self._resumed = False
+        self._call_on_alarm()
+        self.records = records
+        return self.values_of(records)
+
+    def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
+        """Note the norm of the gradient now and then, before an optimiser step; it only explains alarms.
+
+        Args:
+            parameters: of the model. Sparse gradients and those spread over processes are passed over.
+            step: optimiser steps done so far.
+        """
+        if step % GRADIENT_NORM_EVERY:
+            return
+        try:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if all(type(grad) is Tensor and grad.layout is torch.strided for grad in gradients):
+                self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        except Exception as error:  # noqa: BLE001 - a norm that only explains is not worth a run
+            self._warn(f"the norm of the gradient is not known. {error!r}", cause_of(error))
+
+    def open_validation(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass | None:
+        """As :meth:`GeometryMonitor.validation_pass`, but a failure is a warning and gives None, unless it is raised.
+
+        Args:
+            model: the model that is validated.
+            dataset_length: items of the validation set, if it is read in order and has a length.
+        """
+        try:
+            return self.monitor.validation_pass(model, dataset_length=dataset_length)
+        except Exception as error:
+            if self.monitor.on_error == "raise":
+                raise
+            self._warn.of_failure(f"the geometry cannot be measured in this validation. {error!r}", cause_of(error))
+            return None
+
+    @property
+    def last_step(self) -> int | None:
+        """Step of the latest measurement; None before the first."""
+        return self._last_step
+
+    @property
+    def should_stop(self) -> str | None:
+        """Why to stop, if a layer is in an alarm now; else None."""
+        return self.stop_reason()
+
+    def stop_reason(self, layer: str | None = None) -> str | None:
+        """Why to stop, if this layer (None: any layer) is in an alarm now; else None."""
+        for alias, verdict in self.monitor.verdicts.items():
+            if verdict.declined and layer in (None, alias):
+                return f"geometry early stopping: {headline(verdict)}"
+        return None
+
+    @property
+    def makes_up(self) -> bool:
+        """Whether the budget passed over the latest chance to measure: at the end of a run it is made up for."""
+        return self._skipped
+
+    def finish(self) -> None:
+        """End the run: if nothing was measured, say so, with the likely reason. Further calls do nothing."""
+        if not self.monitor.history.measurements and self._directory is not None and rank_and_world_size()[0] == 0:
+            if self.every_n_steps is not None:
+                why = f"every_n_steps={self.every_n_steps} was never reached"
+            else:
+                why = f"every_n_epochs={self.every_n_epochs}, and no epoch that counts came to its end"
+            self._warn(
+                f"the geometry was not measured once in this run: {why}. For streams and short runs give "
+                "every_n_steps a smaller number.",
+                "nothing measured",
+            )
+
+    def latest(self) -> dict[str, float]:
+        """The latest numbers by key, also those of a restored state."""
+        return self.values_of(self.monitor.history.latest())
+
+    def values_of(self, records: Iterable[Record]) -> dict[str, float]:
+        """Numbers to log, by key; what only explains an alarm is left out."""
+        logged = [record for record in records if record.layer or record.marker not in CONTEXT]
+        return {self.prefixed(record.key, "/"): record.value for record in logged}
+
+    def prefixed(self, key: str, separator: str) -> str:
+        """``geometry/fc/nc1`` or ``geometry.csv`` with the name of this run's monitor after the first word."""
+        return f"geometry{separator}{self.name}{key.removeprefix('geometry')}" if self.name else key
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the monitor, and when it measured last: loads with ``weights_only=True``."""
+        return {**self.monitor.state_dict(), "run": {"last_epoch": self._last_epoch, "last_step": self._last_step}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved run stopped; to be called before :meth:`start`.
+
+        Raises:
+            InputError: another protocol, unless ``allow_protocol_change``.
+        """
+        self.monitor.load_state_dict(dict(state), allow_protocol_change=self.allow_protocol_change)
+        run = state.get("run") or {}
+        self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")
+        self._restored = True
+
+    def _within_budget(self, kind: str, number: int) -> bool:
+        """Ask the budget once for each chance to measure: to ask is to count."""
+        if self._asked != (kind, number):
+            self._asked, self._skipped = (kind, number), not self.monitor.due()
+        return not self._skipped
+
+    def _context(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+        """Settings of the first optimiser that are numbers, and whether the run was resumed since."""
+        known: dict[str, Any] = {"gradient_norm": self._gradient_norm, "resumed": self._resumed}
+        try:
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            settings = groups[0] if groups else {}
+            known |= {"learning_rate": settings.get("lr"), "weight_decay": settings.get("weight_decay")}
+            return {n: number for n, value in known.items() if math.isfinite(number := _number(value))}
+        except Exception as error:  # noqa: BLE001 - what only explains is not worth a run
+            self._warn(f"the settings of the optimiser are not known. {error!r}", cause_of(error))
+            return {}
+
+    def _call_on_alarm(self) -> None:
+        if not self.on_alarm or rank_and_world_size()[0] != 0:
+            return
+        for verdict in self.monitor.new_alarms:
+            for function in self.on_alarm:
+                try:
+                    function(verdict, self.monitor.explain(verdict))
+                except Exception as error:  # noqa: BLE001 - a message that fails is not worth a run
+                    self._warn(f"on_alarm failed. {error!r}", cause_of(error))
+
+
+def _number(value: Any) -> float:
+    """A value as a number; NaN for what is none, such as the tuple that some optimisers keep as weight decay."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
