@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from geomonitor._distributed import rank_and_world_size
 from geomonitor._warnings import Told, cause_of
-from geomonitor.alarms.panel import AUTO, make_panel
-from geomonitor.alarms.verdict import Detector, Verdict, judge
+from geomonitor.alarms.judge import judge_history
+from geomonitor.alarms.panel import AUTO, Panel
+from geomonitor.alarms.verdict import Detector, Verdict
 from geomonitor.alarms.words import GeometryDeclineWarning, explain, what_changed
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Layer, Pool, check_pooling, resolve_layers
@@ -50,9 +51,9 @@ class GeometryMonitor:
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
         detector: what judges each watched marker, or its name in ``geomonitor.DETECTORS``; ``None`` for no verdicts.
         watch: names of the markers that the detector judges; by default those of
-            ``geomonitor.alarms.verdict.DEFAULT_WATCH`` that are measured.
+            ``geomonitor.alarms.panel.DEFAULT_WATCH`` that are measured.
         votes: kinds of watched markers that must decline together. What is left open of these three is filled in by
-            :func:`geomonitor.alarms.panel.make_panel`: kinds must agree, where three are measured.
+            :class:`geomonitor.alarms.panel.Panel`: kinds must agree, where three are measured.
         directions, dichotomies, mode, pairs, seed: protocol of the manifold geometry, see
             :func:`geomonitor.manifold_geometry`.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`.
@@ -113,9 +114,9 @@ class GeometryMonitor:
         elif self.shifts:
             raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
         wanted = None if watch is None else marker_names(watch, more=self.markers)
-        panel = make_panel(self.markers, watch=wanted, detector=AUTO if detector is None else detector, votes=votes)
-        self.watch, self.votes = panel.watch, panel.votes
-        self.detector = None if detector is None else panel.detector
+        panel = Panel(wanted, detector, votes).resolve(self.markers)
+        self.watch, self.votes = panel.watch or (), panel.votes
+        self.detector = panel.detector
         if not set(self.watch) <= set(self.markers) or (self.detector and not self.watch):
             raise InputError(f"watch must name at least one of the measured markers {self.markers}; got {self.watch}")
         self.geometry_options: dict[str, Any] = {
@@ -388,7 +389,8 @@ class GeometryMonitor:
         for layer in layers:
             before = self.history.series(layer, ALARM).values
             try:
-                verdict = self.verdicts[layer] = judge(self.history, layer, self.watch, self.detector, self.votes)
+                panel = Panel(self.watch, self.detector, self.votes)
+                verdict = self.verdicts[layer] = judge_history(self.history, layer, panel)
             except Exception as error:  # a detector must not end a run either
                 if self.on_error == "raise":
                     raise

@@ -12,6 +12,7 @@ import torch
 import typer
 from torch import nn
 
+from geomonitor.alarms.panel import DEFAULT_WATCH
 from geomonitor.alarms.words import headline
 from geomonitor.cli.targets import own_code, target
 from geomonitor.decide.scan import moments
@@ -21,9 +22,6 @@ from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.markers import MARKER_GROUPS
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
-
-WATCHED = "dimension"
-"""What a GeometryMonitor judges by default."""
 
 
 def scan(
@@ -76,7 +74,7 @@ def _monitor(probe: str, layers: list[str] | None, markers: list[str] | None) ->
         found = own_code(probe, found)
     if isinstance(found, ProbeSet):
         names = [name for given in markers or ["default"] for name in MARKER_GROUPS.get(given, (given,))]
-        judged: dict[str, Any] = {} if WATCHED in names else {"detector": None, "watch": ()}
+        judged: dict[str, Any] = {} if set(names) & set(DEFAULT_WATCH) else {"detector": None, "watch": ()}
         return GeometryMonitor(found, layers=layers or "penultimate", markers=names, **judged)
     if not isinstance(found, GeometryMonitor):
         raise InputError(

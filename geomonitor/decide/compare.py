@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from geomonitor.alarms.panel import PANEL
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Series
 from geomonitor.history.runs import Run
@@ -113,8 +114,8 @@ def compare_runs(reference: Run, run: Run, bounds: Iterable[Bound] = ()) -> list
 
 
 def differences(reference: Run, run: Run) -> list[str]:
-    """Names of the settings in which two protocols differ; what one of them does not tell counts, too."""
-    names = sorted(reference.protocol.keys() | run.protocol.keys())
+    """Names of the settings in which two protocols differ, or that one of them lacks; what judged is no part of it."""
+    names = sorted((reference.protocol.keys() | run.protocol.keys()) - {PANEL})
     return [name for name in names if reference.protocol.get(name) != run.protocol.get(name)]
 
 

@@ -6,14 +6,16 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from geomonitor.alarms.verdict import Verdict, judge
+from geomonitor.alarms.judge import Judge
+from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.checkpoints import Checkpoint, load_checkpoint, load_weights
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.history.records import ALARM, Record
@@ -97,6 +99,9 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
         raise InputError("scan shares out the checkpoints itself: call it without an initialised process group")
     exchange = _Exchange(rank, processes)
     detector, history = monitor.detector, monitor.history
+    judge = None if detector is None or rank else Judge(Panel(monitor.watch, detector, monitor.votes))
+    if judge is not None:
+        judge.rebuild(history)
     monitor.detector = None  # judged here, where all measurements come together
     try:
         mine = _stretch(len(checkpoints), rank, processes)
@@ -115,7 +120,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
                 records = exchange.receive(place)
                 history.append(records)
             measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
-            yield _judged(monitor, detector, moment)
+            yield None if judge is None else _judged(monitor, judge, moment, records)
         if not rank and not measured:
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")
     finally:
@@ -133,16 +138,16 @@ def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list
     return monitor.measure(model, step=moment.step, epoch=moment.epoch)
 
 
-def _judged(monitor: GeometryMonitor, detector: Callable[..., Verdict] | None, moment: Moment) -> Verdict | None:
+def _judged(monitor: GeometryMonitor, judge: Judge, moment: Moment, records: Sequence[Record]) -> Verdict | None:
     """Record the alarm of each layer after a checkpoint, and return the first one that is new."""
-    if detector is None:
-        return None
     history, new = monitor.history, []
-    for layer in history.layers:
-        before = history.series(layer, ALARM).values
-        verdict = monitor.verdicts[layer] = judge(history, layer, monitor.watch, detector, monitor.votes)
+    for layer in dict.fromkeys(record.layer for record in records if record.layer):
+        before = monitor.verdicts.get(layer)
+        values = {r.marker: (r.value, r.standard_error, r.change_error) for r in records if r.layer == layer}
+        verdict = judge.update(layer, moment.step, moment.epoch, values, history=history)
+        monitor.verdicts[layer] = verdict
         history.append([Record(moment.step, moment.epoch, layer, ALARM, float(verdict.declined))])
-        if verdict.declined and not (len(before) and before[-1] == 1):
+        if verdict.declined and not (before and before.declined):
             new.append(verdict)
     return new[0] if new else None
 
