@@ -1,16 +1,80 @@
 """Checks of options where they are given: type, finiteness and range, with a sentence that says what to write.
 
-NumPy integers and floats count as numbers and become Python's own, so that they can be saved; ``True`` is no number.
+NumPy numbers count as numbers and become Python's own, so that they can be saved; ``True`` is no number.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-import numbers
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from numbers import Integral, Real
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from geomonitor.errors import InputError
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may have.
+
+    >>> str(Range(0, 1)), str(Range(0, math.inf, ends="[)")), str(Range(1, math.inf, ends="[]"))
+    ('(0, 1)', '[0, inf)', '[1, inf]')
+    """
+
+    low: float
+    high: float = math.inf
+    ends: str = "()"
+    """a square bracket: the end belongs to the range"""
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+
+    def number(self, name: str, value: Any) -> float:
+        """The value as a plain ``int`` or ``float``, NumPy's included.
+
+        Raises:
+            InputError: no number of this range; ``True`` and ``False`` are no numbers.
+        """
+        if self.whole:
+            if not isinstance(value, Integral) or isinstance(value, bool) or not self._holds(float(value)):
+                raise InputError(f"{name} is a whole number, {self.low:g} or more; got {value!r}")
+            return int(value)
+        if not isinstance(value, Real) or isinstance(value, bool) or not self._holds(float(value)):
+            raise InputError(f"{name} lies in {self}; got {value!r}")
+        return int(value) if isinstance(value, Integral) else float(value)
+
+    def _holds(self, value: float) -> bool:
+        above = value >= self.low if self.ends[0] == "[" else value > self.low
+        below = value <= self.high if self.ends[1] == "]" else value < self.high
+        return above and below  # NaN is in no range
+
+
+OPEN_SHARE = Range(0, 1)
+NOT_NEGATIVE = Range(0, ends="[)")
+POSITIVE = Range(0)
+COUNT = Range(1, ends="[)", whole=True)
+
+
+def check_numbers(options: object, **ranges: Range) -> None:
+    """Check several options of an object, and make them plain numbers.
+
+    Raises:
+        InputError: the first one that is out of its range.
+    """
+    for name, allowed in ranges.items():
+        object.__setattr__(options, name, allowed.number(name, getattr(options, name)))
+
+
+def check_flag(options: object, name: str) -> None:
+    """Check that an option is true or false, and make it Python's own.
+
+    Raises:
+        InputError: something else.
+    """
+    object.__setattr__(options, name, flag(name, getattr(options, name)))
 
 
 def whole(name: str, value: Any, *, least: int = 1) -> int:
@@ -19,13 +83,10 @@ def whole(name: str, value: Any, *, least: int = 1) -> int:
     Raises:
         InputError: anything else.
 
-    >>> import numpy as np
     >>> whole("batch_size", np.int64(3))
     3
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise InputError(f"{name} must be a whole number, {least} or more; got {value!r}")
-    return int(value)
+    return int(Range(least, ends="[)", whole=True).number(name, value))
 
 
 def whole_or_none(name: str, value: Any, *, least: int = 1) -> int | None:
@@ -33,28 +94,15 @@ def whole_or_none(name: str, value: Any, *, least: int = 1) -> int | None:
     return None if value is None else whole(name, value, least=least)
 
 
-def real(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> float:
-    """A finite number above ``above`` and not below ``least``.
-
-    Raises:
-        InputError: anything else.
-    """
-    bounds = [f"above {above:g}"] * (above > -math.inf) + [f"{least:g} or more"] * (least > -math.inf)
-    wrong = isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value)
-    if wrong or value <= above or value < least:
-        raise InputError(f"{name} must be a finite number{', ' if bounds else ''}{' and '.join(bounds)}; got {value!r}")
-    return float(value)
-
-
 def flag(name: str, value: Any) -> bool:
-    """True or False.
+    """True or False, also NumPy's.
 
     Raises:
         InputError: anything else, such as ``"no"``, which Python would take for True.
     """
-    if not isinstance(value, bool):
-        raise InputError(f"{name} must be True or False; got {value!r}")
-    return value
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} is True or False; got {value!r}")
+    return bool(value)
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
@@ -64,7 +112,7 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> str:
         InputError: anything else.
     """
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}; got {value!r}")
+        raise InputError(f"{name} is one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 
 
@@ -74,8 +122,6 @@ def function(name: str, value: Any, arguments: str) -> Callable[..., Any]:
     Raises:
         InputError: not callable, or of another number of arguments, as far as its signature is known.
     """
-    import inspect
-
     wanted = f"{name} must be a function of ({arguments})"
     if not callable(value) or isinstance(value, type):
         raise InputError(f"{wanted}; got {value!r}")

@@ -105,17 +105,17 @@ class GeometryMonitor:
             try_shifts(self.shifts, self.probe)
         elif self.shifts:
             raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
-        self.panel = None if panel is None else panel.resolve(self.markers)
         self.geometry = GeometryOptions.of(geometry)
         check_pooling(pool)
         self.pool = pool
+        if not isinstance(panel, Panel) and panel is not None:
+            raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")
+        self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.forward: Forward = call if forward is None else _options.function("forward", forward, "model, inputs")
         self.batch_size = _options.whole("batch_size", batch_size)
         _options.one_of("on_error", on_error, ("warn", "raise"))
         self.on_error: Literal["warn", "raise"] = on_error
         self.budget = Budget(max_overhead)
-        if self.panel is not None:
-            self.panel.check_protocol(self.protocol)
         self._warn = WarnOnce()
         self._reference_given = False
         self.reset()

@@ -16,12 +16,17 @@ STEPS = 24
 
 
 def write_run(
-    directory: Path, *, faulty: bool = False, layer: str = "penultimate", protocol: dict[str, Any] | None = None
+    directory: Path,
+    *,
+    faulty: bool = False,
+    layer: str = "penultimate",
+    protocol: dict[str, Any] | None = None,
+    panel: dict[str, Any] | None = None,
 ) -> Path:
     """A run of 20 measurements; in a faulty one dimension and utility fall by half at measurement 12."""
     noise = np.random.default_rng(0).normal(0, 0.01, (4, MEASUREMENTS))
     history = History()
-    history.open(directory / "geometry.csv", PROTOCOL if protocol is None else protocol)
+    history.open(directory / "geometry.csv", PROTOCOL if protocol is None else protocol, panel)
     for n in range(MEASUREMENTS):
         low = 0.5 if faulty and n >= FAULT else 1.0
         dimension, utility, radius = 2 * low + noise[0, n], 0.2 * low + noise[1, n] / 10, 0.7 + noise[2, n]

@@ -13,7 +13,7 @@ import geomonitor
 
 CORE = Path(geomonitor.__file__).parent
 ORDER = (
-    *("errors", "_warnings", "_distributed", "_threads", "_random"),
+    *("errors", "_warnings", "_distributed", "_threads", "_random", "_options"),
     *("probe", "features", "markers", "glue", "metrics", "measure", "history", "alarms"),
     *("monitor", "run", "decide", "plots", "report", "cli"),
 )

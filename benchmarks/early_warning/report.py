@@ -57,9 +57,9 @@ from benchmarks.early_warning.within_epochs import (
     of_healthy,
     rates_of,
 )
-from geomonitor.alarms.detectors.readings import Walker
-from geomonitor.alarms.panel import VOTES, make_panel
-from geomonitor.alarms.verdict import DEFAULT_WATCH, kind_of
+from geomonitor.alarms.detectors import IncrementalDetector
+from geomonitor.alarms.panel import DEFAULT_WATCH, VOTES, Panel
+from geomonitor.alarms.votes import family_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -92,7 +92,7 @@ def main() -> None:
         _head(runs, chosen_on, held_out),
         "## The default\n\n" + of_default(default, runs, often, unknown),
         "## Detectors on new seeds\n\nThe eight best on the runs that settings were chosen on, the best of each other "
-        'kind, and the best that asks several kinds of markers ("votes").\n\n' + table([*shown.values()]),
+        'kind, and the best that asks several families of markers ("votes").\n\n' + table([*shown.values()]),
         "## What people use today, calibrated in the same way\n\n" + table(baseline),
         "## By family, on new seeds\n\n" + by_family(default, held_out),
         "## By family and way to warn, on new seeds\n\nFound of the runs whose truth falls; false alarms (before the "
@@ -117,10 +117,10 @@ def merit(choice: Choice) -> tuple[float, ...]:
 
 
 def shipped() -> Warner:
-    """What a monitor does where nobody says otherwise."""
-    watch, detector, votes = make_panel(DEFAULT_WATCH)
-    assert isinstance(detector, Walker)
-    return panel_warner("default", detector, watch, votes)
+    """What a monitor does by default."""
+    panel = Panel().resolve(DEFAULT_WATCH)
+    assert isinstance(panel.detector, IncrementalDetector)
+    return panel_warner("default", panel.detector, panel.watch or (), panel.votes or 1)
 
 
 def is_default(warner: Warner, default: Warner) -> bool:
@@ -140,9 +140,9 @@ def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequ
         "new seeds of families that had no part in the choice": rates(unknown),
     }
     lines = [
-        f"{VOTES} votes of the kinds {_kinds()}, each judged by `{default.settings}`: a kind has half a vote at the "
-        "first low measurement, and a whole one at the second in a row or where the fall is plain. The dimension is "
-        "expected to go on falling as before (`follow_trend=True`).",
+        f"{VOTES} votes of the families {_families()}, each judged by `{default.settings}`: a family has half a vote "
+        "at the first low measurement, and a whole one at the second in a row or where the fall is plain. The "
+        "dimension is expected to go on falling as before (`follow_trend=True`).",
         "",
         f"| runs | {COLUMNS} |",
         "|---|" + "---|" * 5,
@@ -221,12 +221,12 @@ def _head(runs: Sequence[Run], chosen_on: Sequence[Run], held_out: Sequence[Run]
     )
 
 
-def _kinds() -> str:
+def _families() -> str:
     """The watched markers, those of one kind joined."""
-    kinds: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = {}
     for name in DEFAULT_WATCH:
-        kinds.setdefault(kind_of(name), []).append(name)
-    return ", ".join("/".join(names) for names in kinds.values())
+        families.setdefault(family_of(name), []).append(name)
+    return ", ".join("/".join(names) for names in families.values())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Healthy runs whose learning rate restarts twice: how often the default cries wolf. No part of the calibration.
+"""Healthy runs whose learning rate restarts twice: false alarms of the default. No part of the calibration.
 
 OMP_NUM_THREADS=1 python -m benchmarks.early_warning.restarts      # minutes; trains eighteen runs
 """

@@ -1,6 +1,6 @@
 """False alarms on simulated healthy runs, which have more noise and drift than those of the bench.
 
-OMP_NUM_THREADS=1 python -m benchmarks.early_warning.simulated      # how often the default cries wolf; a minute
+OMP_NUM_THREADS=1 python -m benchmarks.early_warning.simulated      # false alarms of the default; a minute
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from benchmarks.early_warning.calibration import FALSE_ALARM_RATE
 from benchmarks.early_warning.warners import Warner
-from geomonitor.alarms.detectors.readings import Walker
-from geomonitor.alarms.panel import AGREEING, VOTES, AgreeingDrop
-from geomonitor.alarms.verdict import DEFAULT_WATCH, enough_votes
+from geomonitor.alarms.detectors import AgreeingDrop, IncrementalDetector
+from geomonitor.alarms.panel import AGREEING, DEFAULT_WATCH, VOTES
+from geomonitor.alarms.votes import enough_votes
 from tests.alarms.detectors.simulated_runs import as_series, healthy_run, restless_run
 from tests.alarms.detectors.synthetic import TIME
 
@@ -25,13 +25,13 @@ Simulation = Callable[[int], dict[str, NDArray[np.float64]]]
 
 
 def main() -> None:
-    """The table in the section "When it cries wolf" of ``docs/warnings.md``."""
+    """The table in the section "False alarms" of ``docs/warnings.md``."""
     hasty = AgreeingDrop(patience_checks=1)
     kinds: dict[str, Simulation] = {"healthy": _healthy}
     for noise in (0.005, 0.01, 0.02, 0.03):
         kinds[f"white noise of {noise:.1%}"] = functools.partial(restless_run, markers=DEFAULT_WATCH, noise=noise)
     for drift in (0.001, 0.0015, 0.002):
-        kinds[f"healthy, two kinds fall by {drift:.2%} a measurement"] = functools.partial(_drifting, drift)
+        kinds[f"healthy, two families fall by {drift:.2%} a measurement"] = functools.partial(_drifting, drift)
     print(f"| {SIMULATED} runs | default ({VOTES} votes) | 2 votes | without the second look |\n|---|---|---|---|")
     for kind, simulation in kinds.items():
         runs = [simulation(seed) for seed in range(SIMULATED)]
@@ -42,7 +42,7 @@ def main() -> None:
         print(f"| {kind} | {' | '.join(f'{rate:.1%}' for rate in rates)} |", flush=True)
 
 
-def false_alarm_rate(detector: Walker, votes: float, runs: list[dict[str, NDArray[np.float64]]]) -> float:
+def false_alarm_rate(detector: IncrementalDetector, votes: float, runs: list[dict[str, NDArray[np.float64]]]) -> float:
     """Share of the runs with an alarm at any measurement, of the markers watched by default."""
     shares = [[detector.shares(as_series(name, run[name])) for name in DEFAULT_WATCH] for run in runs]
     return float(np.mean([enough_votes(DEFAULT_WATCH, of_run, votes).any() for of_run in shares]))
@@ -58,7 +58,7 @@ def is_quiet(warner: Warner) -> bool:
 
 
 @functools.cache
-def _shares(detector: Walker, marker: str) -> NDArray[np.float64]:
+def _shares(detector: IncrementalDetector, marker: str) -> NDArray[np.float64]:
     """Shares of a vote, runs by measurements."""
     runs = (healthy_run(seed, [marker])[marker] for seed in range(SIMULATED))
     return np.array([detector.shares(as_series(marker, run)) for run in runs])

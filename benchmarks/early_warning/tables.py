@@ -15,7 +15,7 @@ from benchmarks.early_warning.families import FAILING, HEALTHY
 from benchmarks.early_warning.outcomes import TRUTH, Outcome
 from benchmarks.early_warning.trajectories import Run
 from benchmarks.early_warning.warners import Warner
-from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.panel import DEFAULT_WATCH
 
 
 def table(choices: Sequence[Choice]) -> str:

@@ -23,7 +23,7 @@ from benchmarks.early_warning.tasks import (
 )
 from benchmarks.early_warning.trajectories import CHECKS
 from benchmarks.early_warning.truth import CHECKED, measure_truth
-from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.panel import DEFAULT_WATCH
 
 MARKERS = (
     *("capacity", "dimension", "radius", "utility"),

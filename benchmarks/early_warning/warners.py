@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from benchmarks.early_warning.trajectories import Run
 from geomonitor import Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
-from geomonitor.alarms.detectors.readings import Walker, Worse
-from geomonitor.alarms.panel import AGREEING, VOTES, AgreeingDrop
-from geomonitor.alarms.verdict import enough_votes
+from geomonitor.alarms.detectors import AgreeingDrop, IncrementalDetector
+from geomonitor.alarms.detectors.levels import Worse
+from geomonitor.alarms.panel import AGREEING, VOTES
+from geomonitor.alarms.votes import enough_votes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Warner:
     """measurement of the first alarm in a run, from 0: the epoch, where each has one"""
     caution: float = 0.0
     """among equals the most cautious setting is taken"""
-    detectors: Mapping[str, Walker] = dataclasses.field(default_factory=dict)
+    detectors: Mapping[str, IncrementalDetector] = dataclasses.field(default_factory=dict)
     """of each watched marker; empty where no markers of a run by itself are judged"""
     votes: float = 1
     back: int = 1
@@ -57,7 +58,7 @@ WATCHES: tuple[tuple[tuple[str, ...], float], ...] = (
 REFERENCE_WATCHES = (("dimension",), (CLASS_SPECTRUM,), ("dimension", "numerical_rank", "cdnv"))
 
 
-def detectors() -> Iterator[tuple[str, Walker, float]]:
+def detectors() -> Iterator[tuple[str, IncrementalDetector, float]]:
     """Settings of each detector: its name, itself, and how cautious it is."""
     for detector, caution in drops():
         yield "drop from reference", detector, caution
@@ -87,7 +88,9 @@ def geometry_warners() -> Iterator[Warner]:
         yield panel_warner(f"{name}: {told_watch(watch, votes)}", detector, watch, votes, caution)
 
 
-def panel_warner(kind: str, detector: Walker, watch: Sequence[str], votes: float, caution: float = 0.0) -> Warner:
+def panel_warner(
+    kind: str, detector: IncrementalDetector, watch: Sequence[str], votes: float, caution: float = 0.0
+) -> Warner:
     """Some markers, each judged by the same detector."""
     alarm = functools.partial(first_alarm, dict.fromkeys(watch, detector), votes)
     return Warner(kind, repr(detector), alarm, caution, dict.fromkeys(watch, detector), votes)
@@ -157,7 +160,7 @@ Judged = tuple[str, str, str, str, int, int]
 _SHARES: dict[Judged, NDArray[np.float64]] = {}
 
 
-def shares_of(detector: Walker, run: Run, marker: str) -> NDArray[np.float64]:
+def shares_of(detector: IncrementalDetector, run: Run, marker: str) -> NDArray[np.float64]:
     """``Verdict.share`` of a marker after each measurement of a run; judged once."""
     key = (repr(detector), marker, run.family, run.task, run.seed, len(run.columns["step"]))
     if key not in _SHARES:
@@ -177,14 +180,14 @@ _RUNS: list[Run] = []
 """Of a process that judges beforehand."""
 
 
-def _judge_all(pair: tuple[Walker, str]) -> dict[Judged, NDArray[np.float64]]:
+def _judge_all(pair: tuple[IncrementalDetector, str]) -> dict[Judged, NDArray[np.float64]]:
     _SHARES.clear()
     for run in _RUNS:
         shares_of(pair[0], run, pair[1])
     return dict(_SHARES)
 
 
-def first_alarm(detectors: Mapping[str, Walker], votes: float, run: Run) -> int | None:
+def first_alarm(detectors: Mapping[str, IncrementalDetector], votes: float, run: Run) -> int | None:
     """First measurement at which the markers, each judged by its own detector, have ``votes`` votes."""
     shares = [shares_of(detector, run, marker) for marker, detector in detectors.items()]
     return _first(enough_votes([*detectors], shares, votes))

@@ -17,7 +17,7 @@ from benchmarks.early_warning.outcomes import TRUTH, Truth, truth_of
 from benchmarks.early_warning.tables import COLUMNS, cells, number, share, short
 from benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, Run, load_runs
 from benchmarks.early_warning.warners import Warner, judge_beforehand, series_of
-from geomonitor.alarms.verdict import enough_votes
+from geomonitor.alarms.votes import enough_votes
 
 
 class Fine(NamedTuple):

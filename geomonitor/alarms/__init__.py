@@ -1,8 +1,9 @@
-"""Whether a representation is in decline, and how that is said.
+"""Whether a representation is in decline, and the words for it.
 
-- ``detectors``: pure functions of one series of measurements.
-- ``verdict``: what a verdict is; votes of several markers.
-- ``panel``: what is judged by default: markers, detector, votes.
-- ``replay``: all alarms of a saved history.
+- ``detectors``: a state and one measurement of one marker after the other.
+- ``verdict``, ``votes``: what a verdict is; from the markers of a layer to the layer.
+- ``panel``: what is judged: markers, detector, votes.
+- ``judge``: the one place where runs and histories are judged.
+- ``alarm``: an interval in decline.
 - ``words``: a verdict as a warning.
 """

@@ -33,7 +33,6 @@ class LiveJudge:
         self.new_alarms: list[Verdict] = []
         """verdicts that the latest measurement turned to "declined" """
         self._judge = None if panel is None else Judge(panel)
-        self._declined: dict[str, bool] = {}
         self._on_error = on_error
         self._warn = warn
 
@@ -68,7 +67,8 @@ class LiveJudge:
             }
             seen = any(math.isfinite(value) for value, *_ in watched.values())
             try:
-                verdict = self._judge.update(layer, step, epoch, watched, history)
+                before = self._judge.verdict(layer)
+                verdict = self._judge.update(layer, step, epoch, watched, history=history)
             except Exception as error:
                 if self._on_error == "raise":
                     raise
@@ -78,9 +78,8 @@ class LiveJudge:
                 self.verdicts[layer] = verdict
                 alarm = float(verdict.declined) if seen else math.nan
                 judged = seen and (verdict.declined or math.isfinite(verdict.reference))
-                if verdict.declined and not self._declined.get(layer, False):
+                if verdict.declined and not before.declined:
                     self.new_alarms.append(verdict)
-                self._declined[layer] = verdict.declined
             records += [Record(step, epoch, layer, ALARM, alarm), Record(step, epoch, layer, JUDGED, float(judged))]
         return records
 
@@ -91,25 +90,17 @@ class LiveJudge:
                 changed = [] if verdict.since_step is None else what_changed(history, verdict.since_step)
                 warnings.warn(explain(verdict, changed), GeometryDeclineWarning, stacklevel=3)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and names."""
-        return {"judge": None if self._judge is None else self._judge.state_dict(), "declined": dict(self._declined)}
+    def state_dict(self) -> dict[str, Any] | None:
+        """Panel and states in plain values; None if nothing is judged."""
+        return None if self._judge is None else self._judge.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any] | None, history: History) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None, history: History) -> None:
         """Go on where a saved judge stopped.
 
         Args:
             state: from :meth:`state_dict`; None: from the history alone, as version 0.1.0.dev0 saved it.
             history: all measurements so far.
         """
-        self.verdicts, self.new_alarms, self._declined = {}, [], {}
-        if self._judge is None:
-            return
-        if state is not None and state.get("judge") is not None:
-            self._judge.load_state_dict(state["judge"])
-            self._declined = dict(state["declined"])
-            return
-        for layer in history.layers:
-            self._judge.rebuild(layer, history)
-            alarms = history.series(layer, ALARM).values
-            self._declined[layer] = bool(len(alarms)) and alarms[-1] == 1
+        self.verdicts, self.new_alarms = {}, []
+        if self._judge is not None:
+            self._judge.load_state_dict(state, history)

@@ -1,106 +1,220 @@
-"""What is judged, and how, where the user says nothing or only a part of it: markers, a detector, votes."""
+"""The panel: what is judged and how. Watched markers, a detector, votes; what the user leaves open is filled in."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, cast
 
-from geomonitor.alarms.detectors import DropFromReference, make_detector
-from geomonitor.alarms.detectors.readings import Finding, Readings
-from geomonitor.alarms.detectors.robust import sigmas_of
-from geomonitor.alarms.verdict import DEFAULT_WATCH, Detector, check_votes, kind_of
+from geomonitor._options import Range
+from geomonitor.alarms.detectors import DETECTORS, AgreeingDrop, DropFromReference, ReferenceRuns, make_detector
+from geomonitor.alarms.verdict import Detector
+from geomonitor.alarms.votes import check_votes, family_of
 from geomonitor.errors import InputError
+from geomonitor.markers.names import marker_names
 
 AUTO = "auto"
 """Name of the detector that suits the number of votes."""
+CUSTOM = "custom"
+"""Name, in a file, of a detector that cannot be made again from it."""
+DEFAULT_WATCH = (
+    *("dimension", "capacity", "numerical_rank", "cdnv"),
+    *("participation_ratio_per_class", "mean_norm", "accuracy"),
+)
+"""Markers that are judged by default: those that found most faults in ``docs/calibration.md``."""
 ALONE = DropFromReference()
 """One marker alone has to change much, and stay there."""
-UNSTEADY = ("dimension", "utility")
-"""Markers that go on falling in healthy runs, while the classes tighten."""
+AGREEING = AgreeingDrop()
+VOTES = 1.5
+"""One confirmed family and one pending, or three pending."""
+LEAST_FAMILIES = 3
+"""Where so many families of markers are measured, or more, they have to agree by default."""
+
+_VOTES_RANGE = Range(1, ends="[)")
 
 
 @dataclass(frozen=True)
-class AgreeingDrop(DropFromReference):
-    """Where kinds of markers have to agree, a small change of each will do, once where it is plain, else twice.
-
-    Those that are ``UNSTEADY`` are expected to go on falling as before. Where an epoch holds several measurements both
-    limits grow, for each of them is a chance to be low. But two kinds have to be, at once: of four measurements the
-    chance of one kind may halve, not fall to a quarter, to leave the chance of both in an epoch as it was.
-    """
-
-    drop: float = 0.025
-    sigmas: float = 1.75
-    plain: float = 1.5
-
-    def limits(self, readings: int) -> tuple[float, float]:
-        """``drop`` and ``sigmas`` where an epoch holds so many readings."""
-        sigmas = sigmas_of(self.sigmas, math.sqrt(readings))
-        return 1 - (1 - self.drop) ** (sigmas / self.sigmas if self.sigmas else 1), sigmas
-
-    def walk(self, seen: Readings) -> Iterator[Finding]:
-        """What is found at each reading."""
-        if seen.series.marker in UNSTEADY:
-            return DropFromReference.walk(dataclasses.replace(self, follow_trend=True), seen)
-        return super().walk(seen)
-
-
-AGREEING = AgreeingDrop()
-VOTES = 1.5
-"""One kind for sure and another that may be, or three that may be."""
-LEAST_KINDS = 3
-"""Where so many kinds of markers are measured, or more, they have to agree by default."""
-
-
-class Panel(NamedTuple):
-    """Markers that are judged, the judge, and the votes that make an alarm."""
-
-    watch: tuple[str, ...]
-    detector: Detector
-    votes: float
-
-
-def make_panel(
-    measured: Sequence[str],
-    *,
-    watch: Sequence[str] | None = None,
-    detector: Detector | str = AUTO,
-    votes: float | None = None,
-    **settings: Any,
-) -> Panel:
-    """Fill in what the user left open, by the calibration in ``docs/calibration.md``.
+class Panel:
+    """Markers that are judged, the detector that judges each of them, and the votes that make an alarm.
 
     Args:
-        measured: names of the markers there are.
-        watch: markers to judge; by default those of ``DEFAULT_WATCH`` that are measured.
-        detector: a function of a Series, a name in ``geomonitor.DETECTORS``, or ``"auto"``: ``AGREEING`` for more votes
-            than one, else ``ALONE``.
-        votes: see :func:`geomonitor.alarms.verdict.judge`; by default ``VOTES`` where the default markers are watched
-            and three kinds of them are measured, else 1.
-        **settings: of a detector given by name.
+        watch: names of markers; None: those of ``DEFAULT_WATCH`` that are measured.
+        detector: an instance; a function of a :class:`geomonitor.Series` that returns a :class:`geomonitor.Verdict`
+            (it costs a look at the whole series at each measurement); a name in ``geomonitor.DETECTORS``; ``"auto"``:
+            ``AGREEING`` for more votes than one, else ``ALONE``; None: nothing is judged.
+        votes: families of watched markers that must decline together, from 1, see
+            :func:`geomonitor.alarms.votes.count_votes`; None: ``VOTES`` where the default markers are watched and three
+            families of them are measured, else 1.
+        custom: of a panel that was read from a file, the ``repr`` of a detector that cannot be made again; the detector
+            is None then.
 
     Raises:
-        InputError: no such detector, settings that it does not take, or votes that can never be reached.
+        InputError: a value of another type or out of its range, no such detector, votes that can never be reached.
 
-    >>> make_panel(["dimension", "numerical_rank", "cdnv", "accuracy"])[::2]
-    (('dimension', 'numerical_rank', 'cdnv', 'accuracy'), 1.5)
-    >>> make_panel(["dimension"], drop=0.2).detector.drop
+    >>> Panel().resolve(["dimension", "numerical_rank", "cdnv", "accuracy"]).votes
+    1.5
+    >>> Panel(["dimension"], DropFromReference(drop=0.2)).to_dict()["detector"]["drop"]
     0.2
     """
-    names = tuple(marker for marker in DEFAULT_WATCH if marker in measured) if watch is None else tuple(watch)
-    if votes is None:
-        votes = VOTES if watch is None and len({kind_of(name) for name in names}) >= LEAST_KINDS else 1
-    check_votes(names, votes)
-    if detector == AUTO:
-        suited = AGREEING if votes > 1 else ALONE
+
+    watch: tuple[str, ...] | None = None
+    detector: Detector | str | None = AUTO
+    votes: float | None = None
+    custom: str = ""
+
+    def __post_init__(self) -> None:
+        if self.watch is not None:
+            object.__setattr__(self, "watch", _names(self.watch))
+        if self.votes is not None:
+            object.__setattr__(self, "votes", _VOTES_RANGE.number("votes", self.votes))
+            if self.watch:
+                check_votes(self.watch, self.votes)
+        _check_detector(self.detector)
+
+    def resolve(self, measured: Sequence[str], **settings: Any) -> Panel:
+        """Fill in what is left open, by the calibration in ``docs/calibration.md``.
+
+        Args:
+            measured: names of the markers there are.
+            **settings: of a detector given by name, or of the one that ``"auto"`` stands for.
+
+        Returns:
+            A panel whose watch and votes are given, and whose detector can be called or is None; of one that is
+            complete, the same.
+
+        Raises:
+            InputError: settings that the detector does not take, or needs, or votes that can never be reached.
+
+        >>> Panel().resolve(["dimension"], drop=0.2).detector.drop
+        0.2
+        """
+        watch, votes = self.watch, self.votes
+        if watch is None:
+            watch = tuple(marker for marker in DEFAULT_WATCH if marker in measured)
+        if votes is None:
+            agreeing = self.watch is None and len({family_of(name) for name in watch}) >= LEAST_FAMILIES
+            votes = VOTES if agreeing else 1
+        check_votes(watch, votes)
+        detector = self.detector
+        if detector == AUTO:
+            suited = AGREEING if votes > 1 else ALONE
+            try:
+                detector = dataclasses.replace(suited, **settings)
+            except TypeError as error:
+                raise InputError(f"{suited} does not take these settings: {error}") from error
+        elif isinstance(detector, str):
+            detector = make_detector(detector, **settings)
+        elif settings:
+            raise InputError(
+                f"the detector {detector!r} is complete: give it without further settings, or give its name; "
+                f"got the settings {settings}"
+            )
+        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes)
+
+    def fitted(self, measured: Sequence[str], protocol: Mapping[str, Any]) -> Panel | None:
+        """As :meth:`resolve`, for a monitor: None if nothing is to be judged.
+
+        Args:
+            measured: names of the markers that it measures.
+            protocol: by which it measures them; a detector may ask for a certain one.
+
+        Raises:
+            InputError: as :meth:`resolve`; watched markers that are not measured; reference runs of another protocol.
+        """
+        panel = self.resolve(measured)
+        if panel.detector is None:
+            return None
+        marker_names(panel.watch or (), more=measured)
+        if not panel.watch or not set(panel.watch) <= set(measured):
+            raise InputError(f"watch must name at least one of the measured markers {measured}; got {panel.watch}")
+        if (check := getattr(panel.detector, "check_protocol", None)) is not None:
+            check(protocol)
+        return panel
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file: ``{"watch": [...], "votes": 1.5, "detector": {"name": "agreeing_drop", ...}}``.
+
+        Infinity is None, which JSON knows; a detector that is the user's own, or was given runs in memory, is
+        ``{"name": "custom", "repr": "..."}``.
+        """
+        watch = None if self.watch is None else list(self.watch)
+        return {"watch": watch, "votes": self.votes, "detector": _detector_to_dict(self.detector, self.custom)}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Panel:
+        """The panel that :meth:`to_dict` has written; of a detector that cannot be made again, ``custom`` is its repr.
+
+        Raises:
+            InputError: this is no panel.
+        """
         try:
-            return Panel(names, dataclasses.replace(suited, **settings), votes)
-        except TypeError as error:
-            raise InputError(f"{suited} does not take these settings: {error}") from error
+            watch, votes, detector = saved["watch"], saved["votes"], saved["detector"]
+            made, custom = _detector_from_dict(detector)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"a panel has watch, votes and detector; got {saved!r}") from error
+        return cls(None if watch is None else tuple(watch), made, votes, custom)
+
+
+def panel_of(saved: Mapping[str, Any] | None) -> Panel:
+    """The panel that judged a run, by the side file of its history; the default one if it is not recorded.
+
+    Raises:
+        InputError: what is recorded is no panel.
+    """
+    return Panel() if saved is None else Panel.from_dict(saved)
+
+
+def _names(watch: Any) -> tuple[str, ...]:
+    if isinstance(watch, str) or not isinstance(watch, Sequence) or not all(isinstance(name, str) for name in watch):
+        raise InputError(f'watch is a tuple of names of markers, such as ("dimension", "cdnv"); got {watch!r}')
+    return tuple(dict.fromkeys(watch))
+
+
+def _check_detector(detector: Any) -> None:
+    if detector is None or detector == AUTO:
+        return
+    if isinstance(detector, type):
+        raise InputError(f"detector is an instance: write {detector.__name__}(), not {detector.__name__}")
     if isinstance(detector, str):
-        return Panel(names, make_detector(detector, **settings), votes)
-    if settings or not callable(detector):
-        raise InputError(f"detector is a name, or a function of a Series without further settings; got {detector!r}")
-    return Panel(names, detector, votes)
+        if detector not in DETECTORS:
+            raise InputError(f"no detector is called {detector!r}; there are {AUTO}, {', '.join(DETECTORS)}")
+    elif not callable(detector):
+        raise InputError(f"detector is a name, or a function of a Series that returns a Verdict; got {detector!r}")
+
+
+def _detector_to_dict(detector: Detector | str | None, custom: str) -> dict[str, Any] | None:
+    if detector is None:
+        return {"name": CUSTOM, "repr": custom} if custom else None
+    if isinstance(detector, str):
+        return {"name": detector}
+    name = next((name for name, kind in DETECTORS.items() if type(detector) is kind), CUSTOM)
+    if isinstance(detector, ReferenceRuns) and name != CUSTOM:
+        settings = detector.settings()
+        return {"name": name, **settings} if settings else {"name": CUSTOM, "repr": repr(detector)}
+    if name == CUSTOM:
+        return {"name": CUSTOM, "repr": _custom_name(detector)}
+    settings = dataclasses.asdict(cast(Any, detector))
+    return {"name": name, **{key: None if value == math.inf else value for key, value in settings.items()}}
+
+
+def _custom_name(detector: Detector) -> str:
+    """Of a function its full name, not its address in memory, which is another one in each process."""
+    name = getattr(detector, "__qualname__", None)
+    return f"{detector.__module__}.{name}" if name else repr(detector)
+
+
+def _detector_from_dict(saved: Mapping[str, Any] | None) -> tuple[Detector | str | None, str]:
+    """The detector, and the repr of one that cannot be made again."""
+    if saved is None:
+        return None, ""
+    name, settings = saved["name"], {key: value for key, value in saved.items() if key != "name"}
+    if name == CUSTOM:
+        return None, str(saved["repr"])
+    if not settings and (name == AUTO or name in DETECTORS):
+        return str(name), ""
+    try:
+        return make_detector(name, **{k: math.inf if value is None else value for k, value in settings.items()}), ""
+    except (InputError, OSError):  # of another version, or its reference runs are elsewhere
+        return None, repr(dict(saved))

@@ -1,4 +1,4 @@
-"""From a verdict to words: what declined, by how much, what it forecasts, what it does not, what to look at."""
+"""From a verdict to words: what declined, by how much, what it means, what it does not cover, what to check."""
 
 from __future__ import annotations
 
@@ -12,38 +12,56 @@ from geomonitor.history.history import History
 from geomonitor.markers import MARKERS
 
 CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
-"""What a training loop can tell beside the markers; kept in the history, with layer "", to explain an alarm."""
+"""What a training loop can record beside the markers; in the history, with layer "", it helps to explain an alarm."""
 
 _PAPER = "Chou et al. 2026, arXiv:2603.01879"
 _LEAST_CHANGE = MappingProxyType({"learning_rate": 1.25, "weight_decay": 1.25, "gradient_norm": 10.0})
 _REMEDIES = MappingProxyType(
     {
-        "learning_rate": "bring the learning rate back, or go on from a checkpoint before the change",
-        "weight_decay": "bring the weight decay back: strong decay flattens features that known classes do not need",
-        "gradient_norm": "clip gradients and look at the batches of that time",
-        "resumed": "compare the checkpoint with what was loaded: frozen or fresh layers, optimiser state, data order",
+        "learning_rate": "restore the learning rate, or continue from a checkpoint before the change",
+        "weight_decay": "restore the weight decay: strong decay removes features that the training classes do not need",
+        "gradient_norm": "clip gradients, and check the batches of that time",
+        "resumed": "compare the checkpoint with what was loaded: frozen or new layers, optimiser state, data order",
     }
 )
+_CHECK = "Check what changed just before: data, labels, augmentation, weight decay, learning rate, resume."
+_DIRECTIONS = "fewer directions carry signal"
+_PHRASES = MappingProxyType(
+    {
+        ("dimension", "lower"): "the manifolds of the classes have fewer dimensions",
+        ("utility", "lower"): "within-class variation accounts for less of what capacity costs",
+        ("capacity", "lower"): "the training classes are harder to separate",
+        ("numerical_rank", "lower"): _DIRECTIONS,
+        ("participation_ratio", "lower"): _DIRECTIONS,
+        ("effective_rank", "lower"): _DIRECTIONS,
+        ("rankme", "lower"): _DIRECTIONS,
+        ("participation_ratio_per_class", "lower"): _DIRECTIONS + " within a class",
+        ("cdnv", "higher"): "classes are wider in units of the distances between them",
+        ("mean_norm", "lower"): "feature vectors are shorter",
+        ("accuracy", "lower"): "fewer points of the probe set are classified correctly",
+    }
+)
+"""What the decline of a marker means, by marker and direction."""
 
 
 class GeometryDeclineWarning(GeomonitorWarning):
-    """A watched marker has declined beyond the noise."""
+    """Watched markers have declined beyond the noise."""
 
 
 def headline(verdict: Verdict) -> str:
     """The finding in one line.
 
     >>> headline(Verdict(True, "fc", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3))
-    "dimension of 'fc' fell by 40 % (1.2 where 2 was expected, 8.0 standard errors), low since epoch 8 (step 216)"
+    "dimension of 'fc' fell by 40 % (1.2, expected 2; 8.0 standard errors), low since epoch 8 (step 216)"
     """
     since = f"step {verdict.since_step}"
     if verdict.since_epoch is not None:
         since = f"epoch {verdict.since_epoch} ({since})"
     moved, state = ("fell", "low") if verdict.direction == "lower" else ("rose", "high")
-    sure = f", {verdict.sigmas:.1f} standard errors" if math.isfinite(verdict.sigmas) else ""
+    sure = f"; {verdict.sigmas:.1f} standard errors" if math.isfinite(verdict.sigmas) else ""
     return (
         f"{verdict.marker} of {verdict.layer!r} {moved} by {abs(verdict.change):.0%} "
-        f"({verdict.value:.3g} where {verdict.reference:.3g} was expected{sure}), {state} since {since}"
+        f"({verdict.value:.3g}, expected {verdict.reference:.3g}{sure}), {state} since {since}"
     ).replace("%", " %")
 
 
@@ -56,26 +74,26 @@ def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
     """
     lines = [f"geometry decline: {headline(verdict)}, {_times(verdict.checks)}."]
     if verdict.agreeing:
-        lines.append(f"In decline, too: {', '.join(verdict.agreeing)}.")
-    lines.append(f"It means: {_meaning(verdict)}")
+        lines.append(f"Also declining: {', '.join(verdict.agreeing)}.")
+    lines += [f"Meaning: {_meaning(verdict)}", _forecast(verdict)]
     if "accuracy" in verdict.agreeing or (verdict.marker == "accuracy" and verdict.direction == "lower"):
-        lines.append("The known classes suffer, too. It says nothing of noisy or corrupted inputs.")
+        lines.append(
+            "Accuracy on the training classes is also affected. Not covered: robustness to noise or corruption."
+        )
     else:
-        lines.append("It says nothing of accuracy on the known classes, nor of noisy or corrupted inputs.")
+        lines.append("Not covered: accuracy on the training classes, robustness to noise or corruption.")
     if changed:
-        lines.append(f"Changed at that time: {'; '.join(changed)}.")
+        lines.append(f"Changed just before: {'; '.join(changed)}.")
         remedies = [remedy for name, remedy in _REMEDIES.items() if any(c.startswith(name) for c in changed)]
         lines.append(f"Try: {'; '.join(remedies)}.")
     else:
-        lines.append(
-            "Look at what changed just before: data, labels, augmentation, weight decay, learning rate, resume."
-        )
+        lines.append(_CHECK)
     lines.append(f"Checkpoints from before step {verdict.since_step} precede the decline.")
     return "\n".join(lines)
 
 
 def what_changed(history: History, since_step: int) -> list[str]:
-    """What the training loop told that changed just before or at the beginning of a decline.
+    """What the training loop recorded that changed just before or at the beginning of a decline.
 
     Args:
         history: with records of :data:`CONTEXT`.
@@ -87,8 +105,8 @@ def what_changed(history: History, since_step: int) -> list[str]:
         measurements before ``since_step``.
 
     >>> from geomonitor import History, Record
-    >>> told = [Record(s, None, "", "weight_decay", v) for s, v in ((10, 0.01), (20, 0.01), (30, 0.5), (40, 0.5))]
-    >>> what_changed(History(told), since_step=40)
+    >>> context = [Record(s, None, "", "weight_decay", v) for s, v in ((10, 0.01), (20, 0.01), (30, 0.5), (40, 0.5))]
+    >>> what_changed(History(context), since_step=40)
     ['weight_decay 0.01 -> 0.5 between steps 20 and 30']
     """
     found = []
@@ -107,25 +125,25 @@ def what_changed(history: History, since_step: int) -> list[str]:
 
 
 def _meaning(verdict: Verdict) -> str:
-    if verdict.marker in ("dimension", "utility") and verdict.direction == "lower":
-        return (
-            f"networks of lower dimension and utility transfer worse to new classes ({_PAPER}), even while validation "
-            "accuracy holds."
-        )
-    if verdict.marker == "capacity" and verdict.direction == "lower":
-        return (
-            "the known classes are harder to tell apart than before. Within a run that goes with faults; among "
-            f"finished networks capacity forecasts little ({_PAPER})."
-        )
-    if verdict.marker == "accuracy" and verdict.direction == "lower":
-        return "fewer points of the probe set are classified right than before; new classes may fare otherwise."
-    row = MARKERS.get(verdict.marker)
+    marker, direction, row = verdict.marker, verdict.direction, MARKERS.get(verdict.marker)
     if row is None:
-        return f"{verdict.marker} left the range that it had."
-    forecast = "worse transfer to new classes goes with it"
-    if row.worse != verdict.direction:
-        forecast = "what it forecasts for new classes is not known"
-    return f"{verdict.marker} is {row.description}; {forecast} ({row.source})."
+        return f"{marker} left its range."
+    phrase = _PHRASES.get((marker, direction), f"{marker} is {direction} than before")
+    return f"{phrase} ({marker}: {row.description})."
+
+
+def _forecast(verdict: Verdict) -> str:
+    """What is known of new classes."""
+    row = MARKERS.get(verdict.marker)
+    if verdict.marker == "accuracy" and verdict.direction == "lower":
+        return "Accuracy on new classes may differ."
+    if verdict.marker == "capacity" and verdict.direction == "lower":
+        return f"Within a run, faults lower it; among trained networks it forecasts little ({_PAPER})."
+    if row is None or row.worse != verdict.direction:
+        return "Its effect on new classes is not known."
+    held = ", even if validation accuracy holds" if verdict.marker in ("dimension", "utility") else ""
+    amount = "fewer" if "fewer" in _PHRASES.get((verdict.marker, verdict.direction), "") else f"a {row.worse} value"
+    return f"Networks with {amount} transfer worse to new classes{held} ({row.source})."
 
 
 def _times(checks: int) -> str:

@@ -8,16 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from geomonitor.alarms.alarm import Alarm
 from geomonitor.alarms.detectors import DETECTORS
-from geomonitor.alarms.panel import AUTO, make_panel
-from geomonitor.alarms.replay import Episode
-from geomonitor.alarms.replay import replay as replay_history
-from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.judge import replay as replay_history
+from geomonitor.alarms.panel import AUTO, DEFAULT_WATCH, Panel, panel_of
 from geomonitor.alarms.words import explain, what_changed
 from geomonitor.errors import InputError
 from geomonitor.history.runs import load_run
 
-ALARM = 1
+ALARMS = 1
 
 
 def replay(  # noqa: PLR0917 - options of a command line
@@ -30,30 +29,38 @@ def replay(  # noqa: PLR0917 - options of a command line
         list[str] | None, typer.Option(help=f"a marker to judge, again for more; by default {', '.join(DEFAULT_WATCH)}")
     ] = None,
     votes: Annotated[
-        float | None, typer.Option(help="kinds of markers that must decline together; in doubt a kind has half a vote")
+        float | None,
+        typer.Option(help="families of markers that must decline together; a pending family has half a vote"),
     ] = None,
     layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
 ) -> None:
-    """Judge a saved run again with other settings; exit code 1 when there is an alarm.
+    """Judge a saved run again, by its own panel or by other settings; exit code 1 when there is an alarm.
 
     For instance: geomonitor replay runs/mine --detector drop_from_reference --set drop=0.2 --watch dimension
     """
     loaded = load_run(run)
     settings = dict(_setting(text) for text in setting or ())
     layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
-    alarms = 0
+    given, count = Panel(tuple(watch) if watch else None, detector, votes), 0
+    own = panel_of(loaded.panel)
+    if given == Panel() and not settings:
+        if own.custom:
+            typer.echo(f"the run was judged by a detector of its own, {own.custom}; here the default panel judges")
+        else:
+            given = own
     for name in layers:
-        panel = make_panel(loaded.history.markers(name), watch=watch, detector=detector, votes=votes, **settings)
+        panel = given.resolve(loaded.history.markers(name), **settings)
         if not panel.watch:
             raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
-        episodes = replay_history(loaded.history, name, *panel)
-        alarms += len(episodes)
-        typer.echo(f"{name}: {_count(len(episodes))}")
-        for episode in episodes:
-            typer.echo(_told(episode))
-            typer.echo(explain(episode.verdict, what_changed(loaded.history, episode.verdict.since_step or 0)))
-    if alarms:
-        raise typer.Exit(ALARM)
+        alarms = replay_history(loaded.history, name, panel)
+        count += len(alarms)
+        typer.echo(f"{name}: {_count(len(alarms))}")
+        for alarm in alarms:
+            typer.echo(f"\nalarm {_when(alarm)}")
+            if alarm.verdict is not None:
+                typer.echo(explain(alarm.verdict, what_changed(loaded.history, alarm.verdict.since_step or 0)))
+    if count:
+        raise typer.Exit(ALARMS)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -70,7 +77,7 @@ def _count(alarms: int) -> str:
     return "no alarm" if not alarms else "1 alarm" if alarms == 1 else f"{alarms} alarms"
 
 
-def _told(episode: Episode) -> str:
-    when = f"step {episode.step}" if episode.epoch is None else f"epoch {episode.epoch} (step {episode.step})"
-    lasted = "to the end" if episode.end_step is None else f"until step {episode.end_step}"
-    return f"\nalarm at {when}, {lasted}"
+def _when(alarm: Alarm) -> str:
+    start = f"step {alarm.step}" if alarm.epoch is None else f"epoch {alarm.epoch} (step {alarm.step})"
+    end = "to the end" if alarm.end_step is None else f"until step {alarm.end_step}"
+    return f"at {start}, {end}"

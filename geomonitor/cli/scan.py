@@ -12,8 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from geomonitor.alarms.panel import Panel
-from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.panel import DEFAULT_WATCH, Panel
 from geomonitor.alarms.words import headline
 from geomonitor.cli.targets import own_code, target
 from geomonitor.decide.scan import moments

@@ -113,7 +113,7 @@ def compare_runs(reference: Run, run: Run, bounds: Iterable[Bound] = ()) -> list
 
 
 def differences(reference: Run, run: Run) -> list[str]:
-    """Names of the settings in which two protocols differ; what one of them does not tell counts, too."""
+    """Names of the settings in which two protocols differ, or that one of them lacks."""
     names = sorted(reference.protocol.keys() | run.protocol.keys())
     return [name for name in names if reference.protocol.get(name) != run.protocol.get(name)]
 

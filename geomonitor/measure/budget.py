@@ -40,7 +40,7 @@ class Budget:
     """
 
     def __init__(self, max_overhead: float | None = None) -> None:
-        self.max_overhead = None if max_overhead is None else _options.real("max_overhead", max_overhead, above=0)
+        self.max_overhead = None if max_overhead is None else _options.Range(0).number("max_overhead", max_overhead)
         self.every = 1
         """occasions from one measurement to the next"""
         self._waited = math.inf  # occasions since the latest measurement; infinite before the first

@@ -1,4 +1,4 @@
-"""What curves over a history show: error bands, the decomposition of the capacity, the times of alarms."""
+"""What curves over a history show: error bands, the decomposition of the capacity."""
 
 from __future__ import annotations
 
@@ -47,14 +47,6 @@ class Decomposition(NamedTuple):
             wanted = "a measurement without NaN" if reference is None else f"a measurement at step {reference}"
             raise InputError(f"the decomposition needs {wanted} as reference; there are steps {self.steps.tolist()}")
         return Decomposition(self.steps, self.epochs, *(part - part[places[0]] for part in self[2:]))
-
-
-class Span(NamedTuple):
-    """An alarm: steps of its first and of its last measurement, and whether it ended (it lasts to the end if not)."""
-
-    first: int
-    last: int
-    ended: bool
 
 
 def band(series: Series) -> Band:
@@ -106,24 +98,3 @@ def decomposed(
     [0.0, -0.693, 0.693, -0.0]
     """
     return np.log(capacity), np.log(utility), np.log1p(np.square(1 / radius)), -np.log(dimension)
-
-
-def alarm_spans(history: History, layer: str = "penultimate", *, marker: str = "alarm") -> list[Span]:
-    """When the alarm of a layer was on, in the order of time; a failed measurement (NaN) ends nothing.
-
-    >>> from geomonitor.history.records import Record
-    >>> alarms = [Record(step, None, "fc", "alarm", float(5 < step < 20)) for step in (0, 10, 15, 20)]
-    >>> alarm_spans(History(alarms), "fc")
-    [Span(first=10, last=15, ended=True)]
-    """
-    spans: list[Span] = []
-    on = False
-    series = history.series(layer, marker)
-    for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
-        if value == 1:
-            spans = [*spans[:-1], spans[-1]._replace(last=step)] if on else [*spans, Span(step, step, False)]
-            on = True
-        elif value == 0 and on:
-            spans[-1] = spans[-1]._replace(ended=True)
-            on = False
-    return spans

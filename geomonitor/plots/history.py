@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geomonitor.alarms.alarm import recorded_alarms
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
 from geomonitor.history.records import Series
-from geomonitor.plots.curves import alarm_spans, band, decomposition
+from geomonitor.plots.curves import band, decomposition
 from geomonitor.plots.drawing import COLORS, axes_on, look, require_matplotlib, tidy
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def plot_history(
             _draw_series(ax, history, history.series(layer, marker), number)
         ax.tick_params(labelbottom=True)
         tidy(ax, title=marker.replace("_", " "), xlabel="optimiser steps", ylabel="")
-    if len(of_layers) > 1 or any(alarm_spans(history, layer) for layer in of_layers):
+    if len(of_layers) > 1 or any(recorded_alarms(history, layer) for layer in of_layers):
         panels[0].legend(frameon=False, fontsize="small")
     return figure, panels[: len(shown)]
 
@@ -88,12 +89,12 @@ def _draw_series(ax: Axes, history: History, series: Series, number: int) -> Non
     if np.isfinite(series.standard_errors).any():
         lower, upper = band(series)
         ax.fill_between(series.steps, lower, upper, color=color, alpha=0.2, linewidth=0)
-    for count, span in enumerate(alarm_spans(history, series.layer)):
-        end = span.last if span.ended or not len(series.steps) else max(span.last, int(series.steps[-1]))
-        ax.axvspan(span.first, end, color="0.5", alpha=0.12, linewidth=0)
-        ax.axvline(span.first, color="0.3", linewidth=0.8, linestyle=":")
-        at = np.flatnonzero(series.steps == span.first)
-        label = None if count else f"alarm at step {span.first}"
+    for count, alarm in enumerate(recorded_alarms(history, series.layer)):
+        end = max([alarm.step, *series.steps.tolist()]) if alarm.end_step is None else alarm.end_step
+        ax.axvspan(alarm.step, end, color="0.5", alpha=0.12, linewidth=0)
+        ax.axvline(alarm.step, color="0.3", linewidth=0.8, linestyle=":")
+        at = np.flatnonzero(series.steps == alarm.step)
+        label = None if count else f"alarm at step {alarm.step}"
         ax.plot(
             series.steps[at], series.values[at], "o", color=color, markersize=10, fillstyle="none", mew=2, label=label
         )
@@ -126,9 +127,9 @@ def plot_decomposition(
         color, line, shape = look(number)
         ax.plot(parts.steps, values, color=color, linestyle=line, marker=shape, markersize=3.5, label=name)
     ax.plot(parts.steps, parts.log_capacity, color="black", linewidth=2.5, alpha=0.8, label="capacity (their product)")
-    for count, span in enumerate(alarm_spans(history, layer)):
-        label = None if count else f"alarm at step {span.first}"
-        ax.axvline(span.first, color=COLORS[1], linewidth=1.2, linestyle=(0, (1, 1.5)), label=label)
+    for count, alarm in enumerate(recorded_alarms(history, layer)):
+        label = None if count else f"alarm at step {alarm.step}"
+        ax.axvline(alarm.step, color=COLORS[1], linewidth=1.2, linestyle=(0, (1, 1.5)), label=label)
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     start = f"step {reference}" if reference is not None else "the first measurement"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geomonitor.alarms.panel import panel_of
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM
 from geomonitor.history.runs import Run
@@ -63,18 +64,22 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
     labels = _labels(runs)
     drawn = figures.curves(runs, labels)
     x = figures.clock(runs)
-    alarms = findings.alarms(run.history)
+    panel = panel_of(run.panel)
+    alarms = findings.alarms(run.history, panel)
     places = [alarm.epoch if x == "epoch" and alarm.epoch is not None else alarm.step for alarm in alarms]
     names = _markers(runs)
-    parts = [p for layer in run.history.layers if (p := findings.decomposition(run.history, layer)) is not None]
+    parts = [p for layer in run.history.layers if (p := findings.decomposition(run.history, layer, panel))]
     scripts = {"plotly": get_plotlyjs(), "page": (PAGE / "page.js").read_text(encoding="utf-8")}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html.j2").render(
         labels=labels,
-        summary=findings.summary(run.history),
-        alarms=[(alarm, findings.moment(alarm.step, alarm.epoch)) for alarm in alarms],
+        summary=findings.summary(run.history, panel),
+        alarms=[
+            (alarm, findings.moment(alarm.step, alarm.epoch), *findings.words(run.history, alarm, panel))
+            for alarm in alarms
+        ],
         judged=any(ALARM in run.history.markers(layer) for layer in run.history.layers),
         curves=drawn,
         band=figures.BAND_ERRORS,
@@ -136,8 +141,9 @@ def _terms(run: Run, parts: findings.Decomposition) -> dict[str, Any]:
 def _protocol(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     """Settings: name, value in each run, whether they differ."""
     rows = []
-    for name in sorted({name for run in runs for name in run.protocol}):
-        cells = [_text(run.protocol[name]) if name in run.protocol else "" for run in runs]
+    recorded = [{**run.protocol, **({} if run.panel is None else {"panel": run.panel})} for run in runs]
+    for name in sorted({name for settings in recorded for name in settings}):
+        cells = [_text(settings[name]) if name in settings else "" for settings in recorded]
         rows.append((name, cells, len(set(cells)) > 1))
     return rows
 

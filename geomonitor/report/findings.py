@@ -8,30 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alarms.panel import ALONE, make_panel
-from geomonitor.alarms.verdict import DEFAULT_WATCH, Verdict, judge
+from geomonitor.alarms.alarm import Alarm, recorded_alarms
+from geomonitor.alarms.judge import judge_history, verdicts
+from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain, headline, what_changed
 from geomonitor.history.history import History
-from geomonitor.history.records import ALARM, SECONDS
+from geomonitor.history.records import SECONDS
 
-WATCHED = "dimension"
-"""The marker whose value the summary gives; judged are all that a monitor watches by default."""
 TERMS = ("log utility", "log (1 + radius^-2)", "-log dimension")
 """They add up to log capacity."""
-
-
-class Alarm(NamedTuple):
-    """A stretch of a run in which a layer's alarm was on, as recorded while it ran."""
-
-    layer: str
-    step: int
-    """measurement at which it was raised"""
-    epoch: int | None
-    cleared_step: int | None
-    """measurement at which it was off again; None where it lasted"""
-    title: str
-    meaning: list[str]
-    """paragraphs"""
 
 
 class Decomposition(NamedTuple):
@@ -61,57 +47,83 @@ class Overhead(NamedTuple):
     """of the time from the first to the last measurement; NaN where the times are not known"""
 
 
-def verdict_of(history: History, layer: str) -> Verdict:
-    """The verdict on a layer at the end of a run, by the default detector on the markers watched by default."""
-    watch, detector, votes = make_panel(history.markers(layer))
-    return judge(history, layer, watch or [WATCHED], detector, votes)
+def judged_by(history: History, layer: str, panel: Panel) -> Panel | None:
+    """The panel with all that it leaves open filled in; None if it cannot judge this layer."""
+    resolved = panel.resolve(history.markers(layer))
+    can = resolved.watch and resolved.detector and set(resolved.watch) <= set(history.markers(layer))
+    return resolved if can else None
 
 
-def alarms(history: History) -> list[Alarm]:
-    """Every alarm of a run, in the order in which they were raised."""
+def verdict_of(history: History, layer: str, panel: Panel) -> Verdict | None:
+    """The verdict on a layer at the end of a run; None if the panel cannot judge it."""
+    resolved = judged_by(history, layer, panel)
+    return judge_history(history, layer, resolved) if resolved else None
+
+
+def alarms(history: History, panel: Panel) -> list[Alarm]:
+    """Every alarm of a run as it was raised, in order, with the verdict of the panel if that finds the decline also."""
     found = []
     for layer in history.layers:
-        series = history.series(layer, ALARM)
-        known = np.isfinite(series.values)
-        steps, epochs, values = series.steps[known], series.epochs[known], series.values[known]
-        for place in np.flatnonzero((values == 1) & (np.append(0, values[:-1]) != 1)):
-            off = np.flatnonzero(values[place:] != 1)
-            step = int(steps[place])
-            epoch = int(epochs[place]) if np.isfinite(epochs[place]) else None
-            words = _words(History(r for r in history if r.step <= step), layer)
-            found.append(Alarm(layer, step, epoch, int(steps[place + off[0]]) if len(off) else None, *words))
+        recorded, resolved = recorded_alarms(history, layer), judged_by(history, layer, panel)
+        judged = {}
+        if recorded and resolved:
+            judged = {step: verdict for step, _, verdict in verdicts(history, layer, resolved) if verdict.declined}
+        found += [alarm._replace(verdict=judged.get(alarm.step)) for alarm in recorded]
     return sorted(found, key=lambda alarm: alarm.step)
 
 
-def summary(history: History) -> str:
+def words(history: History, alarm: Alarm, panel: Panel) -> tuple[str, list[str]]:
+    """Title and paragraphs of an alarm."""
+    if alarm.verdict is not None and alarm.verdict.since_step is not None:
+        seen = History(record for record in history if record.step <= alarm.step)
+        text = explain(alarm.verdict, what_changed(seen, alarm.verdict.since_step))
+        return headline(alarm.verdict), text.splitlines()[1:]
+    title = f"The detector of the run raised an alarm on {alarm.layer!r}"
+    if panel.custom:
+        return title, [
+            f"The run was judged by a custom detector, {panel.custom}, which a report cannot call: the marker and the "
+            "size of the decline are not recorded."
+        ]
+    watch = ", ".join(panel.resolve(history.markers(alarm.layer)).watch or ())
+    return title, [
+        f"The panel of this report, on {watch or 'no marker'}, finds no decline at this measurement: the run was "
+        "judged by another detector or by other markers, which are not recorded beside its history."
+    ]
+
+
+def summary(history: History, panel: Panel) -> str:
     """The state of the run in one sentence."""
-    verdicts = {layer: verdict_of(history, layer) for layer in history.layers}
-    raised = alarms(history)
-    lasting = [alarm for alarm in raised if alarm.cleared_step is None]
-    declined = max((v for v in verdicts.values() if v.declined), key=lambda v: v.sigmas, default=None)
+    found = [verdict for layer in history.layers if (verdict := verdict_of(history, layer, panel)) is not None]
+    raised = alarms(history, panel)
+    declined = max((v for v in found if v.declined), key=lambda v: v.sigmas, default=None)
     when = moment(*_last_moment(history))
     if declined is not None:
         return f"{headline(declined)}: transfer to new classes may have become worse."
-    if lasting:
-        return f"{lasting[-1].title}, and it lasts until the end at {when}."
-    of_dimension = [judge(history, layer, [WATCHED], ALONE) for layer in history.layers]
-    known = [v for v in of_dimension if math.isfinite(v.value)]
+    if lasting := [alarm for alarm in raised if alarm.end_step is None]:
+        return f"{words(history, lasting[-1], panel)[0]}, and it lasts until the end at {when}."
+    if raised and not found:
+        return f"{len(raised)} alarm(s), all cleared by {when}."
+    if not found:
+        judge = f"The run was judged by a custom detector, {panel.custom}" if panel.custom else "Nothing to judge"
+        return f"{judge}: no alarm up to {when}."
+    known = [v for layer in history.layers if (v := _leading(history, layer, panel)) and math.isfinite(v.value)]
     if not known:
-        return f"Nothing to judge: the {WATCHED} was not measured, or is undefined, up to {when}."
-    values = ", ".join(f"{v.value:.3g} in {v.layer!r}" for v in known)
+        return f"Nothing to judge: no watched marker is defined up to {when}."
+    values = ", ".join(f"{v.marker} is {v.value:.3g} in {v.layer!r}" for v in known)
     if raised:
-        return f"{len(raised)} alarm(s), all cleared by {when}; the {WATCHED} is {values}."
+        return f"{len(raised)} alarm(s), all cleared by {when}; the {values}."
     if all(math.isnan(v.reference) for v in known):
-        return f"Too early to judge: at {when} the detector is still in its warm-up; the {WATCHED} is {values}."
-    return f"No decline up to {when}: the {WATCHED} is {values}."
+        return f"Too early to judge: at {when} the detector is still in its warm-up; the {values}."
+    return f"No decline up to {when}: the {values}."
 
 
-def decomposition(history: History, layer: str) -> Decomposition | None:
+def decomposition(history: History, layer: str, panel: Panel) -> Decomposition | None:
     """Take the change of log capacity apart: log utility + log(1 + radius^-2) - log dimension.
 
     Args:
         history: of a run.
         layer: alias of the layer.
+        panel: judges whether and since when the layer declines.
 
     Returns:
         The terms against the last measurement before a decline, or against the first one where nothing declines; None
@@ -127,8 +139,8 @@ def decomposition(history: History, layer: str) -> Decomposition | None:
     if len(places) < 2:
         return None
     c, u, r, d = values[:, places]
-    verdict = verdict_of(history, layer)
-    since = verdict.since_step if verdict.declined else None
+    verdict = verdict_of(history, layer, panel)
+    since = verdict.since_step if verdict and verdict.declined else None
     before = [n for n, place in enumerate(places) if since is not None and steps[place] < since]
     reference = before[-1] if before else 0
     terms = np.stack([np.log(u), np.log1p(r**-2), -np.log(d)])
@@ -159,11 +171,9 @@ def _last_moment(history: History) -> tuple[int, int | None]:
     return last.step, last.epoch
 
 
-def _words(history: History, layer: str) -> tuple[str, list[str]]:
-    verdict = verdict_of(history, layer)
-    if verdict.declined and verdict.since_step is not None:
-        return headline(verdict), explain(verdict, what_changed(history, verdict.since_step)).splitlines()[1:]
-    return f"The detector of the run raised an alarm on {layer!r}", [
-        f"The default detector, on {', '.join(DEFAULT_WATCH)}, sees no decline at this measurement: the run was "
-        "judged by another detector or by other markers, and their settings are not part of the history."
-    ]
+def _leading(history: History, layer: str, panel: Panel) -> Verdict | None:
+    """The verdict on the first watched marker of a layer, by itself."""
+    resolved = judged_by(history, layer, panel)
+    if resolved is None or not callable(resolved.detector):
+        return None
+    return resolved.detector(history.series(layer, (resolved.watch or ("",))[0]))

@@ -7,15 +7,19 @@ import pytest
 from scipy.stats import norm
 
 from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError
-from geomonitor.alarms.panel import AGREEING, ALONE, VOTES, AgreeingDrop, make_panel
-from geomonitor.alarms.verdict import DEFAULT_WATCH, enough_votes
+from geomonitor.alarms.detectors import AgreeingDrop
+from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, VOTES, Panel
+from geomonitor.alarms.votes import enough_votes
 from tests.alarms.detectors.simulated_runs import as_series, healthy_run
 from tests.alarms.detectors.synthetic import COUNT, FAULT, ONSET, TIME, series
 
 
-def test_by_default_kinds_have_to_agree():
-    watch, detector, votes = make_panel(MARKER_GROUPS["default"])
-    assert (watch, detector, votes) == (DEFAULT_WATCH, AGREEING, VOTES)
+def resolved(measured, watch=None, detector="auto", votes=None, **settings) -> Panel:
+    return Panel(watch, detector, votes).resolve(measured, **settings)
+
+
+def test_by_default_families_have_to_agree():
+    assert Panel().resolve(MARKER_GROUPS["default"]) == Panel(DEFAULT_WATCH, AGREEING, VOTES)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,9 @@ def test_by_default_kinds_have_to_agree():
     ],
 )
 def test_what_the_user_leaves_open_is_filled_in(measured, options, watch, detector, votes):
-    assert make_panel(measured, **options) == (watch, detector, votes)
+    panel = resolved(measured, **options)
+    assert (panel.watch, panel.detector, panel.votes) == (tuple(watch), detector, votes)
+    assert panel.resolve(()) == panel  # complete
 
 
 @pytest.mark.parametrize(
@@ -45,12 +51,12 @@ def test_what_the_user_leaves_open_is_filled_in(measured, options, watch, detect
         ({"detector": AGREEING, "drop": 0.2}, "without further settings"),
         ({"dorp": 0.2}, "does not take these settings"),
         ({"drop": 2}, "drop lies in"),
-        ({"votes": 6}, "5 kind"),
+        ({"votes": 6}, "5 famil"),
     ],
 )
 def test_bad_input(options, told):
     with pytest.raises(InputError, match=told):
-        make_panel(DEFAULT_WATCH, **options)
+        resolved(DEFAULT_WATCH, **options)
 
 
 def healthy(seed: int) -> dict[str, np.ndarray]:
@@ -59,15 +65,16 @@ def healthy(seed: int) -> dict[str, np.ndarray]:
 
 def alarms(run: dict[str, np.ndarray]) -> np.ndarray:
     """Whether the default panel has its alarm on after each measurement."""
-    watch, detector, votes = make_panel(list(run))
-    return enough_votes(watch, [detector.shares(as_series(name, run[name])) for name in watch], votes)
+    panel = Panel().resolve(list(run))
+    shares = [panel.detector.shares(as_series(name, run[name])) for name in panel.watch]
+    return enough_votes(panel.watch, shares, panel.votes)
 
 
 def test_false_alarms_on_a_thousand_healthy_runs_are_rare():
     assert sum(alarms(healthy(seed)).any() for seed in range(1_000)) <= 20  # one run in fifty
 
 
-def test_a_fault_that_two_kinds_show_is_found_at_once():
+def test_a_fault_that_two_families_show_is_found_at_once():
     first, onset = [], ONSET + 10  # by then the classes have formed in all of them
     for seed in range(100):
         run = healthy(seed)
@@ -82,7 +89,7 @@ def test_a_fault_that_two_kinds_show_is_found_at_once():
     ("marker", "fall", "share"),
     [
         ("mean_norm", 0.04, 1.0),  # plain
-        ("mean_norm", 0.03, 0.5),  # may be
+        ("mean_norm", 0.03, 0.5),  # pending
         ("mean_norm", 0.02, 0.0),
         ("dimension", 0.04, 1.0),
     ],
@@ -102,7 +109,7 @@ def test_a_plain_measurement_needs_no_second_one_until_the_decline_ends():
 
 
 def test_a_wider_limit_of_the_user_holds_for_every_marker():
-    detector = make_panel(DEFAULT_WATCH, drop=0.15).detector
+    detector = resolved(DEFAULT_WATCH, drop=0.15).detector
     for marker in ("dimension", "mean_norm"):
         values = np.where(TIME < ONSET, 2.0, 1.76)  # 12 %
         assert not detector.declines(series(values, 0.0, marker=marker)).any()
@@ -121,8 +128,8 @@ def test_wide_limits_stay_limits_where_it_is_measured_often():
     assert AgreeingDrop(sigmas=0).limits(4) == (pytest.approx(0.025), 0)
 
 
-def test_two_kinds_at_once_leave_an_epoch_the_chance_of_one_measurement():
-    once, four_times = (AGREEING.limits(readings)[1] for readings in (1, 4))
+def test_two_families_at_once_leave_an_epoch_the_chance_of_one_measurement():
+    once, four_times = (AGREEING.limits(an_epoch)[1] for an_epoch in (1, 4))
     assert 4 * norm.sf(four_times) ** 2 == pytest.approx(norm.sf(once) ** 2)
 
 
@@ -137,17 +144,17 @@ def test_what_falls_while_the_classes_tighten_may_go_on_as_before(marker):
     assert alarms[ONSET + 2]
 
 
-def test_a_fault_that_one_kind_shows_is_no_alarm():
+def test_a_fault_that_one_family_shows_is_no_alarm():
     run = dict.fromkeys(DEFAULT_WATCH, np.full(COUNT, 2.0))
     assert not alarms(run | {"dimension": run["dimension"] * FAULT, "capacity": run["capacity"] * FAULT}).any()
 
 
-def test_another_kind_seldom_joins_in_by_chance():
+def test_another_family_seldom_joins_in_by_chance():
     found = np.zeros(COUNT)
     for seed in range(200):
         run = healthy(seed)
         run["dimension"] = run["dimension"] * FAULT
-        run["capacity"] = run["capacity"] * FAULT  # of the same kind
+        run["capacity"] = run["capacity"] * FAULT  # of the same family
         found += alarms(run)
-    assert found[ONSET] <= 7  # one of the other kinds is low by chance
+    assert found[ONSET] <= 7  # one of the other families is low by chance
     assert found.max() <= 15

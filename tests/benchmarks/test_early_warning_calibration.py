@@ -22,8 +22,7 @@ from benchmarks.early_warning.outcomes import TRUTH
 from benchmarks.early_warning.trajectories import Run, load_runs
 from benchmarks.early_warning.warners import Warner, panel_warner
 from geomonitor import DropFromReference
-from geomonitor.alarms.panel import make_panel
-from geomonitor.alarms.verdict import DEFAULT_WATCH
+from geomonitor.alarms.panel import DEFAULT_WATCH, Panel
 
 ONSET = 10
 
@@ -88,7 +87,8 @@ def test_what_is_not_admissible_is_not_chosen():
 
 def test_simulated_runs_tell_a_quiet_panel_from_a_loud_one(monkeypatch):
     monkeypatch.setattr(simulated, "SIMULATED", 300)
-    watch, detector, votes = make_panel(DEFAULT_WATCH)
+    panel = Panel().resolve(DEFAULT_WATCH)
+    watch, detector, votes = panel.watch, panel.detector, panel.votes
     assert simulated.is_quiet(panel_warner("default", detector, watch, votes))
     loud = DropFromReference(drop=0.001, sigmas=0.5, patience_checks=1)
     assert not simulated.is_quiet(panel_warner("loud", loud, watch, votes))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import geomonitor as gm
-from geomonitor.plots.curves import Span, alarm_spans, band, decomposition
+from geomonitor.plots.curves import band, decomposition
 
 PARTS = ("capacity", "dimension", "radius", "utility")
 
@@ -65,10 +65,3 @@ def test_a_band_is_two_standard_errors_and_closes_where_there_are_none():
     lower, upper = band(history.series("fc", "x"))
     assert lower.tolist() == [2, 4]
     assert upper.tolist() == [4, 4]
-
-
-def test_alarms_have_a_beginning_and_an_end_and_nan_ends_none():
-    values = [0, 1, math.nan, 1, 0, 0, 1]
-    history = gm.History(gm.Record(step, None, "fc", "alarm", value) for step, value in enumerate(values))
-    assert alarm_spans(history, "fc") == [Span(1, 3, ended=True), Span(6, 6, ended=False)]
-    assert alarm_spans(history, "other") == []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from geomonitor import History, InputError, Record
+from geomonitor.alarms.panel import Panel
 from geomonitor.history.runs import load_run
 from geomonitor.report import findings, render_report, write_report
 from tests.runs_on_disk import FAULT, MEASUREMENTS, PROTOCOL, STEPS, write_run
@@ -68,7 +69,7 @@ def test_a_decline_is_the_first_sentence_and_is_explained(faulty):
         f"low since epoch {FAULT} (step {STEPS * (FAULT + 1)}): transfer to new classes may have become worse." in text
     )
     assert f"Raised at epoch {FAULT + 1} (step {STEPS * (FAULT + 2)}), on until the end." in text
-    assert "It says nothing of accuracy on the known classes" in text
+    assert "Not covered: accuracy on the training classes" in text
     assert "c2697f62aabe614c" in text
 
 
@@ -91,21 +92,40 @@ def test_the_summary_of_other_runs(measured, said):
     history = History()
     for step, value in enumerate(measured, start=1):
         history.append([Record(step, None, "fc", "dimension", value, 0.01)])
-        declined = findings.verdict_of(history, "fc").declined
+        declined = findings.verdict_of(history, "fc", Panel()).declined
         history.append([Record(step, None, "fc", "alarm", float(declined))])
-    assert findings.summary(history).startswith(said)
+    assert findings.summary(history, Panel()).startswith(said)
 
 
-def test_an_alarm_of_another_detector_is_told_as_such(tmp_path):
+def test_an_alarm_of_another_detector_is_named_as_such(tmp_path):
     run = load_run(write_run(tmp_path))
     run.history.append([Record(48, 1, "penultimate", "alarm", 1.0), Record(72, 2, "penultimate", "alarm", 0.0)])
-    (alarm,) = findings.alarms(run.history)
-    assert (alarm.step, alarm.cleared_step) == (48, 72)
-    assert "another detector" in alarm.meaning[0]
+    (alarm,) = findings.alarms(run.history, Panel())
+    assert (alarm.step, alarm.end_step, alarm.verdict) == (48, 72, None)
+    assert "another detector" in findings.words(run.history, alarm, Panel())[1][0]
+
+
+def test_the_report_judges_by_the_panel_of_the_run(tmp_path):
+    panel = Panel(("rankme", "nc1"), "cusum", 2)
+    run = load_run(write_run(tmp_path, panel=panel.to_dict()))
+    text = " ".join(Page(render_report(run)).text.split())
+    assert "No decline up to epoch 19 (step 480): the rankme is 5 in" in text
+    assert "agreeing_drop" not in text
+    assert "cusum" in text  # among the settings
+
+
+def test_an_alarm_of_a_custom_detector_is_shown_with_its_name(tmp_path):
+    panel = Panel(("dimension",), lambda series: None)
+    run = load_run(write_run(tmp_path, faulty=True, panel=panel.to_dict()))
+    text = " ".join(Page(render_report(run)).text.split())
+    assert f"Raised at epoch {FAULT + 1} (step {STEPS * (FAULT + 2)}), on until the end." in text
+    assert "judged by a custom detector, tests.report.test_report." in text
+    healthy = Panel.from_dict(panel.to_dict())
+    assert "by a custom detector" in findings.summary(History([Record(1, 0, "fc", "dimension", 2.0)]), healthy)
 
 
 def test_the_terms_add_up_to_the_change_of_log_capacity(faulty):
-    parts = findings.decomposition(faulty.history, "penultimate")
+    parts = findings.decomposition(faulty.history, "penultimate", Panel())
     capacity = faulty.history.series("penultimate", "capacity").values
     assert parts.before_decline
     assert parts.reference == FAULT - 1
@@ -117,7 +137,7 @@ def test_the_terms_add_up_to_the_change_of_log_capacity(faulty):
 
 def test_without_the_four_markers_there_is_no_decomposition():
     history = History([Record(n, n, "fc", "dimension", 2.0) for n in range(5)])
-    assert findings.decomposition(history, "fc") is None
+    assert findings.decomposition(history, "fc", Panel()) is None
 
 
 def test_overhead_is_that_of_the_measurements(healthy):

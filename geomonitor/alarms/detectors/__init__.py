@@ -1,6 +1,11 @@
-"""Detectors: pure functions of one series of measurements. Calibrated on runs that fail and runs that do not.
+"""Detectors: a state and one measurement after the other. Calibrated on runs that fail and runs that do not.
 
 Markers fall early in every healthy run, while the classes form. Only a decline after that, beyond the noise, is news.
+
+- ``incremental``: what a detector is.
+- ``levels``, ``baseline``: what the built-in ones share.
+- ``drop``, ``agreeing``, ``cusum``, ``trend``, ``reference_runs``: the built-in ones.
+- ``robust``, ``settings``: helpers.
 """
 
 from __future__ import annotations
@@ -9,22 +14,39 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from geomonitor.alarms.detectors.agreeing import AgreeingDrop
 from geomonitor.alarms.detectors.cusum import Cusum
 from geomonitor.alarms.detectors.drop import DropFromReference
+from geomonitor.alarms.detectors.incremental import IncrementalDetector, Measured
 from geomonitor.alarms.detectors.reference_runs import ReferenceRuns
 from geomonitor.alarms.detectors.trend import Trend
-from geomonitor.alarms.verdict import Detector
 from geomonitor.errors import InputError
 
-__all__ = ["DETECTORS", "Cusum", "DropFromReference", "ReferenceRuns", "Trend", "make_detector"]
+__all__ = [
+    "DETECTORS",
+    "AgreeingDrop",
+    "Cusum",
+    "DropFromReference",
+    "IncrementalDetector",
+    "Measured",
+    "ReferenceRuns",
+    "Trend",
+    "make_detector",
+]
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
-    {"drop_from_reference": DropFromReference, "cusum": Cusum, "trend": Trend, "reference_runs": ReferenceRuns}
+DETECTORS: Mapping[str, Callable[..., IncrementalDetector]] = MappingProxyType(
+    {
+        "drop_from_reference": DropFromReference,
+        "agreeing_drop": AgreeingDrop,
+        "cusum": Cusum,
+        "trend": Trend,
+        "reference_runs": ReferenceRuns,
+    }
 )
 """Detectors by name, for configuration files."""
 
 
-def make_detector(name: str, **settings: Any) -> Detector:
+def make_detector(name: str, **settings: Any) -> IncrementalDetector:
     """A detector by its name.
 
     Args:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from geomonitor.alarms.detectors.readings import (
-    Baseline,
+from geomonitor._options import (
+    COUNT,
+    NOT_NEGATIVE,
+    OPEN_SHARE,
+    POSITIVE,
+    Range,
+    check_flag,
+    check_numbers,
+)
+from geomonitor.alarms.detectors.baseline import continued, expected, is_settled, new_baseline
+from geomonitor.alarms.detectors.levels import (
     Finding,
-    Readings,
-    Walker,
+    LevelDetector,
+    Track,
     Worse,
-    baseline,
-    end_of_warm_up,
-    recent_half,
-    require_direction,
+    begun,
+    check_direction,
+    within_an_epoch,
 )
 from geomonitor.alarms.detectors.robust import sigmas_of
-from geomonitor.errors import InputError
 
 
 @dataclass(frozen=True)
-class DropFromReference(Walker):
+class DropFromReference(LevelDetector):
     """Decline: a drop from the recent level that is large, beyond the noise, and stays.
 
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
@@ -74,38 +80,43 @@ class DropFromReference(Walker):
     worse: Worse = "marker"
 
     def __post_init__(self) -> None:
-        if not 0 < self.drop < 1 or self.sigmas < 0 or self.settled <= 0:
-            raise InputError(f"drop lies in (0, 1), sigmas is 0 or more, settled above 0; got {self}")
-        if not self.plain >= 1:
-            raise InputError(f"plain is a factor on both limits, 1 or more; got {self}")
-        if self.warmup_checks < 1 or self.patience_checks < 1:
-            raise InputError(f"warmup_checks and patience_checks count measurements, from 1; got {self}")
-        require_direction(self.worse)
+        check_numbers(
+            self,
+            drop=OPEN_SHARE,
+            sigmas=NOT_NEGATIVE,
+            warmup_checks=COUNT,
+            patience_checks=COUNT,
+            plain=Range(1, math.inf, ends="[]"),
+            settled=POSITIVE,
+        )
+        check_flag(self, "follow_trend")
+        check_direction(self.worse)
 
     @property
     def needed(self) -> int:
-        """Low readings in a row that make a decline."""
+        """Low measurements in a row that make a decline."""
         return self.patience_checks
 
-    def limits(self, readings: int) -> tuple[float, float]:
-        """``drop`` and ``sigmas`` where an epoch holds so many readings."""
-        return self.drop, sigmas_of(self.sigmas, readings)
+    def limits(self, an_epoch: int) -> tuple[float, float]:
+        """``drop`` and ``sigmas`` where an epoch holds so many measurements."""
+        return self.drop, sigmas_of(self.sigmas, an_epoch)
 
-    def walk(self, seen: Readings) -> Iterator[Finding]:
-        """What is found at each reading."""
-        levels = seen.levels
-        low = since = 0
-        plain = False
-        before: Baseline | None = None
-        judged_from = end_of_warm_up(seen, self.warmup_checks, self.settled)
-        yield from map(Finding, range(judged_from))
-        for now in range(judged_from, len(levels)):
-            if not low or before is None:
-                since, before = now, baseline(seen, now, follow_trend=self.follow_trend)
-            expected = before.at(now)
-            noise = max(seen.sampling_error(recent_half(since), now), before.scatter)
-            drop, sigmas = self.limits(seen.within_an_epoch(now))
-            gap, limit = expected - levels[now], max(-math.log1p(-drop), sigmas * noise)
-            low = low + 1 if gap > limit else 0
-            plain = low > 0 and (plain or gap > self.plain * limit)
-            yield Finding(now, low, since, expected, noise, plain)
+    def follows_trend(self, marker: str) -> bool:
+        """Whether a marker is expected to go on falling as before."""
+        return self.follow_trend
+
+    def look(self, track: Track) -> tuple[Finding, dict[str, float]]:
+        """What is found at the latest measurement."""
+        past, found, baseline = track["past"], track["finding"], track["own"]
+        if not baseline and not is_settled(past, self.warmup_checks, self.settled):
+            return found, baseline
+        if found["low"]:
+            baseline = continued(baseline, past)
+        else:
+            baseline, found = new_baseline(past, follow_trend=self.follows_trend(track["marker"])), begun(found, past)
+        level, noise = expected(baseline, past)
+        drop, sigmas = self.limits(within_an_epoch(past))
+        gap, limit = level - past["levels"][-1], max(-math.log1p(-drop), sigmas * noise)
+        low = found["low"] + 1 if gap > limit else 0
+        plain = low > 0 and (found["plain"] or gap > self.plain * limit)
+        return {**found, "low": low, "expected": level, "noise": noise, "plain": plain}, baseline

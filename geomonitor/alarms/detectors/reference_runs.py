@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from geomonitor.alarms.detectors.readings import Finding, Readings, Walker, Worse, readings, require_direction
+from geomonitor._options import COUNT, Range, check_numbers
+from geomonitor.alarms.detectors.levels import (
+    Finding,
+    LevelDetector,
+    Track,
+    Worse,
+    begun,
+    can_be_judged,
+    check_direction,
+    level_of,
+)
+from geomonitor.alarms.verdict import Direction
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
-from geomonitor.history.records import Series
+from geomonitor.history.runs import read_side_file
 
 _LEAST_RUNS = 3
-_NEIGHBOURS = 2
+_POOLED = 3
+"""Measurements over which the variance of the runs is pooled: the latest one and those before it."""
 
 
-class ReferenceRuns(Walker):
+class _Curve(NamedTuple):
+    """The levels of a marker in one of the reference runs."""
+
+    steps: NDArray[np.float64]
+    epochs: NDArray[np.float64]
+    levels: NDArray[np.float64]
+
+
+class ReferenceRuns(LevelDetector):
     """Decline: a marker lies outside the band of earlier healthy runs, at the same epoch, and stays there.
 
     For a team that trains the same model again and again. At each epoch (or step, where epochs are not known) the band
     is the one-sided prediction limit for one more run, Student's ``mean - t * sd * sqrt(1 + 1/n)`` of the logarithms:
     a percentile of what a healthy run does, right also for few runs, whose own extremes say little. ``sd`` is pooled
-    over neighbouring measurements. There is no warm-up: the fall while classes form is in the band.
+    over the latest measurement and the two before it. There is no warm-up: the fall while classes form is in the band.
+    Beyond the end of the reference runs nothing is judged: the last verdict holds.
 
     Args:
         reference: pattern of history files (``"runs/good/*/geometry.csv"``), or a sequence of paths or histories;
@@ -52,18 +72,20 @@ class ReferenceRuns(Walker):
         patience_checks: int = 2,
         worse: Worse = "marker",
     ) -> None:
-        if not 0.5 < coverage < 1 or not 0 <= least_change < 1 or patience_checks < 1:
-            raise InputError("coverage lies in (0.5, 1), least_change in [0, 1), patience_checks is 1 or more")
-        require_direction(worse)
-        sources = sorted(glob.glob(reference)) if isinstance(reference, str) else list(reference)
-        if len(sources) < _LEAST_RUNS:
-            raise InputError(f"{reference!r} gives {len(sources)} run(s); a band needs at least {_LEAST_RUNS}")
-        self.runs = [source if isinstance(source, History) else History.load(source) for source in sources]
-        self.protocols = [_protocol(source) for source in sources if not isinstance(source, History)]
         self.coverage = coverage
         self.least_change = least_change
         self.patience_checks = patience_checks
         self.worse = worse
+        check_numbers(self, coverage=Range(0.5, 1), least_change=Range(0, 1, ends="[)"), patience_checks=COUNT)
+        check_direction(worse)
+        sources = _sources(reference)
+        if len(sources) < _LEAST_RUNS:
+            raise InputError(f"{reference!r} gives {len(sources)} run(s); a band needs at least {_LEAST_RUNS}")
+        self.paths = [os.fspath(source) for source in sources if not isinstance(source, History)]
+        """of the runs that were given as files"""
+        self.runs = [source if isinstance(source, History) else History.load(source) for source in sources]
+        self.protocols = [_protocol(source) for source in sources if not isinstance(source, History)]
+        self._curves: dict[tuple[str, str, Direction], list[_Curve]] = {}  # of the runs, which do not change
 
     def check_protocol(self, protocol: Mapping[str, Any]) -> None:
         """Refuse to judge numbers by runs that were measured in another way.
@@ -79,61 +101,76 @@ class ReferenceRuns(Walker):
                     "Bands hold for the same probe set, layers and settings only."
                 )
 
+    def settings(self) -> dict[str, Any]:
+        """What it takes to make the detector again; nothing if runs in memory were given."""
+        if len(self.paths) < len(self.runs):
+            return {}
+        return {
+            "reference": self.paths,
+            "coverage": self.coverage,
+            "least_change": self.least_change,
+            "patience_checks": self.patience_checks,
+            "worse": self.worse,
+        }
+
     @property
     def needed(self) -> int:
-        """Low readings in a row that make a decline."""
+        """Low measurements in a row that make a decline."""
         return self.patience_checks
 
-    def walk(self, seen: Readings) -> Iterator[Finding]:
-        """What is found at each reading."""
-        own = seen.series
-        others = [readings(run.series(own.layer, own.marker), seen.direction) for run in self.runs]
-        by_epoch = all(np.isfinite(one.series.epochs).all() for one in [seen, *others])
-        moments = _moments(own, by_epoch)[seen.places]
-        mean, deviation, count = _band(
-            [(_moments(one.series, by_epoch)[one.places], np.asarray(one.levels)) for one in others], moments
-        )
-        least = -math.log1p(-self.least_change)
-        low = since = 0
-        expected = noise = math.nan
-        quantile = {n: float(stdtrit(n - 1, self.coverage)) for n in set(count.tolist()) if n >= _LEAST_RUNS}
-        for now, level in enumerate(seen.levels):
-            if count[now] < _LEAST_RUNS:
-                yield Finding(now, low, since, expected, noise)  # beyond the end of the other runs nothing is known
-                continue
-            expected, noise = float(mean[now]), float(deviation[now] * math.sqrt(1 + 1 / count[now]))
-            gap = expected - level
-            outside = gap > max(least, quantile[int(count[now])] * noise)
-            since = since if low else now
-            low = low + 1 if outside else 0
-            yield Finding(now, low, since, expected, noise)
+    @property
+    def memory(self) -> int:
+        """Measurements that are kept in the state."""
+        return 1
+
+    def look(self, track: Track) -> tuple[Finding, dict[str, float]]:
+        """What is found at the latest measurement; ``own`` holds the latest variances of the runs."""
+        past, found = track["past"], track["finding"]
+        levels = self._levels(track)
+        count = len(levels)
+        variance = float(np.var(levels, ddof=1)) if count >= _LEAST_RUNS else math.nan
+        latest = [*track["own"].values(), variance][-_POOLED:]
+        own = {str(place): value for place, value in enumerate(latest)}
+        if count < _LEAST_RUNS:
+            return found, own
+        mean, pooled = float(np.mean(levels)), float(np.nanmean(latest))
+        noise = math.sqrt(pooled) * math.sqrt(1 + 1 / count)
+        limit = max(-math.log1p(-self.least_change), float(stdtrit(count - 1, self.coverage)) * noise)
+        outside = mean - past["levels"][-1] > limit
+        if outside and not found["low"]:
+            found = begun(found, past)
+        return {**found, "low": found["low"] + 1 if outside else 0, "expected": mean, "noise": noise}, own
+
+    def _levels(self, track: Track) -> list[float]:
+        """Levels of the runs that reach as far, by epoch where all know theirs, else by step."""
+        key = track["layer"], track["marker"], track["direction"]
+        if key not in self._curves:
+            self._curves[key] = [_curve(run, *key) for run in self.runs]
+        curves, now = self._curves[key], track["past"]
+        by_epoch = math.isfinite(now["epochs"][-1]) and all(np.isfinite(curve.epochs).all() for curve in curves)
+        at = now["epochs"][-1] if by_epoch else now["steps"][-1]
+        levels = [
+            float(np.interp(at, curve.epochs if by_epoch else curve.steps, curve.levels, left=math.nan, right=math.nan))
+            for curve in curves
+            if len(curve.levels)
+        ]
+        return [level for level in levels if math.isfinite(level)]
 
 
-def _band(
-    runs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], moments: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Mean and standard deviation over runs at each moment, and how many runs reach there; all of length ``n``."""
-    at = np.full((len(runs), len(moments)), math.nan)
-    for row, (when, levels) in zip(at, runs, strict=True):
-        if len(when):
-            row[:] = np.interp(moments, when, levels, left=math.nan, right=math.nan)
-    count = np.isfinite(at).sum(axis=0)
-    known = count >= _LEAST_RUNS
-    mean, variance = np.full(len(moments), math.nan), np.full(len(moments), math.nan)
-    mean[known] = np.nanmean(at[:, known], axis=0)
-    variance[known] = np.nanvar(at[:, known], axis=0, ddof=1)
-    pooled = [
-        np.nanmean(variance[max(0, n - _NEIGHBOURS) : n + _NEIGHBOURS + 1]) if known[n] else math.nan
-        for n in range(len(moments))
-    ]
-    return mean, np.sqrt(np.asarray(pooled, dtype=np.float64)), count
+def _sources(reference: object) -> list[Any]:
+    if isinstance(reference, str):
+        return sorted(glob.glob(reference))
+    if isinstance(reference, Sequence) and all(isinstance(one, (str, os.PathLike, History)) for one in reference):
+        return list(reference)
+    raise InputError(f"reference is a pattern of history files, or a list of paths or histories; got {reference!r}")
 
 
-def _moments(series: Series, by_epoch: bool) -> NDArray[np.float64]:
-    return series.epochs if by_epoch else series.steps.astype(np.float64)
+def _curve(run: History, layer: str, marker: str, direction: Direction) -> _Curve:
+    series = run.series(layer, marker)
+    kept = [place for place, value in enumerate(series.values.tolist()) if can_be_judged(value, direction)]
+    levels = [level_of(float(series.values[place]), direction) for place in kept]
+    return _Curve(series.steps[kept].astype(np.float64), series.epochs[kept], np.array(levels, dtype=np.float64))
 
 
 def _protocol(source: str | os.PathLike[str]) -> dict[str, Any]:
-    side = Path(source).with_suffix(".json")
-    found: dict[str, Any] = json.loads(side.read_text(encoding="utf-8")) if side.exists() else {}
-    return found
+    return read_side_file(Path(source).with_suffix(".json"))[0]

@@ -15,20 +15,25 @@ GAUSSIAN_MAD = 1.4826
 
 
 def median(values: Sequence[float]) -> float:
-    """Median; NaN of nothing. Faster than NumPy's on the few readings of a window."""
+    """Median; NaN of nothing. Faster than NumPy's for the few numbers of a window."""
     ordered, count = sorted(values), len(values)
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2 if count else math.nan
 
 
-def theil_sen(windows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of the slopes between all pairs of readings of each window ``(..., w)``, per reading."""
-    first, second, apart = _pairs(windows.shape[-1])
-    return np.asarray(np.median((windows[..., second] - windows[..., first]) / apart, axis=-1))
+def pair_slopes(window: Sequence[float]) -> list[float]:
+    """Slopes between all pairs of ``w`` levels, per measurement: ``w (w - 1) / 2`` of them.
+
+    Their median is the slope of Theil and Sen; the sum of their signs is Kendall's S against time.
+    """
+    levels = np.asarray(window)
+    first, second, apart = _pairs(len(window))
+    slopes: list[float] = ((levels[second] - levels[first]) / apart).tolist()
+    return slopes
 
 
 @functools.lru_cache(maxsize=128)
 def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Places of both readings of each pair, and how far apart they are."""
+    """Places of both levels of each pair, and how far apart they are."""
     first, second = np.triu_indices(count, k=1)
     return first, second, second - first
 
@@ -46,6 +51,6 @@ def sigmas_of(sigmas: float, chances: float) -> float:
 
 
 def scatter(levels: Sequence[float], lag: int = 1) -> float:
-    """Standard deviation of a reading about its level, from differences ``lag`` apart; 0 where there are too few."""
+    """Standard deviation of a level about its mean, from differences ``lag`` apart; 0 where there are too few."""
     differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
     return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0

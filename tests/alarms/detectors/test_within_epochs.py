@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from geomonitor import Cusum, DropFromReference
-from geomonitor.alarms.detectors.readings import WINDOW, readings
-from geomonitor.alarms.panel import AGREEING, AgreeingDrop
+from geomonitor.alarms.detectors import AgreeingDrop
+from geomonitor.alarms.detectors.incremental import measurements
+from geomonitor.alarms.detectors.levels import WINDOW, within_an_epoch
+from geomonitor.alarms.panel import AGREEING
 from tests.alarms.detectors.synthetic import series
 
 COUNT, AN_EPOCH = 96, 4
@@ -70,8 +74,9 @@ def test_two_kinds_agree_by_chance_no_more_often_however_often_an_epoch_is_measu
 
 @pytest.mark.parametrize(("an_epoch", "held"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4)])
 def test_how_many_measurements_an_epoch_holds(an_epoch, held):
-    seen = readings(as_series(np.full(COUNT, 2.0), TIME // an_epoch), "lower")
-    assert {seen.within_an_epoch(now) for now in range(8, COUNT)} == {held}
+    steady, detector = as_series(np.full(COUNT, 2.0), TIME // an_epoch), DropFromReference()
+    states = itertools.accumulate(measurements(steady), detector.step, initial=detector.start("fc", "mean_norm"))
+    assert {within_an_epoch(state["tracks"][0]["past"]) for state in list(states)[9:]} == {held}
 
 
 @pytest.mark.parametrize("detector", [DropFromReference(), AGREEING, Cusum()], ids=lambda d: type(d).__name__)

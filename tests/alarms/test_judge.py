@@ -7,8 +7,8 @@ import pytest
 
 from geomonitor import Cusum, DropFromReference, History, InputError, Record, Trend, Verdict
 from geomonitor.alarms.detectors import make_detector
-from geomonitor.alarms.replay import replay
-from geomonitor.alarms.verdict import judge
+from geomonitor.alarms.judge import judge_history, replay
+from geomonitor.alarms.panel import Panel
 from geomonitor.cli.app import run
 from tests.alarms.detectors.synthetic import FAULT, RAMP, TIME, WARM_UP, noisy
 
@@ -32,13 +32,13 @@ def test_replay_says_what_was_said_online(detector, votes):
     online, before = [], False
     for n in range(len(TIME)):
         seen = History(record for record in whole if record.step <= 10 * n)
-        verdict = judge(seen, "fc", watch, detector, votes)
+        verdict = judge_history(seen, "fc", Panel(watch, detector, votes))
         if verdict.declined != before:
             online.append((10 * n, verdict if verdict.declined else None))
         before = verdict.declined
     found = [
         event
-        for alarm in replay(whole, "fc", watch, detector, votes)
+        for alarm in replay(whole, "fc", Panel(watch, detector, votes))
         for event in ((alarm.step, alarm.verdict), (alarm.end_step, None))
         if event[0] is not None
     ]
@@ -47,16 +47,16 @@ def test_replay_says_what_was_said_online(detector, votes):
 
 
 def test_the_end_of_an_alarm_is_known():
-    (alarm,) = replay(history_of(dimension=RECOVERS), "fc", ["dimension"], DropFromReference(patience_checks=2))
+    (alarm,) = replay(history_of(dimension=RECOVERS), "fc", Panel(["dimension"], DropFromReference(patience_checks=2)))
     assert (alarm.step, alarm.epoch, alarm.end_step) == (160, 16, 250)
     assert isinstance(alarm.verdict, Verdict)
 
 
 def test_what_is_not_there_is_named():
     with pytest.raises(InputError, match="no values of rankme for the layer 'fc'"):
-        replay(history_of(dimension=FAULT), "fc", ["dimension", "rankme"], DropFromReference())
+        replay(history_of(dimension=FAULT), "fc", Panel(["dimension", "rankme"], DropFromReference()))
     with pytest.raises(InputError, match="one vote"):
-        replay(history_of(dimension=FAULT, utility=FAULT), "fc", ["dimension", "utility"], DropFromReference(), 2)
+        Panel(["dimension", "utility"], DropFromReference(), 2)
 
 
 def test_detectors_by_name_and_setting():

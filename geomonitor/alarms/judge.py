@@ -1,0 +1,180 @@
+"""The judge: measurements in, verdicts on layers out. A run, a scan, a replay and a report all judge through it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from geomonitor.alarms.alarm import Alarm, epoch_of, intervals
+from geomonitor.alarms.detectors.incremental import Measured, State, incremental, measurements
+from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.verdict import Verdict
+from geomonitor.alarms.votes import count_votes
+from geomonitor.errors import InputError
+from geomonitor.history.history import History
+
+STATE_VERSION = 1
+"""Of the layout of the states of all built-in detectors: a state of another version is not read, but made anew."""
+
+Values = Mapping[str, tuple[float, float, float]]
+"""By marker: value, standard error, and standard error of the change since the measurement before; NaN if unknown."""
+
+
+class Judge:
+    """Judges the layers of a model by a panel, one measurement after the other, each at the same cost.
+
+    Args:
+        panel: with watched markers and a detector; what else it leaves open is filled in.
+
+    Raises:
+        InputError: a panel that watches nothing, or has no detector.
+
+    >>> from geomonitor import DropFromReference
+    >>> judge = Judge(Panel(("dimension",), DropFromReference(warmup_checks=2)))
+    >>> for number, value in enumerate([2.0, 2.0, 2.0, 2.0, 1.2, 1.2]):
+    ...     verdict = judge.update("fc", 10 * number, number, {"dimension": (value, math.nan, math.nan)})
+    >>> verdict.declined, verdict.since_epoch
+    (True, 4)
+    """
+
+    def __init__(self, panel: Panel) -> None:
+        panel = panel.resolve(panel.watch or ())
+        if not panel.watch or panel.detector is None or isinstance(panel.detector, str):
+            raise InputError(f"a judge needs a panel with watched markers and a detector; got {panel}")
+        self.panel = panel
+        self._watch = panel.watch
+        self._votes = panel.votes or 1
+        self._detector = incremental(panel.detector)
+        self._states: dict[str, dict[str, State]] = {}
+        self._last_steps: dict[str, int] = {}
+
+    def update(
+        self, layer: str, step: int, epoch: int | None, values: Values, *, history: History | None = None
+    ) -> Verdict:
+        """The verdict on a layer after one more measurement.
+
+        Args:
+            layer: alias of the layer.
+            step: optimiser steps done.
+            epoch: from 0; None where epochs are not known.
+            values: of the watched markers, and of others, which are passed over.
+            history: of the run, with this measurement in it; the layer is judged anew by it if ``step`` does not come
+                after the last one: a part of a run was repeated.
+
+        Raises:
+            InputError: a step that does not come after the last one, and no history.
+        """
+        if step <= self._last_steps.get(layer, step - 1):
+            if history is None:
+                raise InputError(f"step {step} does not come after step {self._last_steps[layer]}: give the history")
+            self._judge_anew(history, layer)
+        else:
+            self._advance(layer, step, math.nan if epoch is None else float(epoch), values)
+        return self.verdict(layer)
+
+    def verdict(self, layer: str) -> Verdict:
+        """The verdict on a layer after its latest measurement."""
+        states = self._states.get(layer, {})
+        verdicts = [self._detector.verdict(states.get(m) or self._detector.start(layer, m)) for m in self._watch]
+        return count_votes(verdicts, self._votes)
+
+    def rebuild(self, history: History) -> None:
+        """Judge all measurements of a history anew, and forget what was judged before."""
+        self._states, self._last_steps = {}, {}
+        for layer in history.layers:
+            self._judge_anew(history, layer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Panel and states in plain values: it goes through JSON and loads with ``weights_only=True``."""
+        return {
+            "version": STATE_VERSION,
+            "panel": self.panel.to_dict(),
+            "states": {layer: dict(states) for layer, states in self._states.items()},
+            "last_steps": dict(self._last_steps),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None, history: History) -> None:
+        """Go on where a saved judge stopped.
+
+        Args:
+            state: from :meth:`state_dict`; None where an older version saved none.
+            history: of the run up to there, by which all is judged anew if the panel or the version is another one.
+        """
+        saved = state or {}
+        if saved.get("version") != STATE_VERSION or saved["panel"] != self.panel.to_dict():
+            self.rebuild(history)
+            return
+        self._states = {layer: dict(states) for layer, states in saved["states"].items()}
+        self._last_steps = dict(saved["last_steps"])
+
+    def _advance(self, layer: str, step: int, epoch: float, values: Values) -> None:
+        states = self._states.setdefault(layer, {})
+        for marker in self._watch:
+            if marker in values:
+                measured = Measured(step, epoch, *map(float, values[marker]))
+                states[marker] = self._detector.step(
+                    states.get(marker) or self._detector.start(layer, marker), measured
+                )
+        self._last_steps[layer] = step
+
+    def _judge_anew(self, history: History, layer: str) -> None:
+        series = {marker: history.series(layer, marker) for marker in self._watch}
+        self._states[layer] = {
+            marker: functools.reduce(self._detector.step, measurements(one), self._detector.start(layer, marker))
+            for marker, one in series.items()
+        }
+        self._last_steps[layer] = max((int(one.steps[-1]) for one in series.values() if len(one.steps)), default=-1)
+
+
+def verdicts(history: History, layer: str, panel: Panel) -> Iterator[tuple[int, int | None, Verdict]]:
+    """Step, epoch and verdict on a layer after each measurement of a saved run, as they would have come.
+
+    Args:
+        history: of the whole run.
+        layer: alias of the layer.
+        panel: what it leaves open is filled in by the markers that were measured.
+
+    Raises:
+        InputError: a layer or a marker that the history does not have, or a panel without a detector.
+    """
+    judge = Judge(panel.resolve(history.markers(layer)))
+    series = [history.series(layer, marker) for marker in judge.panel.watch or ()]
+    if missing := [one.marker for one in series if not len(one.steps)]:
+        raise InputError(f"the history has no values of {', '.join(missing)} for the layer {layer!r}")
+    rows: dict[int, dict[str, Measured]] = {}
+    for one in series:
+        for measured in measurements(one):
+            rows.setdefault(measured.step, {})[one.marker] = measured
+    for step, row in sorted(rows.items()):
+        epoch = epoch_of(next(iter(row.values())).epoch)
+        yield step, epoch, judge.update(layer, step, epoch, {marker: measured[2:] for marker, measured in row.items()})
+
+
+def replay(history: History, layer: str, panel: Panel) -> list[Alarm]:
+    """All alarms of a saved run by a panel, as they would have come: another setting is tried in a second.
+
+    Args:
+        history: of the whole run.
+        layer: alias of the layer.
+        panel: what it leaves open is filled in by the markers that were measured.
+
+    Raises:
+        InputError: a layer or a marker that the history does not have, or a panel without a detector.
+
+    >>> from geomonitor import DropFromReference, Record
+    >>> values = [2.0] * 10 + [1.2] * 5
+    >>> history = History(Record(10 * n, n, "fc", "dimension", value) for n, value in enumerate(values))
+    >>> [(alarm.epoch, alarm.end_step) for alarm in replay(history, "fc", Panel(("dimension",), DropFromReference()))]
+    [(11, None)]
+    """
+    judged = verdicts(history, layer, panel)
+    return intervals(layer, ((step, epoch, verdict.declined, verdict) for step, epoch, verdict in judged))
+
+
+def judge_history(history: History, layer: str, panel: Panel) -> Verdict:
+    """The verdict on a layer at the end of a saved run; see :func:`replay`."""
+    judge = Judge(panel.resolve(history.markers(layer)))
+    judge.rebuild(history)
+    return judge.verdict(layer)
