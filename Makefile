@@ -18,6 +18,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/prose.py
 
 # The documentation site, in build/site; a link or a reference that leads nowhere is an error.
 docs: $(STAMP)
