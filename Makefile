@@ -11,8 +11,9 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py
 
+# In random order; the seed is printed, and TEST_OPTIONS="--randomly-seed=..." repeats it.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
