@@ -2,24 +2,32 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# With constraints-lowest.txt: the lowest versions that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check docs format bench bench-warning bench-warning-runs table clean
+.PHONY: demo test check docs package format bench bench-warning bench-warning-runs table clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py
 
+# In random order; the seed is printed, and TEST_OPTIONS="--randomly-seed=..." repeats it.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/prose.py
 
 # The documentation site, in build/site; a link or a reference that leads nowhere is an error.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and source distribution, in dist/.
+package: $(STAMP)
+	$(BIN)/python -m hatchling build --directory dist
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -49,10 +57,10 @@ bench-warning: $(STAMP)
 bench-warning-runs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_warning.collect
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[examples,dev,docs]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[examples,dev,docs]"
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
     pip install selenium; python docs/report_screenshots.py
 
 Looks at a real report in headless Chromium, in light and dark, on a desktop and on a phone; needs chromium and
-chromedriver on the PATH. Ends with an error where the page asks for anything from elsewhere, complains, or is wider
+chromedriver on the PATH. Ends with an error if the page requests anything from elsewhere, complains, or is wider
 than the screen.
 """
 
@@ -63,7 +63,7 @@ def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str) 
 
 
 def wait_until_drawn(browser: Any) -> None:
-    """Until all figures are drawn, also those that a reader unfolds, or :func:`check` says so; then a moment more."""
+    """Until all figures are drawn, also those a reader unfolds, or :func:`check` reports them; then a little longer."""
     browser.execute_script("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     end = time.monotonic() + MOST_SECONDS
     while browser.execute_script(UNDRAWN) and time.monotonic() < end:

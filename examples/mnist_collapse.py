@@ -1,8 +1,8 @@
-"""A network that collapses while its validation accuracy holds - and the monitor that notices.
+"""A network that collapses while its validation accuracy holds, and the monitor that detects it.
 
-A small CNN learns the digits 0-5 on 1,500 real MNIST images. In one of two runs somebody raises the weight decay at
-epoch 8 of 20. Validation accuracy hardly moves; the effective dimension of the class manifolds falls, the callback
-warns, and what it forecasts is true: a linear probe on the frozen features does worse on digits the network never saw.
+A small CNN learns the digits 0-5 on 1,500 real MNIST images. In one of two runs the weight decay is raised at epoch 8
+of 20. Validation accuracy hardly moves; the effective dimension of the class manifolds falls, the callback
+warns, and its forecast is right: a linear probe on the frozen features does worse on digits the network never saw.
 A third run stops at the warning.
 
     python examples/mnist_collapse.py              # the story: about a minute
@@ -92,7 +92,7 @@ class DigitNet(L.LightningModule):
 
 
 class Story(L.Callback):
-    """Keeps what happened at each epoch, the truth about the unseen digits included, and tells it."""
+    """Keeps what happened at each epoch, the truth about the unseen digits included, and prints it."""
 
     def __init__(self, data: Data, tell: bool) -> None:
         self.data, self.tell = data, tell
@@ -163,7 +163,7 @@ def tell_story(data: Data, output: Path) -> None:
         f"  No alarm in {len(healthy.epochs)} epochs.\n" if not alarm_epoch(healthy) else "  An alarm: a false one.\n"
     )
 
-    print("2. The same run, but somebody raises the weight decay at epoch 8. Watch the validation accuracy.")
+    print("2. The same run, but the weight decay is raised at epoch 8. Watch the validation accuracy.")
     faulty, geometry = train(data, 0, faulty=True, directory=output / "faulty")
     shown.append(("faulty", faulty))
     print(f"  In the end: {headline(geometry.monitor.verdicts['penultimate'])}.\n")
@@ -243,7 +243,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, help="print the table over this many seeds instead of the story")
-    parser.add_argument("--output", type=Path, default=Path("runs/mnist_collapse"), help="where the runs are written")
+    parser.add_argument("--output", type=Path, default=Path("runs/mnist_collapse"), help="folder of the runs")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available|LeafSpec).*")

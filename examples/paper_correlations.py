@@ -1,7 +1,7 @@
-"""Which marker tells how well a network will do on classes it has never seen? The paper's own figures, done again.
+"""Which marker predicts the accuracy of a network on new classes? The figures of the paper, computed again.
 
 For 224 CIFAR-10 networks of five architectures: Pearson's r between each marker, measured on known classes, and the
-accuracy of a linear probe on new classes. The geometry of the class manifolds tells; the test accuracy hardly does.
+accuracy of a linear probe on new classes. The geometry of the class manifolds predicts it, test accuracy hardly does.
 
     python examples/paper_correlations.py        # prints the table, writes the plot
 """

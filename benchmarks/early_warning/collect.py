@@ -1,4 +1,4 @@
-"""Train the runs and write their trajectories; runs that are there already are skipped.
+"""Train the runs and add them to the files; runs that are already there are skipped.
 
 OMP_NUM_THREADS=1 python -m benchmarks.early_warning.collect                     # six hours
 ... --family forgetting --task mnist --seeds 0:4                                       # a part of them
@@ -15,7 +15,7 @@ import torch
 from benchmarks.early_warning.families import FAMILIES, HEALTHY, HEALTHY_SEEDS, SEEDS, recipe
 from benchmarks.early_warning.tasks import TASKS, fingerprint
 from benchmarks.early_warning.training import run_finely
-from benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, add_run, cached_seeds, path_of
+from benchmarks.early_warning.trajectories import CHECKS, FOLDER, RUNS, WITHIN, add_run, cached_runs
 
 
 def main() -> None:
@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", help="first:after the last; by default those that are in the repository")
-    parser.add_argument("--output", type=Path, default=FOLDER)
-    parser.add_argument("--within-epochs", action="store_true", help=f"also measure often, into {WITHIN}/ in it")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the files")
+    parser.add_argument("--within-epochs", action="store_true", help=f"also measure often, into {WITHIN}")
     options = parser.parse_args()
-    (options.output / WITHIN).mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path, within = options.output / RUNS, options.output / WITHIN
     torch.set_num_threads(1)
     first, end = map(int, (options.seeds or f"0:{SEEDS}").split(":"))
     print("data:", {task: fingerprint(task) for task in options.task}, flush=True)
@@ -37,9 +38,8 @@ def main() -> None:
                 continue
             for task in options.task:
                 of_run = recipe(family, task, seed)
-                path, within = path_of(of_run, options.output), path_of(of_run, options.output / WITHIN)
-                missing = seed not in cached_seeds(path)
-                missing_within = options.within_epochs and seed not in cached_seeds(within)
+                missing = (family, task, seed) not in cached_runs(path)
+                missing_within = options.within_epochs and (family, task, seed) not in cached_runs(within)
                 if not missing and not missing_within:
                     continue
                 started = time.process_time()

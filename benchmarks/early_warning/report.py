@@ -92,15 +92,15 @@ def main() -> None:
         _head(runs, chosen_on, held_out),
         "## The default\n\n" + of_default(default, runs, often, unknown),
         "## Detectors on new seeds\n\nThe eight best on the runs that settings were chosen on, the best of each other "
-        'kind, and the best that asks several families of markers ("votes").\n\n' + table([*shown.values()]),
+        "detector, and the best with votes of several families of markers.\n\n" + table([*shown.values()]),
         "## What people use today, calibrated in the same way\n\n" + table(baseline),
         "## By family, on new seeds\n\n" + by_family(default, held_out),
-        "## By family and way to warn, on new seeds\n\nFound of the runs whose truth falls; false alarms (before the "
-        "onset, too) in brackets where there were any.\n\n" + by_family_and_way(columns, held_out),
+        "## By family and way to warn, on new seeds\n\nFound of the runs whose truth falls; false alarms, including "
+        "alarms before the onset, in brackets if there were any.\n\n" + by_family_and_way(columns, held_out),
         "## By the size of the fall, on new seeds\n\n" + by_fall(default, held_out),
         "## What stopping at the alarm would have bought, on new seeds\n\n" + stopping(default, today, held_out),
         "## Measured four times an epoch\n\n" + within_epochs(default, fine),
-        "## Where geometry moves with the truth, and where it does not\n\n" + movements(runs),
+        "## Geometry and truth before and after the fault\n\n" + movements(runs),
     ]
     (options.output / "calibration.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     paces = {
@@ -140,9 +140,9 @@ def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequ
         "new seeds of families that had no part in the choice": rates(unknown),
     }
     lines = [
-        f"{VOTES} votes of the families {_families()}, each judged by `{default.settings}`: a family has half a vote "
-        "at the first low measurement, and a whole one at the second in a row or where the fall is plain. The "
-        "dimension is expected to go on falling as before (`follow_trend=True`).",
+        f"{VOTES} votes of the families {_families()}, each judged by `{default.settings}`: a family has half a vote at "
+        "the first low measurement, and a whole one at the second in a row or at a measurement below `plain` times "
+        "both thresholds. The dimension is expected to continue its fall (`follow_trend=True`).",
         "",
         f"| runs | {COLUMNS} |",
         "|---|" + "---|" * 5,
@@ -150,12 +150,14 @@ def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequ
     lines += [f"| {name} | {cells(seen)} |" for name, seen in parts.items()]
     lines += [
         "",
-        "The last row says what to expect of a fault that is not in the list: for each family the setting, out of all "
-        "sets of markers and settings of `DropFromReference`, is chosen on the other families alone.",
+        "The last row estimates the result for a fault that is not in the list: for each family of runs the "
+        "setting, out of all sets of markers and settings of `DropFromReference`, is chosen on the other families "
+        "alone.",
         "",
-        "The default is not always what the rule prefers, see the next table: why is told in `warnings.md`.",
+        "The default is not always the setting that the rule prefers, see the next table; `warnings.md` has the "
+        "reasons.",
         "",
-        "No alarms after the onset could have a median lead above "
+        "The largest possible median lead of alarms after the onset is "
         f"{number(largest_lead(outcomes(default, held_out)))} on the new seeds.",
     ]
     return "\n".join(lines)
@@ -169,14 +171,15 @@ def within_epochs(default: Warner, runs: Sequence[Fine]) -> str:
     return "\n\n".join(
         [
             "Some of the same runs, measured four times an epoch: healthy ones, and those whose truth falls. The "
-            "defaults are the same; the detectors see from the epochs how often was measured, which they account for "
-            "in ways that were decided on the earlier seeds. *Largest possible lead*: of an alarm at the first "
+            "defaults are the same; the detectors read the number of measurements per epoch from the epochs, and "
+            "account for it in ways that were decided on the earlier seeds. *Largest possible lead*: of an alarm at "
+            "the first "
             "measurement with the fault.",
             "New seeds:",
             of_healthy(default, new),
             of_failing(default, new),
-            "New seeds, by what is watched. What people use today has settings that were chosen on the earlier seeds "
-            "at this pace, by the rule above.",
+            "New seeds, by the series that is watched. The settings of what people use today were chosen on the "
+            "earlier seeds at this pace, by the rule above.",
             by_way(ways, new),
             "Earlier seeds:",
             of_healthy(default, seen),
@@ -192,29 +195,29 @@ def _head(runs: Sequence[Run], chosen_on: Sequence[Run], held_out: Sequence[Run]
         [
             "# Calibration of the warnings",
             "",
-            "Made by `make bench-warning` from the trajectories in `benchmarks/early_warning/`.",
+            "Made by `make bench-warning` from the runs in `benchmarks/early_warning/`.",
             "",
             f"{len(runs)} runs: {sum(r.healthy for r in runs)} healthy ones and {len(falls)} with a fault, of which "
             f"the truth falls in {sum(t is not None and t.falls for t in falls)}. *Truth*: accuracy of a linear probe "
-            "on classes that the network never saw. It falls when the mean of the last three epochs lies below the "
-            "one of the three before the fault by 0.02 and by three standard errors. *Found*: an alarm after the onset "
-            "in such a run. *Lead*: epochs from the alarm to the moment when half of the fall has happened; negative "
-            "when late. Intervals are 95 % (Wilson).",
+            "on classes that the network never saw. It falls if the mean of the last three epochs is below the mean "
+            "of the three before the fault by 0.02 and by three standard errors. *Found*: an alarm after the onset "
+            "in such a run. *Lead*: epochs from the alarm to the first measurement with half of the fall; negative "
+            "for a late alarm. Intervals are 95 % (Wilson).",
             "",
             f"Settings were chosen on {len(chosen_on)} runs, seeds {CHOSEN_SEEDS[0]} to {CHOSEN_SEEDS[-1]} of every "
             "family: most found at no more than one false alarm in fifty runs, there and among "
             f"{SIMULATED:,} simulated healthy runs, which have more noise and drift (`simulated.py`; what people use "
             f"today is spared that). All tables are of {len(held_out)} runs, failing ones of seeds {NEW_SEEDS[0]} to "
             f"{NEW_SEEDS[-1]} and healthy ones of {NEW_HEALTHY_SEEDS[0]} to {NEW_HEALTHY_SEEDS[-1]}, which were opened "
-            "after the defaults had been committed. Those in between were looked at, too, before the limits of the "
-            "default got their present values (`warnings.md`); they are in the first table alone, and in the last "
-            "section.",
+            "after the defaults had been committed. The seeds in between were also examined before the limits of "
+            "the default got their present values (`warnings.md`); they are in the first table and in the last "
+            "section only.",
             "",
-            "What to know before believing it: the networks are small; the families were made stronger after a look at "
-            "the truth of first runs; which sets of markers to try, and from how many readings noise is taken, was "
-            "decided after a look at all families of the seeds that settings were chosen on. In a sudden fault the "
-            "truth falls with the first measurement after the onset: there no warning can be early, and a lead of 0 is "
-            "the most there is. *Lead where it can be*: the median over the other runs.",
+            "Limits of the evidence: the networks are small. The families were made stronger after the truth of the "
+            "first runs was examined. The sets of markers to try, and the number of measurements from which noise "
+            "is estimated, were decided after all families of the seeds that settings were chosen on had been "
+            "examined. In a sudden fault the truth falls with the first measurement after the onset: no warning can "
+            "be early, and the largest possible lead is 0. *Lead if possible*: the median over the other runs.",
             "",
             "![Each way to warn: failing runs found against healthy runs with a false alarm](calibration.png)",
         ]

@@ -28,7 +28,7 @@ def table(choices: Sequence[Choice]) -> str:
 def by_family(default: Warner, runs: Sequence[Run]) -> str:
     """Every family, by the default settings."""
     lines = [
-        "| family | runs | truth falls in | found | alarms where it does not fall | false alarms | median lead "
+        "| family | runs | truth falls in | found | alarms if it does not fall | false alarms | median lead "
         "| largest possible |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -92,8 +92,8 @@ def stopping(best: Warner, today: dict[str, Choice], runs: Sequence[Run]) -> str
         )
     lines += [
         "",
-        "*The checkpoint to keep* is the one that the way to warn names: the last one before the alarm; for "
-        "`EarlyStopping` the best by its own metric. A run that is not stopped counts with its end everywhere.",
+        "*The checkpoint to keep* is the last one before the alarm; for `EarlyStopping`, the best by its own "
+        "metric. A run that is not stopped counts with its end in all columns.",
     ]
     return "\n".join(lines)
 
@@ -148,7 +148,7 @@ def _last(values: np.ndarray) -> float:
     return float(late.mean()) if len(late) else math.nan
 
 
-COLUMNS = "found | false alarms | before the onset | median lead | lead where it can be"
+COLUMNS = "found | false alarms | before the onset | median lead | lead if possible"
 
 
 def cells(seen: Rates) -> str:

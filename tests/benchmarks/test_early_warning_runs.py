@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("mlxtend")
 from benchmarks.early_warning.families import EPOCHS, FAILING, FAMILIES, HEALTHY, recipe
 from benchmarks.early_warning.tasks import PADDING, TASKS, corrupt_bytes, load_task
 from benchmarks.early_warning.training import CHECKED_MARKERS, MARKERS, leak, outside_share, run, run_finely
-from benchmarks.early_warning.trajectories import CHECKS, add_run, cached_seeds, load_runs, path_of
+from benchmarks.early_warning.trajectories import CHECKS, FOLDER, RUNS, WITHIN, add_run, cached_runs, load_runs
 from benchmarks.early_warning.truth import few_shot_accuracy, linear_probe_accuracy
 from benchmarks.early_warning.within_epochs import load_fine
 
@@ -99,10 +100,10 @@ def test_recipes_vary_by_seed_and_are_the_same_at_every_call():
 
 def test_a_run_can_be_made_again(runs, tmp_path):
     of_run = recipe("weight_decay", "digits", 0)
-    path = path_of(of_run, tmp_path)
+    path = tmp_path / RUNS
     add_run(path, of_run, run(of_run, epochs=2))
-    assert cached_seeds(path) == {0}
-    (again,) = load_runs(tmp_path)
+    assert cached_runs(path) == {("weight_decay", "digits", 0)}
+    (again,) = load_runs(path)
     (cached,) = [of for of in runs if (of.family, of.task, of.seed) == ("weight_decay", "digits", 0)]
     assert (again.onset, again.healthy) == (cached.onset, False)
     assert again.size == cached.size
@@ -111,6 +112,61 @@ def test_a_run_can_be_made_again(runs, tmp_path):
         np.testing.assert_allclose(again.columns[name], cached.columns[name][:2], rtol=1e-3, err_msg=name)
     # A few anchors may be other ones then: half of a standard error, which is about 5 % of the dimension.
     np.testing.assert_allclose(again.columns["dimension"], cached.columns["dimension"][:2], rtol=0.025)
+
+
+def test_the_files_are_small_and_hold_each_run_once(runs):
+    assert sum((FOLDER / name).stat().st_size for name in (RUNS, WITHIN)) < 8_000_000
+    assert cached_runs(FOLDER / RUNS) == {(of.family, of.task, of.seed) for of in runs}
+    assert len(cached_runs(FOLDER / RUNS)) == len(runs)
+    assert len(cached_runs(FOLDER / WITHIN)) == len(load_runs(FOLDER / WITHIN))
+
+
+def rows_of(run_index, epochs=3):
+    return [{"epoch": epoch, "train_accuracy": 0.123456 + run_index, "nc1": math.nan} for epoch in range(epochs)]
+
+
+def test_runs_are_added_and_read_in_order(tmp_path):
+    path = tmp_path / RUNS
+    assert cached_runs(path) == set()
+    faulty, healthy = recipe("narrowing", "mnist", 11), recipe("constant", "digits", 2)
+    add_run(path, faulty, rows_of(0))
+    add_run(path, healthy, rows_of(1))
+    first, second = load_runs(path)
+    assert (first.family, first.task, first.seed, first.healthy, first.onset) == ("constant", "digits", 2, True, None)
+    assert (second.family, second.onset, second.variant) == ("narrowing", faulty.onset, faulty.variant)
+    assert second.size == float(f"{faulty.size:.5g}")
+    assert math.isnan(first.size)
+    assert first.columns["train_accuracy"].tolist() == [1.1235] * 3
+    assert second.columns["train_accuracy"].tolist() == [0.12346] * 3
+    assert np.isnan(first.columns["nc1"]).all()
+
+
+def test_a_run_with_other_columns_or_another_length_is_refused(tmp_path):
+    path, of_run = tmp_path / RUNS, recipe("constant", "digits", 2)
+    add_run(path, of_run, rows_of(0))
+    with pytest.raises(ValueError, match="other columns"):
+        add_run(path, of_run, [{"epoch": 0, "nc1": 1.0}])
+    with pytest.raises(ValueError, match="another number of rows"):
+        add_run(path, of_run, rows_of(0, epochs=4))
+    assert len(load_runs(path)) == 1
+
+
+def test_a_kill_while_a_run_is_added_leaves_the_file(tmp_path, monkeypatch):
+    path, of_run = tmp_path / RUNS, recipe("constant", "digits", 2)
+    add_run(path, of_run, rows_of(0))
+    before = path.read_bytes()
+
+    def killed(file, **arrays):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(np, "savez_compressed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add_run(path, recipe("constant", "digits", 3), rows_of(0))
+    assert path.read_bytes() == before
+    add_run(path, recipe("constant", "digits", 3), rows_of(0))
+    assert [run.seed for run in load_runs(path)] == [2, 3]
 
 
 def test_parts_of_a_task_are_disjoint_and_balanced():
