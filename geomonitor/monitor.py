@@ -208,7 +208,7 @@ class GeometryMonitor:
         self.snapshots = {}
         points: dict[str, tuple[Tensor, Tensor]] = {}
         try:
-            values, points = self._values(model, layers, forward or self.forward, validation, hold_points=snapshots)
+            values, points = self._values(model, layers, forward or self.forward, validation)
         except Exception as error:  # a monitor must not end a run; the cause is told
             if self.on_error == "raise":
                 raise
@@ -332,10 +332,8 @@ class GeometryMonitor:
         layers: Mapping[str, Layer],
         forward: Forward,
         validation: ValidationPass | None,
-        *,
-        hold_points: bool,
     ) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, tuple[Tensor, Tensor]]]:
-        """Marker and standard error by layer and name, and the points and classes by layer where they were held.
+        """Marker and standard error by layer and name, and the points and classes by layer.
 
         Every process makes the same calls, whatever happens to it.
         """
@@ -349,7 +347,6 @@ class GeometryMonitor:
             self.markers,
             tuple(self.shifts),
             self.geometry_options,
-            hold_points,
         )
         measurement = Measurement(plan, heads, self.references, device_of(model), self._told.once)
         if validation is not None:

@@ -39,7 +39,7 @@ def empty_moments(groups: int, features: Tensor) -> Moments:
     )
 
 
-def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
+def add_points(moments: Moments, features: Tensor, groups: Tensor, *, bounded: bool = True) -> Moments:
     r"""Moments after some more points; every shape is known beforehand, so nothing waits for the device.
 
     A batch of group ``g`` with mean :math:`m_2` and count :math:`n_2` joins :math:`(n_1, m_1)`. The cross term
@@ -50,6 +50,7 @@ def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
         moments: the moments so far, ``G`` groups.
         features: ``(B, N)``.
         groups: ``(B,)`` group of each point; points of a group outside ``0 .. G-1`` are left out.
+        bounded: cut the factor back to ``N`` rows once it has more than ``2 N``; needed where many batches follow.
     """
     x = features.to(torch.float64)
     member = groups[:, None] == torch.arange(len(moments.counts), device=groups.device)  # (B, G)
@@ -65,10 +66,11 @@ def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
     cross = (moments.counts / total.clamp(min=1)).sqrt()[:, None] * shift
     spread = member.T @ (inside * (x - member @ means)).square().sum(dim=1) + counts * cross.square().sum(dim=1)
     rows = inside * (x - member @ (means - cross))
+    factor = torch.cat([moments.factor, rows])
     return Moments(
         total,
         moments.means + (counts / total.clamp(min=1))[:, None] * shift,
-        _bounded(torch.cat([moments.factor, rows])),
+        _bounded(factor) if bounded else factor,
         moments.spread + spread,
     )
 

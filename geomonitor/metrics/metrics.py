@@ -1,7 +1,9 @@
 """Markers as ``torchmetrics.Metric`` classes: state and synchronisation. The formulas live in ``geomonitor.markers``.
 
 One class per kind of state. Each takes ``update(features, labels)`` any number of times, in any batch split and on any
-number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names that ``geomonitor.markers`` lists.
+number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names that ``geomonitor.markers`` lists,
+0-dim float64 each, so that ``self.log_dict(metric.compute())`` logs them. ``metric(features, labels)`` adds a batch and
+returns the markers of that batch alone, NaN if they are undefined there: at the cost of a ``compute`` a batch.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ from torch import Tensor
 
 from geomonitor.errors import InputError
 from geomonitor.glue.draws import Dichotomies
+from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import Mode, manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.glue.result import EffectiveGeometry
-from geomonitor.markers.collapse import collapse_of
+from geomonitor.markers.collapse import NeuralCollapse, collapse_of
+from geomonitor.markers.formulas import FEATURE_FORMULAS, feature_markers
 from geomonitor.markers.inputs import require_labels, require_matrix
-from geomonitor.markers.logits import point_statistics, statistics_of
-from geomonitor.markers.point_markers import point_markers
-from geomonitor.markers.spectrum import spectrum_markers, spectrum_of
-from geomonitor.metrics.states import MomentMetric, PointMetric
-from geomonitor.probe import reservoir
+from geomonitor.markers.layer_points import LayerPoints
+from geomonitor.markers.logits import LogitMarkers, point_statistics, statistics_of
+from geomonitor.markers.names import marker_names
+from geomonitor.markers.singular_values import Spectrum
+from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
+from geomonitor.markers.table import MARKERS
+from geomonitor.metrics.moment_state import MomentMetric
+from geomonitor.metrics.point_state import PointMetric
 
 
 class FeatureSpectrum(MomentMetric):
@@ -55,13 +62,14 @@ class FeatureSpectrum(MomentMetric):
         require_matrix(features)
         self._add(*self._checked(features, features.new_zeros(len(features), dtype=torch.int64)))
 
-    def compute(self) -> dict[str, Tensor]:
-        """The markers of :mod:`geomonitor.markers.spectrum` by name, 0-dim float64.
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(SPECTRUM_FORMULAS)
 
-        Raises:
-            InputError: no points, or NaN or infinite ones (how many).
-        """
-        return spectrum_markers(spectrum_of(self._all_moments()))
+    def _values(self) -> dict[str, Tensor]:
+        moments = self._all_moments()
+        spectrum = Spectrum(moments.factor, moments.means[0], int(moments.counts.sum()))
+        return {name: formula(spectrum) for name, formula in SPECTRUM_FORMULAS.items()}
 
 
 class ClassStructure(MomentMetric):
@@ -96,12 +104,11 @@ class ClassStructure(MomentMetric):
         """
         self._add(*self._checked(features, labels))
 
-    def compute(self) -> dict[str, Tensor]:
-        """The markers of :mod:`geomonitor.markers.collapse` by name, 0-dim float64.
+    @property
+    def names(self) -> tuple[str, ...]:
+        return NeuralCollapse._fields
 
-        Raises:
-            InputError: a class without points, labels out of range, NaN or infinite features (how many of which class).
-        """
+    def _values(self) -> dict[str, Tensor]:
         return collapse_of(self._all_moments(), self.weight)._asdict()
 
 
@@ -140,24 +147,30 @@ class ManifoldGeometry(PointMetric):
         self.dichotomies = dichotomies
         self.mode = mode
         self.pairs = pairs
-        self.latest: EffectiveGeometry | None = None
-        """the whole result of the last ``compute``: samples, residuals, and differences to other results"""
 
-    def compute(self) -> dict[str, Tensor]:
-        """The markers of :func:`geomonitor.manifold_geometry` by name, each with its ``..._standard_error``.
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*Measures._fields, *(f"{name}_standard_error" for name in Measures._fields))
+
+    def geometry(self) -> EffectiveGeometry:
+        """The whole result for the points so far: also samples, residuals, and differences to other results.
+
+        With several processes, every one of them has to call this.
 
         Raises:
-            InputError: a class without points, labels out of range, NaN or infinite features (how many of which class).
+            InputError: as :meth:`compute`.
         """
-        self._require_clean()
-        points = self._reservoir()
-        empty = list(range(self.num_classes))
-        if points is not None:
-            empty = torch.nonzero((points.priorities == reservoir.EMPTY).all(dim=1)).flatten().tolist()
-        if points is None or empty:
+        with self._synced():
+            return self._geometry()
+
+    def _geometry(self) -> EffectiveGeometry:
+        features, labels = self._points()
+        empty = torch.nonzero(torch.bincount(labels, minlength=self.num_classes) == 0).flatten().tolist()
+        if empty:
             raise InputError(f"every class needs at least one point; classes without any: {empty}")
-        geometry = self.latest = manifold_geometry(
-            *reservoir.points_and_labels(points),
+        return manifold_geometry(
+            features,
+            labels,
             directions=self.directions,
             dichotomies=self.dichotomies,
             mode=self.mode,
@@ -166,9 +179,10 @@ class ManifoldGeometry(PointMetric):
             # After a sync all ranks hold the same points: each solves its share of the samples.
             ranks=ProcessGroup(self.process_group) if self._is_synced else None,
         )
-        values = geometry.measures._asdict()
-        errors = {f"{name}_standard_error": error for name, error in geometry.standard_error._asdict().items()}
-        return values | errors
+
+    def _values(self) -> dict[str, Tensor]:
+        geometry = self._geometry()
+        return dict(zip(self.names, (*geometry.measures, *geometry.standard_error), strict=True))
 
 
 class PointStatistics(PointMetric):
@@ -182,9 +196,12 @@ class PointStatistics(PointMetric):
         seed: which points.
         weight, bias: ``(num_classes, N)`` and ``(num_classes,)`` of a linear head on these features; without weights
             NC4 is NaN.
-        reference: ``(Q, K)`` features of the same points at another time, as ``latest_points`` gives them; without them
+        reference: ``(Q, K)`` features of the same points at another time, as :meth:`points` gives them; without them
             the drift is NaN.
-        markers: names to compute; by default all. What shares its work with a name may come, too.
+        markers: names to compute; by default all.
+
+    Raises:
+        InputError: a name that is not among the markers whose state is ``"points"``.
 
     >>> metric = PointStatistics(num_classes=2)
     >>> metric.update(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 1]))
@@ -208,28 +225,29 @@ class PointStatistics(PointMetric):
         self.weight = None if weight is None else weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.reference = reference
-        self.markers = None if markers is None else frozenset(markers)
-        self.latest_points: Tensor | None = None
-        """points of the latest ``compute``, of all processes: a later ``reference``"""
-        self.latest_labels: Tensor | None = None
-        """their classes"""
+        every = tuple(name for name in FEATURE_FORMULAS if MARKERS[name].state == "points")
+        self.markers = every if markers is None else marker_names(tuple(markers))
+        if not set(self.markers) <= set(every):
+            raise InputError(f"markers must be among {', '.join(every)}; got {self.markers}")
 
-    def compute(self) -> dict[str, Tensor]:
-        """The markers whose state is ``"points"`` in ``geomonitor.MARKERS``, 0-dim float64.
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.markers
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """The points held, ``(Q, N)``, and their classes, ``(Q,)``, in an order that depends on their ids alone.
+
+        With several processes, those of all of them, and every one has to call this.
 
         Raises:
-            InputError: no points, labels out of range, NaN or infinite features, a reference of other points.
+            InputError: as :meth:`compute`.
         """
-        points, labels = self._points()
-        self.latest_points, self.latest_labels = points, labels
-        return point_markers(
-            points,
-            labels,
-            weight=self.weight,
-            bias=self.bias,
-            reference=self.reference,
-            markers=self.markers,
-        )
+        with self._synced():
+            return self._points()
+
+    def _values(self) -> dict[str, Tensor]:
+        points = LayerPoints(*self._points(), weight=self.weight, bias=self.bias, reference=self.reference)
+        return feature_markers(points, self.markers)
 
 
 class LogitStatistics(PointMetric):
@@ -284,10 +302,9 @@ class LogitStatistics(PointMetric):
         statistics = point_statistics(features, places[labels.clamp(0, self.num_classes - 1)])
         super().update(statistics, labels, ids)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The markers of :mod:`geomonitor.markers.logits` by name, 0-dim float64.
+    @property
+    def names(self) -> tuple[str, ...]:
+        return LogitMarkers._fields
 
-        Raises:
-            InputError: no points, labels out of range, NaN or infinite logits.
-        """
+    def _values(self) -> dict[str, Tensor]:
         return statistics_of(self._points()[0])._asdict()

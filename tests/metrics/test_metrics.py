@@ -12,9 +12,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 import geomonitor as gm
+from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import logit_statistics
-from geomonitor.markers.point_markers import point_markers
-from geomonitor.markers.spectrum import feature_spectrum, spectrum_markers
+from geomonitor.markers.singular_values import Spectrum
+from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
 from geomonitor.probe.reservoir import priority
 from tests.processes import in_processes
 
@@ -83,8 +85,8 @@ def whole() -> dict[str, float]:
 
 def test_spectrum_and_classes_equal_the_pure_functions(whole):
     features, labels, _ = data()
-    for name, value in spectrum_markers(feature_spectrum(features)).items():
-        assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
+    for name, formula in SPECTRUM_FORMULAS.items():
+        assert whole[name] == pytest.approx(formula(Spectrum.of(features)).item(), rel=EXACT, nan_ok=True)
     for name, value in gm.neural_collapse(features, labels, weight=head()[0])._asdict().items():
         assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
 
@@ -107,9 +109,11 @@ def test_points_and_logits_equal_the_pure_functions_on_the_chosen_points():
     logits.update(features, labels, ids)
     order = [row for label in range(CLASSES) for row in _by_priority(ids[labels == label])]
     weight, bias = head()
-    expected = point_markers(features[order], labels[order], weight=weight, bias=bias, reference=points.reference)
+    layer = LayerPoints(features[order], labels[order], weight=weight, bias=bias, reference=points.reference)
+    expected = feature_markers(layer, points.names)
     assert {k: v.item() for k, v in points.compute().items()} == {k: v.item() for k, v in expected.items()}
-    assert torch.equal(points.latest_points, features[order])
+    assert torch.equal(points.points()[0], features[order])
+    assert torch.equal(points.points()[1], labels[order])
     expected = logit_statistics(features, torch.tensor(columns())[labels])._asdict()
     assert {k: v.item() for k, v in logits.compute().items()} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, rel=EXACT, nan_ok=True
@@ -130,8 +134,11 @@ def test_only_what_is_asked_for_is_worked_out():
     features, labels, ids = data()
     metric = gm.PointStatistics(CLASSES, markers=["dead_units"])
     metric.update(features, labels, ids)
-    assert "dead_units" in metric.compute()
-    assert "feature_distance" not in metric.compute()
+    assert list(metric.compute()) == ["dead_units"]
+    with pytest.raises(gm.InputError, match="markers must be among"):
+        gm.PointStatistics(CLASSES, markers=["dimension"])
+    with pytest.raises(gm.InputError, match="did you mean 'dead_units'"):
+        gm.PointStatistics(CLASSES, markers=["dead_unit"])
 
 
 def test_logits_without_a_column_for_each_class_are_refused():
