@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomonitor.markers.distances import pair_distances
 from geomonitor.markers.inputs import feature_matrix, require_labels
-from geomonitor.markers.moments import Moments, add_points, empty_moments
+from geomonitor.markers.moments import Moments, moments_of
 from geomonitor.markers.singular_values import Spectrum
 
 
@@ -61,7 +61,7 @@ class LayerPoints:
     @cached_property
     def moments(self) -> Moments:
         """Class means and the scatter around them."""
-        return add_points(empty_moments(self.classes, self.features), self.features, self.class_of, bounded=False)
+        return moments_of(self.features, self.class_of, self.classes)
 
     @cached_property
     def pairs(self) -> Tensor:

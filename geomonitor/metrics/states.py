@@ -34,6 +34,9 @@ class FeatureMetric(Metric):
     content = "features"
     """what the rows hold, for error messages"""
 
+    names: tuple[str, ...]
+    """keys of what ``compute`` returns"""
+
     rejected_labels: Tensor
     nonfinite_rows: Tensor
 
@@ -81,11 +84,6 @@ class FeatureMetric(Metric):
 
     def _empty_part(self) -> dict[str, Tensor]:
         """One part without points, to be sent by a rank that saw none."""
-        raise NotImplementedError
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Keys of what ``compute`` returns."""
         raise NotImplementedError
 
     def _values(self) -> dict[str, Tensor]:
@@ -139,13 +137,16 @@ class FeatureMetric(Metric):
                 raise InputError(f"expected the state of a {type(self).__name__}; got {type(incoming_state).__name__}")
             incoming_state = incoming_state.metric_state
         self._merge(incoming_state)
+        self._update_count += 1  # so that compute does not warn that there was no update
         self._computed = None
 
     def _merge(self, incoming: Mapping[str, Any]) -> None:
         for name, mine in self.metric_state.items():
             other = incoming[name]
-            merged = [*mine, *(part.to(self.device) for part in other)] if isinstance(mine, list) else mine + other
-            setattr(self, name, merged)
+            if isinstance(mine, list):
+                setattr(self, name, [*mine, *(part.to(self.device) for part in other)])
+            else:
+                setattr(self, name, mine + other.to(self.device))
 
     def _synced(self) -> AbstractContextManager[None]:
         """All processes' state inside the block, as in ``compute``."""

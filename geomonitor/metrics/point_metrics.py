@@ -1,10 +1,4 @@
-"""Markers as ``torchmetrics.Metric`` classes: state and synchronisation. The formulas live in ``geomonitor.markers``.
-
-One class per kind of state. Each takes ``update(features, labels)`` any number of times, in any batch split and on any
-number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names that ``geomonitor.markers`` lists,
-0-dim float64 each, so that ``self.log_dict(metric.compute())`` logs them. ``metric(features, labels)`` adds a batch and
-returns the markers of that batch alone, NaN if they are undefined there: at the cost of a ``compute`` a batch.
-"""
+"""Metrics of chosen points: manifold geometry, markers of points and pairs, markers of logits."""
 
 from __future__ import annotations
 
@@ -20,96 +14,13 @@ from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import Mode, manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.glue.result import EffectiveGeometry
-from geomonitor.markers.collapse import NeuralCollapse, collapse_of
 from geomonitor.markers.formulas import FEATURE_FORMULAS, feature_markers
 from geomonitor.markers.inputs import require_labels, require_matrix
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LogitMarkers, point_statistics, statistics_of
 from geomonitor.markers.names import marker_names
-from geomonitor.markers.singular_values import Spectrum
-from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
 from geomonitor.markers.table import MARKERS
-from geomonitor.metrics.moment_state import MomentMetric
 from geomonitor.metrics.point_state import PointMetric
-
-
-class FeatureSpectrum(MomentMetric):
-    """Markers of the spectrum of all features: participation ratio, numerical, effective and stable rank,
-    RankMe, power law, outliers.
-
-    State: mergeable float64 moments, at most ``2 N x N`` numbers, however many points come.
-
-    >>> metric = FeatureSpectrum()
-    >>> metric.update(torch.eye(4))
-    >>> metric.update(-torch.eye(4))
-    >>> round(metric.compute()["participation_ratio"].item(), 6)
-    4.0
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(num_classes=1, **kwargs)
-
-    def update(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Add points.
-
-        Args:
-            features: ``(B, N)``, any real dtype.
-            labels: ignored; there so that all metrics of a collection take the same call.
-
-        Raises:
-            InputError: wrong shape or dtype, or another width than before.
-        """
-        require_matrix(features)
-        self._add(*self._checked(features, features.new_zeros(len(features), dtype=torch.int64)))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(SPECTRUM_FORMULAS)
-
-    def _values(self) -> dict[str, Tensor]:
-        moments = self._all_moments()
-        spectrum = Spectrum(moments.factor, moments.means[0], int(moments.counts.sum()))
-        return {name: formula(spectrum) for name, formula in SPECTRUM_FORMULAS.items()}
-
-
-class ClassStructure(MomentMetric):
-    """Markers of class structure: neural collapse (NC1 to NC3), class-distance normalised variance.
-
-    State: mergeable float64 moments, at most ``P x N + 2 N x N`` numbers, however many points come.
-
-    Args:
-        num_classes: labels are integers in ``0 .. num_classes - 1``.
-        weight: ``(num_classes, N)`` weights of a linear head on these features; without them NC3 is NaN.
-
-    >>> metric = ClassStructure(num_classes=2)
-    >>> metric.update(torch.tensor([[1.0, 0.1], [-1.0, 0.1]]), torch.tensor([0, 1]))
-    >>> metric.update(torch.tensor([[1.0, -0.1], [-1.0, -0.1]]), torch.tensor([0, 1]))
-    >>> round(metric.compute()["nc1_ratio"].item(), 6)
-    0.01
-    """
-
-    def __init__(self, num_classes: int, *, weight: Tensor | None = None, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        self.weight = None if weight is None else weight.detach()
-
-    def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add points.
-
-        Args:
-            features: ``(B, N)``, any real dtype.
-            labels: ``(B,)`` integers in ``0 .. num_classes - 1``.
-
-        Raises:
-            InputError: wrong shape or dtype, or another width than before.
-        """
-        self._add(*self._checked(features, labels))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return NeuralCollapse._fields
-
-    def _values(self) -> dict[str, Tensor]:
-        return collapse_of(self._all_moments(), self.weight)._asdict()
 
 
 class ManifoldGeometry(PointMetric):
@@ -130,6 +41,8 @@ class ManifoldGeometry(PointMetric):
     ['capacity', 'dimension', 'radius', 'utility']
     """
 
+    names = (*Measures._fields, *(f"{name}_standard_error" for name in Measures._fields))
+
     def __init__(
         self,
         num_classes: int,
@@ -147,10 +60,6 @@ class ManifoldGeometry(PointMetric):
         self.dichotomies = dichotomies
         self.mode = mode
         self.pairs = pairs
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*Measures._fields, *(f"{name}_standard_error" for name in Measures._fields))
 
     def geometry(self) -> EffectiveGeometry:
         """The whole result for the points so far: also samples, residuals, and differences to other results.
@@ -226,13 +135,9 @@ class PointStatistics(PointMetric):
         self.bias = None if bias is None else bias.detach()
         self.reference = reference
         every = tuple(name for name in FEATURE_FORMULAS if MARKERS[name].state == "points")
-        self.markers = every if markers is None else marker_names(tuple(markers))
-        if not set(self.markers) <= set(every):
-            raise InputError(f"markers must be among {', '.join(every)}; got {self.markers}")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.markers
+        self.names = every if markers is None else marker_names(tuple(markers))
+        if not set(self.names) <= set(every):
+            raise InputError(f"markers must be among {', '.join(every)}; got {self.names}")
 
     def points(self) -> tuple[Tensor, Tensor]:
         """The points held, ``(Q, N)``, and their classes, ``(Q,)``, in an order that depends on their ids alone.
@@ -247,7 +152,7 @@ class PointStatistics(PointMetric):
 
     def _values(self) -> dict[str, Tensor]:
         points = LayerPoints(*self._points(), weight=self.weight, bias=self.bias, reference=self.reference)
-        return feature_markers(points, self.markers)
+        return feature_markers(points, self.names)
 
 
 class LogitStatistics(PointMetric):
@@ -268,6 +173,7 @@ class LogitStatistics(PointMetric):
     """
 
     content = "logits"
+    names = LogitMarkers._fields
 
     def __init__(
         self,
@@ -301,10 +207,6 @@ class LogitStatistics(PointMetric):
         places = torch.tensor(self.columns, device=labels.device)
         statistics = point_statistics(features, places[labels.clamp(0, self.num_classes - 1)])
         super().update(statistics, labels, ids)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return LogitMarkers._fields
 
     def _values(self) -> dict[str, Tensor]:
         return statistics_of(self._points()[0])._asdict()
