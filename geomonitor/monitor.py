@@ -192,12 +192,10 @@ class GeometryMonitor:
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
-        if (
-            not self._aliases
-        ):  # the first measurement of a run: a wrong configuration is an error whatever on_error says
+        if not self._aliases:  # the first measurement of a run: a wrong name is an error whatever on_error says
             self._aliases = tuple(resolve_layers(model, self.layers))
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
-        taken = self._take(model, step, forward or self.forward, validation, hold_points=snapshots)
+        taken = self._take(model, step, forward or self.forward, validation)
         changes = change_errors(taken.influences, self._influences)
         self._influences = {**self._influences, **taken.influences}  # a measurement that failed is passed over
         markers = [
@@ -310,15 +308,11 @@ class GeometryMonitor:
             self.budget.load_state_dict(state["budget"])
         self.judge.load_state_dict(state.get("judge"), self.history)
 
-    def _take(
-        self, model: nn.Module, step: int, forward: Forward, validation: ValidationPass | None, *, hold_points: bool
-    ) -> Taken:
+    def _take(self, model: nn.Module, step: int, forward: Forward, validation: ValidationPass | None) -> Taken:
         """Measure; a measurement that fails is NaN throughout, with a warning, unless ``on_error="raise"``."""
         source = self.probe if isinstance(self.probe, ProbeSet) else validation
         assert source is not None  # checked by measure
-        plan = Plan(
-            self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry, hold_points
-        )
+        plan = Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry)
         how = HowToRun(forward, self.batch_size, self.pool, self.shifts)
         known = Known(self.references, self._points)
         try:

@@ -95,3 +95,19 @@ def test_no_module_holds_mutable_state(file):
         value = getattr(node, "value", None)
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and ast.unparse(node).split()[0] != "__all__":
             assert not isinstance(value, (ast.List, ast.Dict, ast.Set)), f"{file.name}: {ast.unparse(node)[:60]}"
+
+
+MARKERS_ORDER = (
+    *("inputs", "moments", "singular_values", "spectrum", "collapse", "activity", "distances", "neighbors", "drift"),
+    *("logits", "layer_points", "formulas", "table", "__init__", "names"),
+)
+"""Files of ``markers/``: first what is shared, then the formulas of each kind, then the tables of them all."""
+
+
+@pytest.mark.parametrize("file", sorted((CORE / "markers").glob("*.py")), ids=lambda f: f.stem)
+def test_a_file_of_markers_imports_from_files_above_it(file):
+    for name in imports(ast.parse(file.read_text(encoding="utf-8"))):
+        module = module_of(name)
+        if module is not None and folder_of(module) == "markers":
+            other = [*module.split("."), "__init__"][2]
+            assert MARKERS_ORDER.index(other) < MARKERS_ORDER.index(file.stem), f"markers/{file.name} imports {name}"

@@ -140,8 +140,8 @@ def of_default(default: Warner, runs: Sequence[Run], often: Rates, unknown: Sequ
         "new seeds of families that had no part in the choice": rates(unknown),
     }
     lines = [
-        f"{VOTES} votes of the families {_families()}, each judged by `{default.settings}`: a family has half a vote at "
-        "the first low measurement, and a whole one at the second in a row or at a measurement below `plain` times "
+        f"{VOTES} votes of the families {_families()}, each judged by `{default.settings}`: a family has half a vote "
+        "at the first low measurement, and a whole one at the second in a row or at a measurement below `plain` times "
         "both thresholds. The dimension is expected to continue its fall (`follow_trend=True`).",
         "",
         f"| runs | {COLUMNS} |",

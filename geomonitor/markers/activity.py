@@ -1,13 +1,16 @@
-r"""Markers of activity: how many entries and units are active at all, how units vary together, their length."""
+r"""Markers of activity: how many entries and units are active at all, how units vary together, their length.
+
+A unit is dead by its largest *magnitude*: behind a ReLU that is its largest activation, and behind a tanh, GELU or
+nothing a unit that is always negative is not dead.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomonitor.markers.inputs import feature_matrix
+from geomonitor.markers.singular_values import Spectrum
 
 ACTIVE_ABOVE = 1e-6
 """Magnitude above which an entry counts as active (Chou et al. 2026); it has the unit of the features."""
@@ -19,68 +22,112 @@ BLOCK = 512
 """Rows of the covariance held at once."""
 
 
-class Activity(NamedTuple):
-    """Markers of activity, each a 0-dim float64 tensor."""
-
-    active_fraction: Tensor
-    """share of entries with ``|x| > 1e-6``; the paper calls it sparsity"""
-    dead_units: Tensor
-    """share of units without an active entry at any point"""
-    mean_covariance: Tensor
-    """mean absolute covariance of two different units; NaN for one unit"""
-    mean_norm: Tensor
-    """mean Euclidean norm of a feature vector"""
-    norm_variation: Tensor
-    """standard deviation of the norms over their mean; NaN where all features are zero"""
-
-
-def activity(features: Tensor) -> Activity:
-    r"""Markers of activity of a feature matrix.
-
-    .. math::
-        \mathrm{active\_fraction} = \operatorname{mean}_{q,n} [|z_{qn}| > 10^{-6}], \qquad
-        \mathrm{dead\_units} = \operatorname{mean}_n [\max_q |z_{qn}| \le 10^{-6}], \qquad
-        \mathrm{mean\_covariance} = \operatorname{mean}_{n \ne k} \bigl| \operatorname{cov}(z_n, z_k) \bigr|
-
-    The covariance is divided by ``Q``, as everywhere in this package.
-
-    A unit is dead by its largest *magnitude*: behind a ReLU that is its largest activation, and behind a tanh, GELU or
-    nothing a unit that is always negative is not dead.
+def active_fraction(features: Tensor) -> Tensor:
+    r"""Share of entries with :math:`|z_{qn}| > 10^{-6}`; the paper calls it sparsity.
 
     Args:
-        features: ``(Q, N)``. Beyond 4096 units the mean covariance is that of 4096 of them, evenly spaced.
+        features: ``(Q, N)``.
 
     Returns:
-        ``Activity``; shares in ``[0, 1]``, ``mean_norm`` in units of the features, ``mean_covariance`` in their square.
+        0-dim float64 in ``[0, 1]``.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.
 
-    Source: Chou et al. 2026 for the active fraction and the mean covariance.
+    Source: Chou et al. 2026.
 
-    >>> [round(v.item(), 3) for v in activity(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]]))]
-    [0.5, 0.333, 0.25, 5.0, 0.0]
+    >>> active_fraction(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]])).item()
+    0.5
     """
-    x = feature_matrix(features)
-    active = x.abs() > ACTIVE_ABOVE
-    norms = torch.linalg.vector_norm(x, dim=1)
-    return Activity(
-        active.to(torch.float64).mean(),
-        (~active.any(dim=0)).to(torch.float64).mean(),
-        _mean_covariance(x[:, :: -(-x.shape[1] // COVARIANCE_UNITS)]),
-        norms.mean(),
-        norms.std(correction=0) / norms.mean(),
-    )
+    return (feature_matrix(features).abs() > ACTIVE_ABOVE).to(torch.float64).mean()
 
 
-def _mean_covariance(x: Tensor) -> Tensor:
-    points, units = x.shape
-    x = x - x.mean(dim=0)
-    x = x - x.mean(dim=0)  # the rounding of the first mean
-    total = x.new_zeros(())
-    for rows in torch.split(x.T, BLOCK):
-        total = total + (rows @ x).abs().sum()
-    variances = x.square().sum()
+def dead_units(features: Tensor) -> Tensor:
+    r"""Share of units without an active entry at any point, :math:`\max_q |z_{qn}| \le 10^{-6}`.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        0-dim float64 in ``[0, 1]``.
+
+    Raises:
+        InputError: wrong rank, empty, NaN or infinite entries.
+
+    >>> round(dead_units(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]])).item(), 3)
+    0.333
+    """
+    return (feature_matrix(features).abs().amax(dim=0) <= ACTIVE_ABOVE).to(torch.float64).mean()
+
+
+def mean_covariance(spectrum: Spectrum) -> Tensor:
+    r"""Mean absolute covariance of two different units.
+
+    .. math::
+        \operatorname{mean}_{n \ne k} |\operatorname{cov}(z_n, z_k)|
+
+    The covariance is divided by ``Q``, as everywhere in this package.
+
+    Args:
+        spectrum: of the features. Beyond 4096 units the mean is that of 4096 of them, evenly spaced.
+
+    Returns:
+        0-dim float64, ``>= 0``, in squared units of the features; NaN for one unit.
+
+    Source: Chou et al. 2026.
+
+    >>> round(mean_covariance(Spectrum.of(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]]))).item(), 3)
+    0.25
+    """
+    x = spectrum.matrix[:, :: -(-spectrum.units // COVARIANCE_UNITS)]
+    units = x.shape[1]
     if units < 2:
         return x.new_tensor(torch.nan)
-    return (total - variances).clamp(min=0) / (points * units * (units - 1))
+    if units == len(spectrum.gram) < len(x):  # the Gram matrix is that of the units
+        total = spectrum.gram.abs().sum()
+    else:
+        total = torch.stack([(rows @ x).abs().sum() for rows in torch.split(x.T, BLOCK)]).sum()
+    between = (total - x.square().sum()).clamp(min=0)
+    return between / (spectrum.points * units * (units - 1)) * spectrum.scale.square()
+
+
+def mean_norm(features: Tensor) -> Tensor:
+    """Mean Euclidean norm of a feature vector.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        0-dim float64, ``>= 0``, in units of the features.
+
+    Raises:
+        InputError: wrong rank, empty, NaN or infinite entries.
+
+    >>> mean_norm(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]])).item()
+    5.0
+    """
+    return _norms(features).mean()
+
+
+def norm_variation(features: Tensor) -> Tensor:
+    """Standard deviation of the norms of the feature vectors over their mean.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        0-dim float64, ``>= 0``; NaN where all features are zero.
+
+    Raises:
+        InputError: wrong rank, empty, NaN or infinite entries.
+
+    >>> norm_variation(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]])).item()
+    0.0
+    """
+    norms = _norms(features)
+    return norms.std(correction=0) / norms.mean()
+
+
+def _norms(features: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(feature_matrix(features), dim=1)
+    return norms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomonitor.errors import InputError
 from geomonitor.markers.inputs import feature_matrix, require_labels
-from geomonitor.markers.moments import Moments, add_points, empty_moments
+from geomonitor.markers.moments import Moments, moments_of
 
 BETWEEN_CUTOFF = 1e-3
 """Eigenvalues of the between-class covariance below this share of the largest are left out of its pseudo-inverse
@@ -72,7 +72,7 @@ def neural_collapse(features: Tensor, labels: Tensor, *, weight: Tensor | None =
     x = feature_matrix(features)
     require_labels(labels, len(x))
     classes, groups = torch.unique(labels.to(x.device), return_inverse=True)
-    return collapse_of(add_points(empty_moments(len(classes), x), x, groups), weight)
+    return collapse_of(moments_of(x, groups, len(classes)), weight)
 
 
 def classifier_disagreement(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -100,7 +100,11 @@ def classifier_disagreement(features: Tensor, labels: Tensor, weight: Tensor, bi
     x = feature_matrix(features)
     require_labels(labels, len(x))
     classes, groups = torch.unique(labels.to(x.device), return_inverse=True)
-    moments = add_points(empty_moments(len(classes), x), x, groups)
+    return disagreement_of(x, moments_of(x, groups, len(classes)), weight, bias)
+
+
+def disagreement_of(x: Tensor, moments: Moments, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """NC4 from checked float64 features and their class moments, one group a class."""
     w = _weight_like(weight, moments.means)
     scores = x @ w.T if bias is None else x @ w.T + bias.detach().to(x)
     center = moments.means.mean(dim=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomonitor.errors import InputError
-from geomonitor.markers.inputs import feature_matrix
+from geomonitor.markers.singular_values import Spectrum
 
 
 def linear_cka(features: Tensor, reference: Tensor) -> Tensor:
@@ -34,18 +34,7 @@ def linear_cka(features: Tensor, reference: Tensor) -> Tensor:
     >>> round(linear_cka(x, 3 * x.flip(1) + 7).item(), 6)
     1.0
     """
-    x, y = _centered(feature_matrix(features)), _centered(feature_matrix(reference).to(features.device))
-    if len(x) != len(y):
-        raise InputError(f"CKA compares the same points twice; got {len(x)} points and {len(y)}")
-    if max(x.shape[1], y.shape[1]) > len(x):  # the smaller of the N x N and Q x Q problems
-        one, other = x @ x.T, y @ y.T
-        shared = (one * other).sum()
-    else:
-        one, other = x.T @ x, y.T @ y
-        shared = (x.T @ y).square().sum()
-    norm = torch.linalg.vector_norm
-    alignment: Tensor = shared / (norm(one) * norm(other))
-    return alignment.clamp(0, 1)
+    return _alignment(Spectrum.of(features), Spectrum.of(reference.to(features.device)))
 
 
 def drift(features: Tensor, reference: Tensor) -> Tensor:
@@ -55,6 +44,11 @@ def drift(features: Tensor, reference: Tensor) -> Tensor:
     0.0
     """
     return 1 - linear_cka(features, reference)
+
+
+def drift_of(points: Spectrum, reference: Tensor) -> Tensor:
+    """The same from the spectrum of the features, whose Gram matrix other markers share."""
+    return 1 - _alignment(points, Spectrum.of(reference.to(points.matrix.device)))
 
 
 def largest_drop(values: Sequence[float] | Tensor, window: int) -> Tensor:
@@ -85,10 +79,12 @@ def largest_drop(values: Sequence[float] | Tensor, window: int) -> Tensor:
     return (padded.unfold(0, window, 1).amax(dim=1) - series).amax()
 
 
-def _centered(x: Tensor) -> Tensor:
-    """Centred and scaled to a largest entry of one; equal points give NaN, their direction being undefined."""
-    largest = x.abs().amax()
-    x = x - x.mean(dim=0)
-    x = x - x.mean(dim=0)  # the rounding of the first mean
-    spread = x.abs().amax()
-    return x / torch.where(spread > 8 * torch.finfo(x.dtype).eps * largest, spread, torch.nan)
+def _alignment(one: Spectrum, other: Spectrum) -> Tensor:
+    x, y = one.matrix, other.matrix
+    if len(x) != len(y):
+        raise InputError(f"CKA compares the same points twice; got {len(x)} points and {len(y)}")
+    of_points = len(x) <= min(one.units, other.units)  # both Gram matrices are Q x Q
+    shared = (one.gram * other.gram).sum() if of_points else (x.T @ y).square().sum()
+    norm = torch.linalg.vector_norm  # of X^T X it is that of X X^T
+    alignment: Tensor = shared / (norm(one.gram) * norm(other.gram))
+    return alignment.clamp(0, 1)

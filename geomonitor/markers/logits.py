@@ -2,6 +2,8 @@ r"""Markers of the logits on the probe set: how right, how sure, and whether the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -96,18 +98,41 @@ def point_statistics(logits: Tensor, labels: Tensor) -> Tensor:
 
 def statistics_of(points: Tensor) -> LogitMarkers:
     """The markers from :func:`point_statistics` of all points."""
-    right, confidence, entropy, energy, margin = points.T
-    undefined = right.new_tensor(torch.nan)
-    confident = confidence >= CONFIDENT
-    both = bool((right == 1).any()) and bool((right == 0).any())
-    sure = confidence.clamp(0, 1)  # a probability, whatever the rounding of the softmax
-    return LogitMarkers(
-        accuracy=right.mean(),
-        confidence=confidence.mean(),
-        entropy=entropy.mean(),
-        energy=energy.mean(),
-        margin=margin.mean(),
-        auroc=binary_auroc(sure, right.long()).to(torch.float64) if both else undefined,
-        confident_accuracy=right[confident].mean() if bool(confident.any()) else undefined,
-        calibration_error=binary_calibration_error(sure, right.long(), n_bins=CALIBRATION_BINS).to(torch.float64),
-    )
+    return LogitMarkers(*(LOGIT_FORMULAS[name](points.T) for name in LogitMarkers._fields))
+
+
+def _auroc(columns: Tensor) -> Tensor:
+    right, confidence = columns[0], columns[1]
+    if bool((right == right[0]).all()):  # all or none
+        return right.new_tensor(torch.nan)
+    return binary_auroc(_probability(confidence), right.long()).to(torch.float64)
+
+
+def _confident_accuracy(columns: Tensor) -> Tensor:
+    right, confidence = columns[0], columns[1]
+    return right[confidence >= CONFIDENT].mean()  # of nothing it is NaN
+
+
+def _calibration_error(columns: Tensor) -> Tensor:
+    right, confidence = columns[0], columns[1]
+    error = binary_calibration_error(_probability(confidence), right.long(), n_bins=CALIBRATION_BINS)
+    return error.to(torch.float64)
+
+
+def _probability(confidence: Tensor) -> Tensor:
+    return confidence.clamp(0, 1)  # whatever the rounding of the softmax
+
+
+LOGIT_FORMULAS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "accuracy": lambda columns: columns[0].mean(),
+        "confidence": lambda columns: columns[1].mean(),
+        "entropy": lambda columns: columns[2].mean(),
+        "energy": lambda columns: columns[3].mean(),
+        "margin": lambda columns: columns[4].mean(),
+        "auroc": _auroc,
+        "confident_accuracy": _confident_accuracy,
+        "calibration_error": _calibration_error,
+    }
+)
+"""The formula of each marker of this file, by name: a function of the columns of :func:`point_statistics`."""

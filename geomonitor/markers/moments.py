@@ -39,6 +39,26 @@ def empty_moments(groups: int, features: Tensor) -> Moments:
     )
 
 
+def moments_of(x: Tensor, groups: Tensor, count: int) -> Moments:
+    """Moments of points that are all at hand; their differences from the means are the factor.
+
+    Args:
+        x: ``(Q, N)`` float64.
+        groups: ``(Q,)`` group of each point, in ``0 .. count - 1``.
+        count: number of groups ``G``.
+
+    >>> moments_of(torch.tensor([[1.0], [3.0]]).double(), torch.tensor([0, 0]), 1).spread
+    tensor([2.], dtype=torch.float64)
+    """
+    member = (groups == torch.arange(count, device=groups.device)[:, None]).to(torch.float64)  # (G, Q)
+    counts = member.sum(dim=1)
+    means = member @ x / counts[:, None]
+    rows = x - means[groups]
+    rest = member @ rows / counts[:, None]  # the rounding of the first means
+    rows = rows - rest[groups]
+    return Moments(counts, means + rest, rows, member @ rows.square().sum(dim=1))
+
+
 def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
     r"""Moments after some more points; every shape is known beforehand, so nothing waits for the device.
 
@@ -88,15 +108,6 @@ def merge_moments(parts: list[Moments]) -> Moments:
             merged.spread + part.spread + cross.square().sum(dim=1),
         )
     return merged
-
-
-def pooled(moments: Moments) -> Moments:
-    """The same points as one group: the scatter between the groups joins the scatter within them."""
-    counts = moments.counts.sum(dim=0, keepdim=True)
-    mean = (moments.counts @ moments.means / counts)[None]
-    between = moments.counts.sqrt()[:, None] * (moments.means - mean)
-    spread = moments.spread.sum(dim=0, keepdim=True) + between.square().sum()
-    return Moments(counts, mean, torch.cat([moments.factor, between]), spread)
 
 
 def _bounded(factor: Tensor) -> Tensor:

@@ -40,11 +40,11 @@ def intrinsic_dimension(features: Tensor) -> Tensor:
     True
     """
     x = feature_matrix(features)
-    return intrinsic_dimension_from(len(x), pair_distances(x))
+    return intrinsic_dimension_of(pair_distances(x), len(x))
 
 
-def intrinsic_dimension_from(points: int, pairs: Tensor) -> Tensor:
-    """The same from the number of points and their :func:`.distances.pair_distances`."""
+def intrinsic_dimension_of(pairs: Tensor, points: int) -> Tensor:
+    """The same from the :func:`.distances.pair_distances` of that number of points."""
     undefined = pairs.new_tensor(torch.nan)
     square = pairs.new_full((points, points), torch.inf)
     first, second = torch.triu_indices(points, points, offset=1, device=pairs.device)

@@ -1,22 +1,20 @@
 r"""Markers of the spectrum of the features: how many directions they use, and how evenly.
 
 All are functions of the singular values :math:`s_i` of the centred features, or (RankMe, stable rank) of the features
-as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. One spectrum, of one decomposition,
-serves them all.
+as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. :mod:`.singular_values` says which
+decomposition is accurate enough for which marker.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from geomonitor.errors import GeomonitorWarning
-from geomonitor.markers.inputs import feature_matrix
-from geomonitor.markers.moments import Moments, add_points, empty_moments
-from geomonitor.markers.rank_one import with_row
+from geomonitor.markers.singular_values import Spectrum
 
 PAPER_RANK_TOLERANCE = 1e-3
 """Numerical rank counts singular values down to this share of the largest (Chou et al. 2026, appendix)."""
@@ -28,54 +26,6 @@ DECAY_RANKS = (11, 100)
 """First and last rank of the eigenvalues to which the power law is fitted (Ghosh et al. 2022)."""
 FEWEST_DECAY_RANKS = 3
 """Two points lie on a line whatever the spectrum is; with fewer than three, slope and R^2 say nothing."""
-
-CENTERING_ROUNDING = 8 * torch.finfo(torch.float64).eps
-"""Centred features below this share of the raw ones are the rounding of the mean: they stand for exact zeros."""
-
-
-class Spectrum(NamedTuple):
-    """Singular values of a feature matrix ``(Q, N)``, descending, float64, ``min(Q, N)`` of them."""
-
-    centered: Tensor
-    """of the features less their mean"""
-    raw: Tensor
-    """of the features as they are"""
-    points: int
-    """Q"""
-    units: int
-    """N"""
-
-
-def spectrum_of(moments: Moments) -> Spectrum:
-    """The spectrum of all points in ``moments`` (one group), from one decomposition of their factor.
-
-    The factor has at most as many rows as there are points and columns as there are units, so that this is the smaller
-    of the ``N x N`` and the ``Q x Q`` problem; the raw spectrum differs by one row, see :mod:`.rank_one`.
-    """
-    points, units = int(moments.counts.sum()), moments.factor.shape[1]
-    values, right = _decomposed(moments.factor)
-    kept = min(points, units)
-    raw = with_row(values, right, points**0.5 * moments.means[0])[:kept]
-    rounding = CENTERING_ROUNDING * raw.amax()
-    centered = values[:kept]
-    return Spectrum(torch.where(centered > rounding, centered, 0.0), raw, points, units)
-
-
-def feature_spectrum(features: Tensor) -> Spectrum:
-    """Singular values of a feature matrix, centred and raw.
-
-    Args:
-        features: ``(Q, N)``, one point a row; any real dtype.
-
-    Returns:
-        ``Spectrum(centered, raw, points, units)``.
-
-    Raises:
-        InputError: wrong rank, empty, NaN or infinite entries.
-    """
-    x = feature_matrix(features)
-    everyone = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return spectrum_of(add_points(empty_moments(1, x), x, everyone))
 
 
 def participation_ratio(features: Tensor) -> Tensor:
@@ -92,7 +42,7 @@ def participation_ratio(features: Tensor) -> Tensor:
     >>> participation_ratio(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).item()
     2.0
     """
-    return _participation_ratio(feature_spectrum(features))
+    return _participation_ratio(Spectrum.of(features))
 
 
 def numerical_rank(features: Tensor, *, tolerance: float = PAPER_RANK_TOLERANCE) -> Tensor:
@@ -110,7 +60,7 @@ def numerical_rank(features: Tensor, *, tolerance: float = PAPER_RANK_TOLERANCE)
     >>> numerical_rank(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1e-9]])).item()
     1.0
     """
-    return _numerical_rank(feature_spectrum(features), tolerance)
+    return _rank(Spectrum.of(features).centered, tolerance)
 
 
 def effective_rank(features: Tensor) -> Tensor:
@@ -127,7 +77,7 @@ def effective_rank(features: Tensor) -> Tensor:
     >>> round(effective_rank(torch.eye(4)).item(), 6)  # three equal eigenvalues
     3.0
     """
-    return _effective_rank(feature_spectrum(features))
+    return _effective_rank(Spectrum.of(features))
 
 
 def stable_rank(features: Tensor) -> Tensor:
@@ -144,7 +94,7 @@ def stable_rank(features: Tensor) -> Tensor:
     >>> round(stable_rank(torch.eye(4)).item(), 6)
     4.0
     """
-    return _stable_rank(feature_spectrum(features))
+    return _stable_rank(Spectrum.of(features))
 
 
 def rankme(features: Tensor) -> Tensor:
@@ -161,7 +111,7 @@ def rankme(features: Tensor) -> Tensor:
     >>> round(rankme(torch.eye(4)).item(), 4)
     4.0
     """
-    return _rankme(feature_spectrum(features))
+    return _rankme(Spectrum.of(features))
 
 
 class SpectralDecay(NamedTuple):
@@ -190,7 +140,7 @@ def spectral_decay(features: Tensor) -> SpectralDecay:
     >>> spectral_decay(torch.randn(8, 8)).exponent.item()
     nan
     """
-    return _spectral_decay(feature_spectrum(features))
+    return _spectral_decay(Spectrum.of(features))
 
 
 def spectral_outliers(features: Tensor) -> Tensor:
@@ -212,35 +162,25 @@ def spectral_outliers(features: Tensor) -> Tensor:
     >>> spectral_outliers(spike).item()
     1.0
     """
-    return _spectral_outliers(feature_spectrum(features))
-
-
-def spectrum_markers(spectrum: Spectrum) -> dict[str, Tensor]:
-    """Every marker of this file from one spectrum, by name, 0-dim float64 each."""
-    decay = _spectral_decay(spectrum)
-    return {
-        "participation_ratio": _participation_ratio(spectrum),
-        "numerical_rank": _numerical_rank(spectrum, PAPER_RANK_TOLERANCE),
-        "effective_rank": _effective_rank(spectrum),
-        "stable_rank": _stable_rank(spectrum),
-        "rankme": _rankme(spectrum),
-        "spectral_decay": decay.exponent,
-        "spectral_decay_r2": decay.r2,
-        "spectral_outliers": _spectral_outliers(spectrum),
-    }
+    return _spectral_outliers(Spectrum.of(features))
 
 
 def _participation_ratio(spectrum: Spectrum) -> Tensor:
-    return 1 / _normalized(_relative(spectrum.centered).square()).square().sum()
+    # The sum of the eigenvalues is the trace of the Gram matrix, that of their squares its squared norm.
+    return spectrum.gram.trace().square() / spectrum.gram.square().sum()
 
 
-def _numerical_rank(spectrum: Spectrum, tolerance: float) -> Tensor:
-    s = spectrum.centered
+def _numerical_rank(spectrum: Spectrum) -> Tensor:
+    return _rank(spectrum.eigenvalues.sqrt(), PAPER_RANK_TOLERANCE)
+
+
+def _rank(singular_values: Tensor, tolerance: float) -> Tensor:
+    s = singular_values
     return ((s >= tolerance * s.amax()) & (s > 0)).sum().to(torch.float64)
 
 
 def _effective_rank(spectrum: Spectrum) -> Tensor:
-    return _exponential_entropy(_normalized(_relative(spectrum.centered).square()))
+    return _exponential_entropy(_normalized(spectrum.eigenvalues))
 
 
 def _stable_rank(spectrum: Spectrum) -> Tensor:
@@ -271,7 +211,7 @@ def _spectral_decay(spectrum: Spectrum) -> SpectralDecay:
 
 
 def _spectral_outliers(spectrum: Spectrum) -> Tensor:
-    eigenvalues = _relative(spectrum.centered).square()
+    eigenvalues = _relative(spectrum.eigenvalues)
     edge = eigenvalues.sum() / spectrum.units * (1 + (spectrum.units / spectrum.points) ** 0.5) ** 2
     return torch.where(edge.isnan(), torch.nan, (eigenvalues > edge).sum().to(torch.float64))
 
@@ -281,20 +221,24 @@ def _exponential_entropy(shares: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def _relative(singular_values: Tensor) -> Tensor:
-    return singular_values / singular_values.amax()  # 0 / 0 is the NaN that "undefined" is; squares cannot overflow
+def _relative(values: Tensor) -> Tensor:
+    return values / values.amax()  # 0 / 0 is the NaN that "undefined" is; squares cannot overflow
 
 
 def _normalized(values: Tensor) -> Tensor:
     return values / values.sum()
 
 
-def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values and right singular vectors."""
-    try:
-        _, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # seen with the GPU's solver; LAPACK's converges
-        told = "the singular value decomposition did not converge on the GPU; computed on the CPU"
-        warnings.warn(told, GeomonitorWarning, stacklevel=2)
-        _, values, right = torch.linalg.svd(matrix.cpu(), full_matrices=False)
-    return values.to(matrix.device), right.to(matrix.device)
+SPECTRUM_FORMULAS: MappingProxyType[str, Callable[[Spectrum], Tensor]] = MappingProxyType(
+    {
+        "participation_ratio": _participation_ratio,
+        "numerical_rank": _numerical_rank,
+        "effective_rank": _effective_rank,
+        "stable_rank": _stable_rank,
+        "rankme": _rankme,
+        "spectral_decay": lambda spectrum: _spectral_decay(spectrum).exponent,
+        "spectral_decay_r2": lambda spectrum: _spectral_decay(spectrum).r2,
+        "spectral_outliers": _spectral_outliers,
+    }
+)
+"""The formula of each marker of this file, by name; 0-dim float64."""

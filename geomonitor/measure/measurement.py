@@ -1,6 +1,6 @@
 """One measurement in progress: features and outputs of the probe's points go in, markers come out.
 
-Where the points come from is not its business: a pass of the probe set through the model, or somebody else's forward.
+The points come from a pass of the probe set through the model, or from the forward passes of the validation loop.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
-from geomonitor._distributed import all_processes, total
+from geomonitor._distributed import all_processes
 from geomonitor._threads import threads_for
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
-from geomonitor.glue.result import EffectiveGeometry
-from geomonitor.markers import MARKERS
-from geomonitor.markers.drift import drift
-from geomonitor.metrics import ClassStructure, FeatureSpectrum, LogitStatistics, ManifoldGeometry, PointStatistics
-from geomonitor.probe.shifts import SHIFT_MARKER
+from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
+from geomonitor.measure.compute import compute_logit_markers, compute_markers
+from geomonitor.measure.points import PointBuffer
 
 NONFINITE_ROWS = "nonfinite_rows"
 """Marker name of how many points of the probe have NaN or infinite features; those points are left out."""
@@ -46,8 +43,6 @@ class Plan(NamedTuple):
     """names of the input shifts under which the accuracy is measured"""
     geometry: GeometryOptions
     """protocol of the manifold geometry"""
-    points: bool = False
-    """hold the points, for a snapshot, also where no marker needs them"""
 
 
 class Measurement:
@@ -58,7 +53,7 @@ class Measurement:
         heads: the linear head that a layer feeds, by alias of the layer; its keys are the layers.
         references: features to which the drift is measured, by layer.
         device: where the model is.
-        tell: is told what the user should know, each time, and in short why, the same words for the same cause.
+        warn: warns the user: takes the message and, in short, its cause, the same words for the same cause.
     """
 
     def __init__(
@@ -67,24 +62,23 @@ class Measurement:
         heads: Mapping[str, Head],
         references: Mapping[str, Tensor],
         device: torch.device,
-        tell: Callable[[str, str], None],
+        warn: Callable[[str, str], None],
     ) -> None:
         self.plan = plan
         self.device = device
+        self.warn = warn
+        self.points: dict[str, tuple[Tensor, Tensor]] = {}
+        """points ``(Q, N)`` and class numbers ``(Q,)`` by layer that was measured, after :meth:`compute`"""
         self.latest_points: dict[str, Tensor] = {}
         """features of the probe by layer, for a later drift, after :meth:`compute`"""
         self.influences: dict[str, Tensor] = {}
         """``(T, 10)`` by layer: what each direction adds to the errors of the geometry, after :meth:`compute`"""
-        self.tell = tell
-        where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        self._where = where
+        self._where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+        self._heads = heads
         self._references = references
-        self._layers = {layer: self._layer_metrics(layer, head).to(where) for layer, head in heads.items()}
-        # The logits as the model sees the probe set, and under each shift: one metric each, by the marker's prefix.
-        self._logits = {name: self._logit_metric().to(where) for name in ("", *plan.shifts)}
         self._classes = torch.tensor(plan.classes)
-        # Points of each class that are finite, and that are not.
-        self._counts = {layer: torch.zeros(2, len(plan.classes), dtype=torch.int64) for layer in heads}
+        self._features = PointBuffer(self._where)
+        self._logits = PointBuffer(self._where)
         self._logits_found = self._needs_logits
 
     def update(self, features: Mapping[str, Tensor], outputs: Mapping[str, Any], labels: Tensor, ids: Tensor) -> None:
@@ -100,18 +94,17 @@ class Measurement:
         Raises:
             MeasurementError: not one row of features for each point.
         """
-        labels = torch.searchsorted(self._classes, labels)
-        for layer, metric in self._layers.items():
-            rows = _of_batch(features[layer], layer, len(labels)).to(self._where)
-            finite = rows.isfinite().all(dim=1)
-            kept = finite.cpu()
-            self._counts[layer] += torch.stack([self._by_class(labels[kept]), self._by_class(labels[~kept])])
-            metric.update(rows[finite], labels[kept], ids=ids[kept])
+        classes = torch.searchsorted(self._classes, labels)
+        rows = {layer: _of_batch(features[layer], layer, len(classes)) for layer in self._heads}
+        self._features.add(rows, classes=classes, ids=ids)
+        statistics = {}
         for name, output in outputs.items():
             logits = logits_in(output, self.plan.classes) if self._logits_found else None
-            self._logits_found = logits is not None and (len(logits) == len(labels) or not len(labels))
+            self._logits_found = logits is not None and (len(logits) == len(classes) or not len(classes))
             if self._logits_found and logits is not None:
-                self._logits[name].update(logits[: len(labels)].to(self._where), labels, ids=ids)
+                statistics[name] = point_statistics(logits[: len(classes)], labels)
+        if self._logits_found:
+            self._logits.add(statistics, classes=classes, ids=ids)
 
     def compute_after(self, collect: Callable[[], None]) -> dict[str, dict[str, tuple[float, float]]]:
         """Run what adds this process's points, then :meth:`compute`, in all processes or in none.
@@ -123,7 +116,7 @@ class Measurement:
         failure: Exception | None = None
         try:
             collect()
-        except Exception as error:  # noqa: BLE001 - told to the other processes first
+        except Exception as error:  # noqa: BLE001 - the other processes must know of it first
             failure = error
         if not all_processes(failure is None, self.device):
             raise failure or ElsewhereError("the probe pass failed in another process")
@@ -134,136 +127,90 @@ class Measurement:
 
         A layer in which a class keeps fewer than two finite points has NaN markers; the other layers are measured.
         """
-        counts = total(torch.stack(list(self._counts.values())), self.device)
-        kept, left_out = (dict(zip(self._layers, counts[:, part], strict=True)) for part in (0, 1))
-        bad = {layer: self._told_of_nonfinite(layer, kept[layer], rows) for layer, rows in left_out.items()}
-        # All or none: a process that computes would wait for one that does not.
+        # All or none: a process that gathers would wait for one that does not.
         logits_found = self._needs_logits and all_processes(self._logits_found, self.device)
+        logits = self._logits.gather().rows if logits_found else {}
+        features = self._features.gather()
+        seen = torch.bincount(features.classes, minlength=len(self.plan.classes)).tolist()
+        if empty := [label for label, points in zip(self.plan.classes, seen, strict=True) if not points]:
+            raise InputError(f"every class needs at least one point; classes without any: {empty}")
+        finite = {layer: features.rows[layer].isfinite().all(dim=1).cpu() for layer in self._heads}
+        values: dict[str, dict[str, tuple[float, float]]] = {}
         with threads_for(len(self.plan.classes) * self.plan.per_class, self.device):
-            of_logits = self._logit_values(logits_found)
-            computed = {
-                layer: (self._undefined if bad[layer] else metric.compute()) | of_logits
-                for layer, metric in self._layers.items()
-            }
-        for layer, metric in self._layers.items():
-            if "manifolds" in metric and (geometry := metric["manifolds"].latest) is not None:
-                assert isinstance(geometry, EffectiveGeometry)
-                self.influences[layer] = geometry.samples.influence.cpu()
-        if "drift" in self.plan.markers:
-            self._keep_points({layer: values for layer, values in computed.items() if not left_out[layer].any()})
-        return {
-            layer: {**self._with_errors(values), NONFINITE_ROWS: (float(left_out[layer].sum()), math.nan)}
-            for layer, values in computed.items()
-        }
+            of_logits = self._of_logits(logits) if self._needs_logits else {}
+            for layer, kept in finite.items():
+                rows, classes = features.rows[layer][kept.to(self._where)], features.classes[kept]
+                measured = self._enough(layer, classes, left_out=features.classes[~kept])
+                own = self._of_layer(layer, rows, classes, whole=bool(kept.all())) if measured else self._undefined
+                left_out = float((~kept).sum())
+                values[layer] = {**self._undefined, **of_logits, **own, NONFINITE_ROWS: (left_out, math.nan)}
+        return values
 
-    def _by_class(self, labels: Tensor) -> Tensor:
-        return torch.bincount(labels, minlength=len(self.plan.classes))
+    def _of_layer(self, layer: str, rows: Tensor, classes: Tensor, *, whole: bool) -> dict[str, tuple[float, float]]:
+        """The markers of one layer from its finite points; ``whole``: they are all of the probe's."""
+        self.points[layer] = rows, classes
+        reference = None
+        if whole and "drift" in self.plan.markers:
+            self.latest_points[layer] = rows.float()  # half the size in a checkpoint
+            reference = self._references.get(layer, self.latest_points[layer])  # the first one is its own reference
+        markers = compute_markers(
+            rows,
+            classes,
+            self.plan.markers,
+            head=self._heads[layer],
+            reference=reference,
+            geometry_options=self.plan.geometry.as_dict(),
+        )
+        if markers.influence is not None:
+            self.influences[layer] = markers.influence
+        return markers.values
 
-    def _told_of_nonfinite(self, layer: str, kept: Tensor, left_out: Tensor) -> bool:
-        """Say what is left out of a layer; True where too few points are left to measure it."""
-        if not left_out.any():
-            return False
-        rows = {label: n for label, n in zip(self.plan.classes, left_out.tolist(), strict=True) if n}
-        few = [label for label, n in zip(self.plan.classes, kept.tolist(), strict=True) if n < FEWEST_POINTS]
-        if "points" in self._layers[layer]:
-            self._layers[layer]["points"].reference = None  # of other points than those left
+    def _enough(self, layer: str, classes: Tensor, left_out: Tensor) -> bool:
+        """Whether each class keeps enough points; warns of rows that are left out."""
+        if not len(left_out):
+            return True
+        kept, bad = (torch.bincount(part, minlength=len(self.plan.classes)).tolist() for part in (classes, left_out))
+        rows = {label: n for label, n in zip(self.plan.classes, bad, strict=True) if n}
+        few = [label for label, n in zip(self.plan.classes, kept, strict=True) if n < FEWEST_POINTS]
         consequence = (
             f"fewer than {FEWEST_POINTS} points are left of classes {few}, so the layer's markers are NaN"
             if few
             else "it is measured on the rest"
         )
-        self.tell(
-            f"layer {layer!r} gave rows with NaN or infinite values, class: rows = {rows}; {consequence}. "
-            "Look for an overflow in the layer (half precision?).",
+        self.warn(
+            f"layer {layer!r} gave rows with NaN or infinite values, class: rows = {rows}; "
+            f"{consequence}. Look for an overflow in the layer (half precision?).",
             f"nonfinite rows in {layer}, {'too few left' if few else 'rest measured'}",
         )
-        return bool(few)
+        return not few
 
-    @property
-    def _undefined(self) -> dict[str, Tensor]:
-        return dict.fromkeys(self.plan.markers, torch.tensor(math.nan))
-
-    @property
-    def points(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Points ``(Q, N)`` and classes ``(Q,)`` by layer, after :meth:`compute`, where they are held."""
-        held = {layer: metric["points"] for layer, metric in self._layers.items() if "points" in metric}
-        return {
-            layer: (metric.latest_points, metric.latest_labels)
-            for layer, metric in held.items()
-            if isinstance(metric.latest_points, Tensor) and isinstance(metric.latest_labels, Tensor)
-        }
-
-    @property
-    def _needs_logits(self) -> bool:
-        markers = [MARKERS[name].state for name in self.plan.markers if name in MARKERS]
-        return bool(self.plan.shifts) or "logits" in markers
-
-    def _layer_metrics(self, layer: str, head: Head) -> MetricCollection:
-        """The metrics whose markers are asked for, one for each kind of state."""
-        classes, per_class = len(self.plan.classes), self.plan.per_class
-        weight, bias = (None if part is None else part.to(self._where) for part in head)
-        reference = self._references.get(layer)
-        wanted = {MARKERS[name].state for name in self.plan.markers if name in MARKERS}
-        metrics: dict[str, Metric | MetricCollection] = {}
-        if "manifolds" in wanted:
-            metrics["manifolds"] = ManifoldGeometry(classes, per_class=per_class, **self.plan.geometry.as_dict())
-        if "spectrum" in wanted:
-            metrics["spectrum"] = FeatureSpectrum()
-        if "classes" in wanted:
-            metrics["classes"] = ClassStructure(classes, weight=weight)
-        if "points" in wanted or self.plan.points:
-            metrics["points"] = PointStatistics(
-                classes,
-                per_class=per_class,
-                weight=weight,
-                bias=bias,
-                reference=None if reference is None else reference.to(self._where),
-                markers=self.plan.markers,
-            )
-        return MetricCollection(metrics, compute_groups=False)
-
-    def _logit_metric(self) -> LogitStatistics:
-        classes = self.plan.classes
-        return LogitStatistics(len(classes), per_class=self.plan.per_class, columns=classes)
-
-    def _logit_values(self, found: bool) -> dict[str, Tensor]:
-        """Markers of the logits; NaN, and a warning, where the model gives none: an encoder has no accuracy."""
-        undefined = torch.tensor(math.nan)
-        values = dict.fromkeys([name for name, row in MARKERS.items() if row.state == "logits"], undefined)
-        values |= dict.fromkeys([SHIFT_MARKER + name for name in self.plan.shifts], undefined)
-        if not self._needs_logits:
-            return values
-        if not found:
-            self.tell(
+    def _of_logits(self, statistics: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+        """Markers of the logits; none, and a warning, where the model gives no logits: an encoder has no accuracy."""
+        if not statistics:
+            self.warn(
                 "the model's output holds no logits (B, C) with a column for each of the labels "
                 f"{self.plan.classes}: accuracy and the other markers of logits are NaN. Give GeometryMonitor a "
                 "forward that returns logits, or markers without these.",
                 "no logits",
             )
-            return values
-        try:
-            for name, metric in self._logits.items():
-                computed = metric.compute()
-                values |= {SHIFT_MARKER + name: computed["accuracy"]} if name else computed
-        except InputError as error:  # raised in all processes alike, after their sync
-            self.tell(f"the markers of logits are NaN: {error}", "logits")
-        return values
+            return {}
+        bad = {name: int((~rows.isfinite().all(dim=1)).sum()) for name, rows in statistics.items()}
+        if any(bad.values()):
+            rows = ", ".join(f"{n} rows {f'under {name}' if name else ''}".strip() for name, n in bad.items() if n)
+            self.warn(
+                f"the model gave logits with NaN or infinite values ({rows}); their markers are NaN. "
+                "Look for an overflow (half precision?).",
+                "nonfinite logits",
+            )
+        return compute_logit_markers({n: rows for n, rows in statistics.items() if not bad[n]}, self.plan.markers)
 
-    def _keep_points(self, computed: dict[str, dict[str, Tensor]]) -> None:
-        """Remember what a later drift is measured to; the first measurement is its own reference."""
-        for layer, values in computed.items():
-            points = self._layers[layer]["points"].latest_points
-            assert isinstance(points, Tensor)  # computed just now
-            points = points.float()  # half the size in a checkpoint
-            self.latest_points[layer] = points
-            if layer not in self._references:
-                values["drift"] = drift(points, points)
+    @property
+    def _undefined(self) -> dict[str, tuple[float, float]]:
+        return dict.fromkeys(self.plan.markers, (math.nan, math.nan))
 
-    def _with_errors(self, computed: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-        return {
-            name: (float(computed[name]), float(computed.get(f"{name}_standard_error", math.nan)))
-            for name in self.plan.markers
-        }
+    @property
+    def _needs_logits(self) -> bool:
+        return bool(self.plan.shifts) or any(name in LOGIT_FORMULAS for name in self.plan.markers)
 
 
 def change_errors(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:

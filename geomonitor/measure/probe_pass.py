@@ -46,7 +46,7 @@ def probe_pass(
     """
     device = device_of(model)
     rank, world_size = rank_and_world_size()
-    with undisturbed(model, measurement.tell):
+    with undisturbed(model, measurement.warn):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
         for batch in probe.loader(batch_size, rank=rank, world_size=world_size, lockstep=True):
             inputs = to_device(batch.inputs, device)

@@ -17,7 +17,8 @@ from geomonitor._warnings import cause_of
 from geomonitor.glue.anchor_points import anchor_points
 from geomonitor.glue.draws import Dichotomies, given_or_drawn_dichotomies, given_or_drawn_directions
 from geomonitor.markers.inputs import feature_matrix, require_labels
-from geomonitor.markers.spectrum import feature_spectrum, participation_ratio
+from geomonitor.markers.singular_values import Spectrum
+from geomonitor.markers.spectrum import participation_ratio
 
 MOST_CLASSES = 10
 """Classes in the plane at the most: more colours than that nobody tells apart."""
@@ -120,7 +121,7 @@ def take_snapshot(
         y = given_or_drawn_dichotomies(
             "balanced" if pairwise else dichotomies, (len(t), len(names)), pairwise=False, seed=seed
         )
-        spectrum = feature_spectrum(x)
+        spectrum = Spectrum.of(x)
         means = torch.stack([x[class_of == c].mean(dim=0) for c in range(len(names))])
         offsets = means - means.mean(dim=0)
         return Snapshot(
@@ -128,7 +129,7 @@ def take_snapshot(
             step,
             epoch,
             tuple(names.tolist()),
-            (spectrum.centered.square() / spectrum.points).cpu(),
+            ((spectrum.scale * spectrum.centered).square() / spectrum.points).cpu(),
             torch.stack([_dimension(x[class_of == c]) for c in range(len(names))]).cpu(),
             _cosines(offsets).cpu(),
             _plane(x, class_of, means, t[:MOST_SAMPLES].to(x.device), y[:MOST_SAMPLES].to(x.device)),
@@ -138,18 +139,18 @@ def take_snapshot(
 def take_snapshots(
     points: Mapping[str, tuple[Tensor, Tensor]],
     classes: Sequence[int],
-    tell: Callable[[str, str], None],
+    warn: Callable[[str, str], None],
     *,
     step: int,
     epoch: int | None,
     options: Mapping[str, Any],
 ) -> dict[str, Snapshot]:
-    """Snapshots of several layers, on rank 0 only; a layer for which it fails is told of and left out.
+    """Snapshots of several layers, on rank 0 only; a layer for which it fails is left out, with a warning.
 
     Args:
         points: points ``(Q, N)`` and class numbers ``(Q,)`` by layer, of all processes.
         classes: label of each class number.
-        tell: takes what the user should know, and in short why.
+        warn: warns the user: takes the message and, in short, its cause.
         step: optimiser steps done.
         epoch: epoch, from 0.
         options: directions, dichotomies and seed among them, see :func:`take_snapshot`.
@@ -160,8 +161,8 @@ def take_snapshots(
         try:
             shot = take_snapshot(features, labels, layer=layer, step=step, epoch=epoch, **own)
             shots[layer] = shot._replace(classes=tuple(classes[c] for c in shot.classes))
-        except Exception as error:  # noqa: BLE001 - told; a figure is not worth a run
-            tell(f"no snapshot of layer {layer!r} for figures. {error!r}", cause_of(error))
+        except Exception as error:  # noqa: BLE001 - a warning; a figure is not worth a run
+            warn(f"no snapshot of layer {layer!r} for figures. {error!r}", cause_of(error))
     return shots
 
 

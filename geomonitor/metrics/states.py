@@ -1,19 +1,18 @@
-"""The states of metrics: moments of all points, or some chosen points of each class. What they share when they sync."""
+"""What all metrics share: the checks of a batch, the value of a batch alone, merging, and list states that sync."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from geomonitor.errors import InputError
-from geomonitor.markers import moments as moment
+from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
-from geomonitor.probe import reservoir
-from geomonitor.probe.reservoir import Reservoir
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,10 +27,15 @@ class FeatureMetric(Metric):
 
     is_differentiable = False
     higher_is_better = None
-    full_state_update = False
+    full_state_update = True
+    """``forward`` then updates first and resets afterwards: a batch that is refused leaves the state as it was, and
+    points without ids are named by their position in the whole stream"""
 
     content = "features"
     """what the rows hold, for error messages"""
+
+    names: tuple[str, ...]
+    """keys of what ``compute`` returns"""
 
     rejected_labels: Tensor
     nonfinite_rows: Tensor
@@ -41,6 +45,7 @@ class FeatureMetric(Metric):
         if num_classes < 1:
             raise InputError(f"num_classes must be positive; got {num_classes}")
         self.num_classes = num_classes
+        self._batch_alone = False
         self.add_state("rejected_labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("nonfinite_rows", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -81,10 +86,74 @@ class FeatureMetric(Metric):
         """One part without points, to be sent by a rank that saw none."""
         raise NotImplementedError
 
+    def _values(self) -> dict[str, Tensor]:
+        """The markers of the points in the state."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, Tensor]:
+        """The markers of all points so far, 0-dim float64 by name of the marker.
+
+        Raises:
+            InputError: no points, a class without points if classes are needed, labels out of range, NaN or infinite
+                features (how many of which class).
+        """
+        if not self._batch_alone:
+            return self._values()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GeomonitorWarning)  # that markers are undefined on a batch is no news
+            try:
+                return self._values()
+            except InputError:
+                return dict.fromkeys(self.names, torch.tensor(torch.nan, dtype=torch.float64, device=self.device))
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Add points, exactly as ``update`` does; the geometry of a single batch means nothing, so none is returned."""
-        self.update(*args, **kwargs)
-        return {}
+        """Add a batch, as ``update`` does, and return the markers of this batch alone.
+
+        A batch for which ``compute`` would raise an error (a class without points, NaN features) gives NaN for every
+        marker; the error comes at ``compute``, if it holds for all points. It costs a ``compute`` a batch: call
+        ``update`` where the values of batches are not needed.
+
+        Returns:
+            0-dim float64 by name of the marker.
+
+        Raises:
+            InputError: as ``update``; the state is then as it was before.
+        """
+        self._batch_alone = True
+        try:
+            values: dict[str, Tensor] = super().forward(*args, **kwargs)
+        finally:
+            self._batch_alone = False
+        return values
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the points of another metric of the same class, or of its ``metric_state``, to those of this one.
+
+        Raises:
+            InputError: a metric of another class.
+        """
+        if isinstance(incoming_state, Metric):
+            if type(incoming_state) is not type(self):
+                raise InputError(f"expected the state of a {type(self).__name__}; got {type(incoming_state).__name__}")
+            incoming_state = incoming_state.metric_state
+        self._merge(incoming_state)
+        self._update_count += 1  # so that compute does not warn that there was no update
+        self._computed = None
+
+    def _merge(self, incoming: Mapping[str, Any]) -> None:
+        for name, mine in self.metric_state.items():
+            other = incoming[name]
+            if isinstance(mine, list):
+                setattr(self, name, [*mine, *(part.to(self.device) for part in other)])
+            else:
+                setattr(self, name, mine + other.to(self.device))
+
+    def _synced(self) -> AbstractContextManager[None]:
+        """All processes' state inside the block, as in ``compute``."""
+        context: AbstractContextManager[None] = self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        )
+        return context
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         """Follow the module to another device but never to another dtype: ``bf16-true`` training converts modules."""
@@ -128,114 +197,7 @@ class FeatureMetric(Metric):
         return plot_values(self.compute() if val is None else val, ax)
 
 
-class MomentMetric(FeatureMetric):
-    """A metric whose state is the moments of the points in each class: at most ``2 N x N`` numbers."""
-
-    counts: list[Tensor]
-    means: list[Tensor]
-    factors: list[Tensor]
-    spreads: list[Tensor]
-
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        for name in ("counts", "means", "factors", "spreads"):
-            self.add_state(name, [], dist_reduce_fx=None)
-
-    def _empty_part(self) -> dict[str, Tensor]:
-        part = moment.empty_moments(self.num_classes, torch.zeros(0, 0, device=self.device))
-        return {"counts": part.counts, "means": part.means, "factors": part.factor, "spreads": part.spread}
-
-    def _moments(self) -> moment.Moments | None:
-        states = zip(self.counts, self.means, self.factors, self.spreads, strict=True)
-        parts = [moment.Moments(*part) for part in states]
-        parts = [part for part in parts if part.means.shape[1]]
-        return moment.merge_moments(parts) if parts else None
-
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        now = self._moments()
-        if now is None:
-            now = moment.empty_moments(self.num_classes, features)
-        _require_width(features, now.means.shape[1])
-        now = moment.add_points(now, features, labels)
-        self.counts, self.means, self.factors, self.spreads = [now.counts], [now.means], [now.factor], [now.spread]
-
-    def _all_moments(self) -> moment.Moments:
-        self._require_clean()
-        moments = self._moments()
-        if moments is None or not bool(moments.counts.sum() > 0):
-            raise InputError("no points to compute from: call update(features, labels) first")
-        return moments
-
-
-class PointMetric(FeatureMetric):
-    """A metric whose state is at most ``per_class`` points of each class, chosen by ``seed`` and sample id.
-
-    The same points in any batch split, in any order, on any number of processes.
-    """
-
-    features: list[Tensor]
-    priorities: list[Tensor]
-    seen: Tensor
-
-    def __init__(self, num_classes: int, *, per_class: int, seed: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        if per_class < 1:
-            raise InputError(f"per_class must be positive; got {per_class}")
-        self.per_class = per_class
-        self.seed = seed
-        self.add_state("features", [], dist_reduce_fx=None)
-        self.add_state("priorities", [], dist_reduce_fx=None)
-        self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
-        """Add points.
-
-        Args:
-            features: ``(B, N)``, any real dtype.
-            labels: ``(B,)`` integers in ``0 .. num_classes - 1``.
-            ids: ``(B,)`` integers that name each sample, the same at every epoch; a sample that comes twice counts
-                once. By default the position in the stream; with several processes, the position in a stream dealt out
-                one sample a rank, as ``DistributedSampler(shuffle=False)`` does.
-
-        Raises:
-            InputError: wrong shape or dtype, or another width than before.
-        """
-        features, labels = self._checked(features, labels)
-        features = features.to(torch.float64)  # a rank without points cannot know another dtype, and has to send it
-        if ids is None:
-            ids = self.seen + torch.arange(len(features), device=features.device)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                ids = ids * torch.distributed.get_world_size() + torch.distributed.get_rank()
-        else:
-            require_labels(ids, len(features))
-            ids = ids.to(features.device)
-        self.seen = self.seen + len(features)
-        now = self._reservoir()
-        if now is None:
-            now = reservoir.empty_reservoir(self.num_classes, self.per_class, features)
-        _require_width(features, now.features.shape[2])
-        now = reservoir.add_points(now, features, labels, reservoir.priority(ids, self.seed))
-        self.features, self.priorities = [now.features], [now.priorities]
-
-    def _points(self) -> tuple[Tensor, Tensor]:
-        """The points held, ``(Q, N)``, and their classes, in an order that depends on their ids alone."""
-        self._require_clean()
-        points = self._reservoir()
-        if points is None or not bool((points.priorities != reservoir.EMPTY).any()):
-            raise InputError("no points to compute from: call update(features, labels) first")
-        return reservoir.points_and_labels(points)
-
-    def _empty_part(self) -> dict[str, Tensor]:
-        width_zero = torch.zeros(0, 0, dtype=torch.float64, device=self.device)
-        part = reservoir.empty_reservoir(self.num_classes, self.per_class, width_zero)
-        return {"features": part.features, "priorities": part.priorities}
-
-    def _reservoir(self) -> Reservoir | None:
-        parts = [Reservoir(*part) for part in zip(self.features, self.priorities, strict=True)]
-        parts = [part for part in parts if part.features.shape[2]]
-        return reservoir.merge_reservoirs(parts) if parts else None
-
-
-def _require_width(features: Tensor, width: int) -> None:
-    if features.shape[1] != width:
-        raise InputError(f"features must keep their width; got {features.shape[1]} units after {width}")
+def require_width(features: Tensor, width: int) -> None:
+    """Refuse a batch of another width than the points before it."""
+    if features.shape[-1] != width:
+        raise InputError(f"features must keep their width; got {features.shape[-1]} units after {width}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,21 @@ import torch
 from torch import Tensor
 
 from geomonitor.markers import activity as module
-from geomonitor.markers.activity import activity
+from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.layer_points import LayerPoints
+
+
+class Activity(NamedTuple):
+    active_fraction: Tensor
+    dead_units: Tensor
+    mean_covariance: Tensor
+    mean_norm: Tensor
+    norm_variation: Tensor
+
+
+def activity(x: Tensor) -> Activity:
+    """The five markers, through the table that a measurement uses."""
+    return Activity(**feature_markers(LayerPoints(x, torch.zeros(len(x), dtype=torch.long)), Activity._fields))
 
 
 def relu_features(points: int = 60, units: int = 13) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,19 @@ import torch
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from geomonitor.markers.distances import distances
+from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.layer_points import LayerPoints
+
+
+class Distances(NamedTuple):
+    feature_distance: Tensor
+    within_class_distance: Tensor
+    angle: Tensor
+
+
+def distances(x: Tensor, labels: Tensor) -> Distances:
+    """The three markers, through the table that a measurement uses."""
+    return Distances(**feature_markers(LayerPoints(x, labels), Distances._fields))
 
 
 def clouds(offset: float = 0.0) -> tuple[Tensor, Tensor]:

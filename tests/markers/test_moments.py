@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from geomonitor.markers.moments import Moments, add_points, empty_moments, merge_moments, pooled
+from geomonitor.markers.moments import Moments, add_points, empty_moments, merge_moments, moments_of
 
 
 def data(offset: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,21 +35,21 @@ def test_any_batch_split_gives_the_scatter_within_groups(batch, offset):
     assert moments.counts.tolist() == [(groups == g).sum() for g in range(4)]
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_all_points_at_once_are_those_added_one_by_one(offset):
+    x, groups = data(offset)
+    one, other = moments_of(x, groups, 4), add_points(empty_moments(4, x), x, groups)
+    torch.testing.assert_close(gram(one), gram(other), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.means, other.means)
+    torch.testing.assert_close(one.spread, other.spread, rtol=1e-9, atol=0)
+    assert torch.equal(one.counts, other.counts)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 150, 300])
 def test_merged_parts_are_the_whole(cut):
     x, groups = data()
     parts = [add_points(empty_moments(4, x), *part) for part in ((x[:cut], groups[:cut]), (x[cut:], groups[cut:]))]
     torch.testing.assert_close(gram(merge_moments(parts)), scatter(x, groups, 4), rtol=1e-12, atol=1e-12)
-
-
-def test_pooled_groups_are_one_cloud():
-    x, groups = data()
-    torch.testing.assert_close(
-        gram(pooled(add_points(empty_moments(4, x), x, groups))),
-        scatter(x, torch.zeros(300), 1),
-        rtol=1e-12,
-        atol=1e-12,
-    )
 
 
 def test_points_of_no_group_are_left_out():

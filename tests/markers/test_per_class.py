@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomonitor.markers.per_class import per_class_spectrum_markers
-from geomonitor.markers.point_markers import point_markers
+from geomonitor.markers.formulas import FEATURE_FORMULAS, PER_CLASS, feature_markers
+from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.table import MARKERS
 
 
@@ -20,6 +20,10 @@ def clouds() -> tuple[Tensor, Tensor]:
     scales = torch.logspace(0, -2, 16, dtype=torch.float64)
     x = torch.randn(90, 16, generator=stream, dtype=torch.float64) * scales
     return x + 10 * torch.randn(3, 16, generator=stream, dtype=torch.float64)[labels], labels
+
+
+def per_class_spectrum_markers(x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return feature_markers(LayerPoints(x, labels), [name for name in FEATURE_FORMULAS if name.endswith(PER_CLASS)])
 
 
 def test_against_numpy():
@@ -60,9 +64,23 @@ def test_undefined_classes_are_left_out():
     assert math.isnan(per_class_spectrum_markers(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))[name])
 
 
-def test_all_markers_of_points_come_with_the_names_of_the_table():
+def test_the_table_of_formulas_has_every_marker_of_features():
     x, labels = clouds()
-    found = point_markers(x, labels, weight=x[:3], bias=torch.zeros(3), reference=x)
-    assert set(found) == {name for name, row in MARKERS.items() if row.state == "points"}
-    assert all(math.isfinite(v) for v in found.values())
-    assert set(point_markers(x, labels, markers=["dead_units"])) < set(found)
+    asked = [name for name, row in MARKERS.items() if row.state in ("spectrum", "classes", "points")]
+    points = LayerPoints(x, labels, weight=x[:3], bias=torch.zeros(3), reference=x)
+    found = feature_markers(points, asked)
+    assert set(found) == set(asked)
+    assert all(value.ndim == 0 and value.dtype == torch.float64 and math.isfinite(value) for value in found.values())
+
+
+def test_nothing_is_computed_that_is_not_asked_for():
+    x, labels = clouds()
+    points = LayerPoints(x, labels, weight=x[:3], reference=x)
+    assert list(feature_markers(points, ["dead_units", "capacity"])) == ["dead_units"]
+    shared = {"spectrum", "class_spectra", "moments", "pairs"}
+    assert not shared & set(vars(points))
+    feature_markers(points, ["nc1", "feature_distance"])
+    assert shared & set(vars(points)) == {"moments", "pairs"}
+    feature_markers(points, ["participation_ratio"])  # of the Gram matrix alone, without a decomposition
+    assert "gram" in vars(points.spectrum)
+    assert not {"eigenvalues", "centered", "raw"} & set(vars(points.spectrum))

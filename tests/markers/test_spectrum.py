@@ -18,10 +18,15 @@ from geomonitor import (
     rankme,
     stable_rank,
 )
-from geomonitor.markers.spectrum import feature_spectrum, spectral_decay, spectral_outliers, spectrum_markers
+from geomonitor.markers.singular_values import Spectrum
+from geomonitor.markers.spectrum import SPECTRUM_FORMULAS, spectral_decay, spectral_outliers
 
 MARKERS = [participation_ratio, numerical_rank, effective_rank, stable_rank, rankme]
 TRANSLATION_INVARIANT = [participation_ratio, numerical_rank, effective_rank]
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
 
 
 def with_spectrum(singular_values: Tensor, points: int = 40, width: int = 25) -> Tensor:
@@ -226,26 +231,74 @@ def test_shape_of_the_spectrum_does_not_mind(change):
     assert [v.item() for v in found] == pytest.approx([v.item() for v in expected], rel=1e-6)
 
 
+DECOMPOSITIONS = ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals", "qr")
+
+
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300)])
-def test_one_decomposition_serves_every_marker(shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("markers", "expected"),
+    [
+        (["participation_ratio"], []),
+        (["participation_ratio", "numerical_rank", "effective_rank", "spectral_outliers"], ["eigvalsh"]),
+        (["spectral_decay", "spectral_decay_r2"], ["svdvals"]),
+        (["rankme", "stable_rank"], ["svdvals"]),
+        (list(SPECTRUM_FORMULAS), ["eigvalsh", "svdvals", "svdvals"]),
+    ],
+)
+def test_each_decomposition_is_made_once_and_only_where_a_marker_needs_it(shape, markers, expected, monkeypatch):
     calls = []
-    for name in ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals", "qr"):
+    for name in DECOMPOSITIONS:
         original = getattr(torch.linalg, name)
         monkeypatch.setattr(
             torch.linalg,
             name,
             lambda a, *args, _f=original, _n=name, **kw: (calls.append((_n, a.shape)), _f(a, *args, **kw))[1],
         )
-    features = torch.randn(*shape, generator=torch.Generator().manual_seed(11)) + 5
-    values = spectrum_markers(feature_spectrum(features))
-    decompositions = [call for call in calls if call[0] != "qr"]  # QR cuts a tall factor back to a square one
-    assert len(decompositions) == 1
-    assert min(decompositions[0][1]) == min(shape)  # the smaller of N x N and Q x Q
-    assert set(values) > {"participation_ratio", "rankme", "stable_rank", "spectral_decay", "spectral_outliers"}
+    spectrum = Spectrum.of(torch.randn(*shape, generator=torch.Generator().manual_seed(11)) + 5)
+    for name in markers:
+        SPECTRUM_FORMULAS[name](spectrum)
+    assert sorted(name for name, _ in calls) == expected
+    assert all(min(size) <= min(shape) + 1 for _, size in calls)  # the smaller of N x N and Q x Q
 
 
-def test_the_raw_spectrum_without_a_second_decomposition_is_that_of_lapack():
-    for shape in ((300, 40), (40, 300)):
-        features = torch.randn(*shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64) + 5
-        expected = np.linalg.svd(features.numpy(), compute_uv=False)
-        assert feature_spectrum(features).raw.numpy() == pytest.approx(expected, abs=1e-13 * expected[0])
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (50, 50)])
+def test_both_spectra_are_those_of_lapack(shape):
+    features = torch.randn(*shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64) + 5
+    spectrum = Spectrum.of(features)
+    raw = np.linalg.svd(features.numpy(), compute_uv=False)
+    centered = np.linalg.svd(features.numpy() - features.numpy().mean(0), compute_uv=False)
+    assert spectrum.raw.numpy() == pytest.approx(raw, abs=1e-13 * raw[0])
+    assert (spectrum.scale * spectrum.centered).numpy() == pytest.approx(centered, abs=1e-13 * centered[0])
+    eigenvalues = (spectrum.scale.square() * spectrum.eigenvalues).numpy()
+    assert eigenvalues == pytest.approx(centered**2, abs=1e-13 * centered[0] ** 2)
+
+
+RAW = {
+    "square": random(60, 60),
+    "long mean": random(20, 80) + 1e6 * random(80),
+    "short mean": random(20, 80) + 1e-9,
+    "equal points": random(80).expand(5, -1),
+    "nothing": torch.zeros(5, 7, dtype=torch.float64),
+    "one point": random(1, 7),
+    "fourteen decades": torch.diag(torch.logspace(0, -14, 15, dtype=torch.float64)),
+    "low rank": random(50, 3) @ random(3, 40) + random(40),
+    "tiny": 1e-150 * random(20, 10),
+    "huge": 1e150 * random(20, 10),
+}
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_the_raw_spectrum_against_lapack_on_hard_input(case):
+    expected = torch.linalg.svdvals(RAW[case])
+    found = Spectrum.of(RAW[case]).raw
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-14 * expected.max()
+
+
+@pytest.mark.parametrize("decades", [1, 3.1, 6, 10])
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
+def test_the_rank_by_eigenvalues_is_that_by_singular_values(decades, shape):
+    rank = 30
+    features = with_spectrum(torch.logspace(0, -decades, rank, dtype=torch.float64), *shape) + 3
+    by_eigenvalues = SPECTRUM_FORMULAS["numerical_rank"](Spectrum.of(features))
+    assert by_eigenvalues == numerical_rank(features) == (torch.logspace(0, -decades, rank) >= 1e-3).sum()

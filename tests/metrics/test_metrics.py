@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 import geomonitor as gm
+from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import logit_statistics
-from geomonitor.markers.point_markers import point_markers
-from geomonitor.markers.spectrum import feature_spectrum, spectrum_markers
+from geomonitor.markers.singular_values import Spectrum
+from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
 from geomonitor.probe.reservoir import priority
 from tests.processes import in_processes
 
@@ -83,8 +86,8 @@ def whole() -> dict[str, float]:
 
 def test_spectrum_and_classes_equal_the_pure_functions(whole):
     features, labels, _ = data()
-    for name, value in spectrum_markers(feature_spectrum(features)).items():
-        assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
+    for name, formula in SPECTRUM_FORMULAS.items():
+        assert whole[name] == pytest.approx(formula(Spectrum.of(features)).item(), rel=EXACT, nan_ok=True)
     for name, value in gm.neural_collapse(features, labels, weight=head()[0])._asdict().items():
         assert whole[name] == pytest.approx(value.item(), rel=EXACT, nan_ok=True)
 
@@ -107,9 +110,11 @@ def test_points_and_logits_equal_the_pure_functions_on_the_chosen_points():
     logits.update(features, labels, ids)
     order = [row for label in range(CLASSES) for row in _by_priority(ids[labels == label])]
     weight, bias = head()
-    expected = point_markers(features[order], labels[order], weight=weight, bias=bias, reference=points.reference)
+    layer = LayerPoints(features[order], labels[order], weight=weight, bias=bias, reference=points.reference)
+    expected = feature_markers(layer, points.names)
     assert {k: v.item() for k, v in points.compute().items()} == {k: v.item() for k, v in expected.items()}
-    assert torch.equal(points.latest_points, features[order])
+    assert torch.equal(points.points()[0], features[order])
+    assert torch.equal(points.points()[1], labels[order])
     expected = logit_statistics(features, torch.tensor(columns())[labels])._asdict()
     assert {k: v.item() for k, v in logits.compute().items()} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, rel=EXACT, nan_ok=True
@@ -130,8 +135,11 @@ def test_only_what_is_asked_for_is_worked_out():
     features, labels, ids = data()
     metric = gm.PointStatistics(CLASSES, markers=["dead_units"])
     metric.update(features, labels, ids)
-    assert "dead_units" in metric.compute()
-    assert "feature_distance" not in metric.compute()
+    assert list(metric.compute()) == ["dead_units"]
+    with pytest.raises(gm.InputError, match="markers must be among"):
+        gm.PointStatistics(CLASSES, markers=["dimension"])
+    with pytest.raises(gm.InputError, match="did you mean 'dead_units'"):
+        gm.PointStatistics(CLASSES, markers=["dead_unit"])
 
 
 def test_logits_without_a_column_for_each_class_are_refused():
@@ -234,7 +242,7 @@ def test_moment_states_are_bounded(metric):
     assert metric.factors[0].shape[0] <= 20
 
 
-def test_forward_is_update(whole):
+def test_forward_accumulates_as_update_does(whole):
     collection = metrics()
     for features, labels, ids in batches(torch.arange(200), 40):
         collection(features, labels, ids=ids)
@@ -243,6 +251,151 @@ def test_forward_is_update(whole):
     for features, labels, _ in batches(torch.arange(200), 40):
         stream(features, labels)
     assert stream.compute()["dimension"].item() == pytest.approx(whole["dimension"], rel=EXACT)
+
+
+@pytest.mark.parametrize("name", ["manifolds", "spectrum", "classes", "logits"])
+def test_forward_returns_the_value_of_the_batch_alone(name):
+    metric, alone = metrics()[name], metrics()[name]
+    features, labels, _ = data()
+    metric(features[:100], labels[:100])
+    value = metric(features[100:140], labels[100:140])
+    alone.update(features[100:140], labels[100:140])
+    assert {k: v.item() for k, v in value.items()} == pytest.approx(
+        {k: v.item() for k, v in alone.compute().items()}, rel=EXACT, nan_ok=True
+    )
+    assert all(isinstance(v, Tensor) and v.shape == () for v in value.values())
+
+
+def test_forward_of_a_batch_that_lacks_a_class_is_nan_and_keeps_what_came_before(whole):
+    features, labels, ids = data()
+    for name, metric in metrics().items():
+        metric(features[::4], labels[::4], **({"ids": ids[::4]} if name in ("manifolds", "points", "logits") else {}))
+    metric = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=40)
+    for label in range(CLASSES):
+        part = labels == label
+        value = metric(features[part], labels[part], ids[part])
+        assert set(value) == set(metric.names)
+        assert all(math.isnan(v) for v in value.values())
+    assert metric.compute()["dimension"].item() == pytest.approx(whole["dimension"], rel=EXACT)
+
+
+def test_a_batch_that_is_refused_leaves_the_state_as_it_was():
+    features, labels, _ = data()
+    for metric in metrics().values():
+        metric(features, labels)
+        before = {k: v.item() for k, v in metric.compute().items() if k != "drift"}
+        with pytest.raises(gm.InputError):
+            metric(features[:, :3], labels)
+        metric._computed = None
+        assert {k: v.item() for k, v in metric.compute().items() if k != "drift"} == pytest.approx(before, nan_ok=True)
+
+
+def test_collections_with_compute_groups(whole):
+    collection = MetricCollection(dict(metrics().items()))
+    for features, labels, ids in batches(torch.arange(200), 40):
+        collection(features, labels, ids=ids)
+    assert {k: v.item() for k, v in collection.compute().items()} == pytest.approx(whole, rel=EXACT, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["manifolds", "points", "logits", "spectrum", "classes"])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_merged_shards_with_ids_are_the_whole(whole, name, as_dict):
+    features, labels, ids = data()
+    first, second = metrics()[name], metrics()[name]
+    named = name in ("manifolds", "points", "logits")
+    for metric, part in (
+        (first, slice(100)),
+        (second, slice(90 if named else 100, None)),
+    ):  # ten come twice, count once
+        metric.update(features[part], labels[part], **({"ids": ids[part]} if named else {}))
+    first.merge_state(second.metric_state if as_dict else second)
+    values = {k: v.item() for k, v in first.compute().items()}
+    assert values == pytest.approx({k: whole[k] for k in values}, rel=EXACT, nan_ok=True)
+
+
+def test_merged_shards_without_ids_lose_no_points():
+    features, labels, _ = data(CLASSES * PER_CLASS)
+    whole, *shards = (gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=40) for _ in range(4))
+    whole.update(features, labels)
+    for shard, part in zip(shards, torch.arange(len(labels)).split([30, 30, 20]), strict=True):
+        shard.update(features[part], labels[part])
+    first, second, third = shards
+    second.merge_state(third)
+    first.merge_state(second)
+    assert len(first._points()[0]) == len(features)
+    assert first.compute()["dimension"].item() == pytest.approx(whole.compute()["dimension"].item(), rel=EXACT)
+    more = torch.randn(CLASSES, WIDTH)
+    roomy = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS + 1, directions=40)
+    other = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS + 1, directions=40)
+    roomy.update(features[:40], labels[:40])
+    other.update(features[40:], labels[40:])
+    roomy.merge_state(other)
+    roomy.update(more, torch.arange(CLASSES))  # what comes after a merge is no repetition either
+    assert len(roomy._points()[0]) == len(features) + CLASSES
+
+
+def test_merged_shards_that_overflow_keep_both_fairly():
+    kept = gm.PointStatistics(1, per_class=200, markers=["mean_norm"])
+    other = kept.clone()
+    kept.update(torch.zeros(2000, 1), torch.zeros(2000, dtype=torch.long))
+    other.update(torch.ones(2000, 1), torch.zeros(2000, dtype=torch.long))
+    kept.merge_state(other)
+    share = kept.points()[0].mean().item()
+    assert len(kept.points()[0]) == 200
+    assert share == pytest.approx(0.5, abs=0.02)  # both had the same priorities: they take turns
+
+
+def test_only_metrics_of_one_class_merge():
+    with pytest.raises(gm.InputError, match="state of a FeatureSpectrum; got ClassStructure"):
+        gm.FeatureSpectrum().merge_state(gm.ClassStructure(2))
+
+
+def test_the_whole_geometry_is_a_public_result():
+    features, labels, ids = data()
+    metric = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=40)
+    metric.update(features, labels, ids)
+    geometry = metric.geometry()
+    assert isinstance(geometry, gm.EffectiveGeometry)
+    assert geometry.dimension == metric.compute()["dimension"]
+    assert geometry.samples.influence.shape == (40, 10)
+
+
+def test_log_dict_in_a_lightning_module(tmp_path):
+    lightning = pytest.importorskip("lightning")
+    features, labels, _ = data()
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(WIDTH, CLASSES)
+            self.spectrum = gm.FeatureSpectrum()
+            self.manifolds = gm.ManifoldGeometry(CLASSES, per_class=PER_CLASS, directions=10)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            self.log_dict(self.spectrum(batch[0]))  # the value of a batch
+            return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            self.manifolds.update(batch[0], batch[1])
+
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict({f"val/{name}": value for name, value in self.manifolds.compute().items()})
+            self.manifolds.reset()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(features, labels), batch_size=50)
+    trainer = lightning.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", default_root_dir=tmp_path, num_sanity_val_steps=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own, on workers and intervals
+        trainer.fit(Module(), loader, loader)
+    expected = gm.manifold_geometry(features[: CLASSES * PER_CLASS], labels[: CLASSES * PER_CLASS], directions=10)
+    assert set(trainer.callback_metrics) >= {"val/dimension", "val/dimension_standard_error", "participation_ratio"}
+    assert 0 < trainer.callback_metrics["val/dimension"] < 2 * expected.dimension
 
 
 def test_manifold_state_is_bounded_and_forward_works():

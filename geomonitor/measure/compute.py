@@ -1,0 +1,86 @@
+"""What gives each marker of a layer: the geometry, or a formula of its features, or one of the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from geomonitor._distributed import rank_and_world_size
+from geomonitor.features.outputs import Head
+from geomonitor.glue.estimates import Measures
+from geomonitor.glue.manifolds import manifold_geometry
+from geomonitor.glue.ranks import ProcessGroup
+from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.layer_points import LayerPoints
+from geomonitor.markers.logits import LOGIT_FORMULAS
+from geomonitor.probe.shifts import SHIFT_MARKER
+
+
+class LayerMarkers(NamedTuple):
+    """The markers of one layer."""
+
+    values: dict[str, tuple[float, float]]
+    """marker and standard error (NaN where there is none) by name"""
+    influence: Tensor | None
+    """``(T, 10)``: what each direction adds to the errors of the geometry; None where no marker of it was asked for"""
+
+
+def compute_markers(
+    features: Tensor,
+    classes: Tensor,
+    markers: Collection[str],
+    *,
+    head: Head,
+    reference: Tensor | None,
+    geometry_options: Mapping[str, Any],
+) -> LayerMarkers:
+    """The markers of one layer among ``markers``, and no others.
+
+    Args:
+        features: ``(Q, N)``, finite; with several processes, the same in each: the geometry is split over them.
+        classes: ``(Q,)`` class numbers, two classes or more.
+        markers: names; those of the logits are passed over.
+        head: the linear head that the layer feeds, if it does.
+        reference: ``(Q, K)`` features of the same points, to which the drift is measured.
+        geometry_options: of :func:`geomonitor.manifold_geometry`.
+
+    Raises:
+        InputError: as the functions of the markers.
+
+    >>> import torch
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 4.0], [3.0, 1.0], [1.0, 4.0]])
+    >>> options = {"head": Head(), "reference": None, "geometry_options": {}}
+    >>> compute_markers(x[:2], torch.tensor([0, 1]), ["mean_norm"], **options).values
+    {'mean_norm': (3.5, nan)}
+    """
+    points = LayerPoints(features, classes, weight=head.weight, bias=head.bias, reference=reference)
+    values = {name: (float(value), math.nan) for name, value in feature_markers(points, markers).items()}
+    if not set(markers) & set(Measures._fields):
+        return LayerMarkers(values, None)
+    ranks = ProcessGroup() if rank_and_world_size()[1] > 1 else None
+    geometry = manifold_geometry(features, classes, ranks=ranks, **geometry_options)
+    for name, value, error in zip(Measures._fields, geometry.measures, geometry.standard_error, strict=True):
+        if name in markers:
+            values[name] = (float(value), float(error))
+    return LayerMarkers(values, geometry.samples.influence.cpu())
+
+
+def compute_logit_markers(statistics: Mapping[str, Tensor], markers: Collection[str]) -> dict[str, tuple[float, float]]:
+    """The markers of the logits among ``markers``, and the accuracy under each shift.
+
+    Args:
+        statistics: ``(Q, 5)`` from :func:`geomonitor.markers.logits.point_statistics` by name of the input shift,
+            ``""`` for the inputs as they are; a name that is not there has no markers.
+        markers: names; those of features are passed over.
+
+    >>> import torch
+    >>> compute_logit_markers({"": torch.tensor([[1.0, 0.9, 0.3, -2.0, 1.0], [0, 0.5, 0.7, -1.0, 0]])}, ["accuracy"])
+    {'accuracy': (0.5, nan)}
+    """
+    asked = [name for name in markers if name in LOGIT_FORMULAS and "" in statistics]
+    values = {name: LOGIT_FORMULAS[name](statistics[""].T) for name in asked}
+    values |= {SHIFT_MARKER + name: LOGIT_FORMULAS["accuracy"](rows.T) for name, rows in statistics.items() if name}
+    return {name: (float(value), math.nan) for name, value in values.items()}
