@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.early_warning.trajectories import Run
 from geomonitor import Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
 from geomonitor.alarms.detectors import AgreeingDrop, IncrementalDetector
+from geomonitor.alarms.detectors.incremental import measurements
 from geomonitor.alarms.detectors.levels import Worse
 from geomonitor.alarms.panel import AGREEING, VOTES
 from geomonitor.alarms.votes import enough_votes
@@ -150,9 +151,9 @@ def series_of(run: Run, marker: str) -> Series:
 def history_of(run: Run, markers: Sequence[str]) -> History:
     """A cached run as a history."""
     return History(
-        Record(int(step), int(epoch), "penultimate", marker, float(value))
+        Record(m.step, int(m.epoch), "penultimate", marker, m.value, m.standard_error, change_error=m.change_error)
         for marker in markers
-        for step, epoch, value in zip(run.columns["step"], run.columns["epoch"], run.columns[marker], strict=True)
+        for m in measurements(series_of(run, marker))
     )
 
 
