@@ -21,22 +21,21 @@ from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import explain, what_changed
+from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool, check_pooling, resolve_layers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
-from geomonitor.markers.names import marker_names
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.measurement import NONFINITE_ROWS, ElsewhereError, Plan, change_errors
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
-from geomonitor.measure.probe_pass import Forward, call, device_of, try_shifts
-from geomonitor.measure.protocol import protocol_of, require_same_protocol
+from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
+from geomonitor.measure.protocol import protocol_of, same_protocol
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
 from geomonitor.probe.probe_set import ProbeSet
-from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts
+from geomonitor.probe.shifts import Shift
 
 
 class GeometryMonitor:
@@ -52,22 +51,19 @@ class GeometryMonitor:
         geometry: protocol of the manifold geometry: directions, dichotomies, mode, seed.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`.
         forward: ``forward(model, inputs)`` runs the model on one probe batch; by default ``model(inputs)``, or
-            ``model(**inputs)`` if the batch is a dict. If it returns logits ``(B, C)`` (a tensor, ``.logits``,
-            ``["logits"]``, the first of a tuple) with the labels as columns, there are markers of the logits.
+            ``model(**inputs)`` if the batch is a dict. For markers of the logits it returns these, ``(B, C)`` with the
+            labels as columns, or an object, mapping or tuple that holds them.
         batch_size: points in one forward pass of the probe.
         shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
-            (``"noise"``, ``"blur"``, ``"brightness"``, ``"contrast"``, ``"rotation"``; images only), or a dict
-            ``name -> function`` of the whole batch of inputs. Each costs one more forward pass of the probe set.
+            (see ``geomonitor.probe.shifts``), or a dict ``name -> function`` of the inputs of a batch.
         max_overhead: seconds of measuring allowed per second of training, such as 0.02. If a measurement costs more,
-            :meth:`due` lets only every k-th request pass, with one warning. None: no limit.
-        on_error: ``"warn"``: a measurement that fails gives NaN and a warning (again at its 10th, 100th, ... time);
-            ``"raise"``.
+            :meth:`due` lets only every k-th request pass. None: no limit.
+        on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
 
     Raises:
-        InputError: an option of the wrong type, range or name; what is wrong, and what to write.
+        InputError: an option of the wrong type, range or name, and what to write.
 
-    >>> import geomonitor as gm
-    >>> import torch
+    >>> import torch, geomonitor as gm
     >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
     >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=20))
@@ -93,18 +89,9 @@ class GeometryMonitor:
     ) -> None:
         if not isinstance(probe, (ProbeSet, ValidationProbe)):
             raise InputError(f"probe must be a ProbeSet or a ValidationProbe; got {type(probe).__name__}")
-        if len(probe.classes) < 2:
-            raise InputError(f"a probe set needs at least 2 classes; this one has {probe.classes}")
-        self.probe = probe
-        self.layers = layers
-        self.shifts = named_shifts(shifts)
-        names = marker_names(markers, more=[SHIFT_MARKER + name for name in self.shifts])
-        self.shifts |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in self.shifts}
-        self.markers = tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in self.shifts)]))
-        if isinstance(self.probe, ProbeSet):
-            try_shifts(self.shifts, self.probe)
-        elif self.shifts:
-            raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
+        _options.one_of("on_error", on_error, ("warn", "raise"))
+        self.probe, self.layers = probe, layers
+        self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
         self.geometry = GeometryOptions.of(geometry)
         check_pooling(pool)
         self.pool = pool
@@ -113,18 +100,13 @@ class GeometryMonitor:
         self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.forward: Forward = call if forward is None else _options.function("forward", forward, "model, inputs")
         self.batch_size = _options.whole("batch_size", batch_size)
-        _options.one_of("on_error", on_error, ("warn", "raise"))
         self.on_error: Literal["warn", "raise"] = on_error
         self.budget = Budget(max_overhead)
-        self._warn = WarnOnce()
-        self._reference_given = False
+        self._warn, self._reference_given = WarnOnce(), False
         self.reset()
 
     def reset(self) -> None:
-        """Start the series of a new run: history, verdicts, budget and references are forgotten.
-
-        References that :meth:`set_reference` gave stay.
-        """
+        """Start the series of a new run; only references that :meth:`set_reference` gave stay."""
         self.history = History()
         self.judge = LiveJudge(self.panel, self.on_error, self._warn)
         if not self._reference_given:
@@ -169,30 +151,26 @@ class GeometryMonitor:
         Args:
             model: left exactly as it was: modes, random number generators, buffers, hooks.
             step: optimiser steps done so far.
-            epoch: epoch, from 0, if there are any. By it the detectors see whether an epoch holds several
-                measurements.
-            forward: runs the model this once instead of the monitor's own ``forward``, for instance under autocast.
+            epoch: epoch, from 0, if there are any: so the detectors know whether an epoch holds several measurements.
+            forward: runs the model this once instead of the monitor's own ``forward``.
             validation: what :meth:`validation_pass` has collected, if the monitor has a ``ValidationProbe``.
-            context: what else is known of this moment, by the names of ``geomonitor.alarms.words.CONTEXT`` (learning
-                rate, weight decay, ...): it goes into the history and, if it changed, into the explanation of an alarm.
-            snapshots: also put into ``snapshots`` what figures show, from the same points: no second forward pass.
+            context: what may explain an alarm, by the names of ``geomonitor.alarms.context.CONTEXT``.
+            snapshots: also put into ``snapshots`` what figures show; no second forward pass.
 
         Returns:
-            The new records, which are also appended to ``history``; ``verdicts`` is up to date afterwards. Besides the
-            markers, for each layer: ``nonfinite_rows``, the points with NaN or infinite features; ``alarm`` (0 or 1;
-            NaN if the measurement failed) and ``judged`` (0 while it is too early). For the whole measurement:
-            ``seconds`` and ``overhead`` (NaN if the time before is not known), those of the slowest process.
+            The new records, which are also in ``history``. Besides the markers, for each layer: ``nonfinite_rows``,
+            the points with NaN or infinite features; ``alarm`` (0 or 1; NaN if the measurement failed); ``judged`` (0
+            while it is too early). Once: ``seconds`` and ``overhead``, those of the slowest process.
 
         Raises:
-            InputError: at the first measurement, a layer that does not exist or is ambiguous; wrong configuration is
-                always an error.
+            InputError: at the first measurement, a layer that does not exist or is ambiguous.
             Exception: what made the measurement fail, if ``on_error="raise"``.
         """
         if isinstance(self.probe, ValidationProbe) == (validation is None):
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
-        if not self._aliases:  # the first measurement of a run: a wrong name is an error whatever on_error says
+        if not self._aliases:
             self._aliases = tuple(resolve_layers(model, self.layers))
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         taken = self._take(model, step, forward or self.forward, validation)
@@ -205,8 +183,8 @@ class GeometryMonitor:
         ]
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*markers, *known])
-        alarms = self.judge.update(step, epoch, taken.values, changes, self.history)
-        alarms = [alarm._replace(time=now) for alarm in alarms]
+        judged = self.judge.update(step, epoch, taken.values, changes, self.history)
+        alarms = [record._replace(time=now) for record in judged]
         self.judge.warn_of_alarms(self.history)
         self.snapshots = {}
         if snapshots and taken.points:
@@ -220,7 +198,7 @@ class GeometryMonitor:
         return [*markers, *alarms, *costs]
 
     def due(self) -> bool:
-        """Whether to measure now; to be asked at even intervals, such as each epoch. See ``max_overhead``."""
+        """Whether to measure now, by ``max_overhead``; to be asked at even intervals, such as each epoch."""
         return self.budget.due()
 
     def validation_pass(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass:
@@ -236,13 +214,12 @@ class GeometryMonitor:
         Raises:
             InputError: the monitor has a probe set of its own; a layer that does not exist.
 
-        >>> import geomonitor as gm
+        >>> import torch, geomonitor as gm
         >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> monitor = gm.GeometryMonitor(gm.ValidationProbe(classes=4, per_class=20))
-        >>> validation = monitor.validation_pass(model.eval())
-        >>> for batch in [(torch.randn(40, 6), torch.arange(40) % 4)] * 2:
-        ...     with validation.batch(batch), torch.no_grad():
-        ...         logits = model(batch[0])
+        >>> validation, batch = monitor.validation_pass(model.eval()), (torch.randn(40, 6), torch.arange(40) % 4)
+        >>> with validation.batch(batch), torch.no_grad():
+        ...     logits = model(batch[0])
         >>> len(monitor.measure(model, step=100, validation=validation)) > 10
         True
         """
@@ -257,15 +234,14 @@ class GeometryMonitor:
 
     def explain(self, verdict: Verdict) -> str:
         """The warning in words, with what the history knows of that time."""
-        changed = [] if verdict.since_step is None else what_changed(self.history, verdict.since_step)
-        return explain(verdict, changed)
+        return explain_in(self.history, verdict)
 
     def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
         """Measure the drift from now on to another representation than that of the first measurement.
 
         Args:
-            references: features of the probe by layer, as ``state_dict()["references"]`` of a saved monitor has them;
-                by default those of the latest measurement, for instance when it was the best one.
+            references: features of the probe by layer, as ``state_dict()["references"]`` has them; by default those of
+                the latest measurement, for instance when it was the best one.
         """
         self.references = dict(self._latest_points if references is None else references)
         self._reference_given = True
@@ -293,12 +269,8 @@ class GeometryMonitor:
             InputError: another protocol: numbers from two protocols are never joined in one series.
         """
         self.reset()
-        try:
-            require_same_protocol(self.protocol, state["protocol"])
-        except InputError:
-            if allow_protocol_change:
-                return
-            raise
+        if not same_protocol(self.protocol, state["protocol"], required=not allow_protocol_change):
+            return
         self.history.load_state_dict(state["history"])
         self.references = dict(state.get("references", {}))
         self._influences = dict(state.get("influences", {}))
@@ -313,16 +285,15 @@ class GeometryMonitor:
         source = self.probe if isinstance(self.probe, ProbeSet) else validation
         assert source is not None  # checked by measure
         plan = Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry)
-        how = HowToRun(forward, self.batch_size, self.pool, self.shifts)
-        known = Known(self.references, self._points)
+        how, known = HowToRun(forward, self.batch_size, self.pool, self.shifts), Known(self.references, self._points)
         try:
             taken = take_measurement(model, self.layers, source, plan, how=how, known=known, warn=self._warn)
         except Exception as error:  # a monitor must not end a run; the cause is logged
             if self.on_error == "raise":
                 raise
             if not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0:  # else logged where it failed
-                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on. "
-                self._warn.of_failure(f"{what}{type(error).__name__}: {error}", cause_of(error))
+                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
+                self._warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
             return nothing_taken(self._aliases, plan, known)
         self._latest_points, self._points = taken.latest_points, taken.fingerprint
         self.references = {**taken.latest_points, **self.references}

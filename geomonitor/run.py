@@ -7,7 +7,6 @@ saved, and how to run the model. In a loop of your own you call it yourself.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._distributed import rank_and_world_size
 from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor.alarms.context import CONTEXT, TrainingContext
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import CONTEXT, headline
+from geomonitor.alarms.words import headline
 from geomonitor.errors import InputError
 from geomonitor.features.capture import resolve_layers
 from geomonitor.history.records import Record
@@ -30,8 +30,6 @@ from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 
-GRADIENT_NORM_EVERY = 20
-"""Optimiser steps between two looks at the norm of the gradient, which only explains alarms."""
 OnAlarm = Callable[[Verdict, str], Any]
 """Called with a verdict that is new, and its explanation in words."""
 
@@ -52,8 +50,7 @@ class MonitoredRun:
     Raises:
         InputError: an option of the wrong type or range.
 
-    >>> import geomonitor as gm
-    >>> import torch
+    >>> import torch, geomonitor as gm
     >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
     >>> model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> run = gm.MonitoredRun(gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=20)))
@@ -94,19 +91,17 @@ class MonitoredRun:
         self.allow_protocol_change = _options.flag("allow_protocol_change", allow_protocol_change)
         listed = on_alarm if isinstance(on_alarm, Sequence) else [] if on_alarm is None else [on_alarm]
         self.on_alarm = [_options.function("on_alarm", each, "verdict, text") for each in listed]
-        self.measured = 0
-        """measurements since :meth:`start`"""
         self.records: list[Record] = []
         """of the latest measurement"""
         self._warn = WarnOnce()
-        self._restored = self._resumed = False
+        self._restored = False
+        self._context = TrainingContext(self._warn)
         self._directory: Path | None = None
         self._steps_seen = 0
-        self._last_epoch: int | None = None  # epoch and step of the latest measurement
+        self._last_epoch: int | None = None
         self._last_step: int | None = None
         self._skipped = False  # the budget passed over the latest chance to measure
         self._asked: tuple[str, int] | None = None
-        self._gradient_norm: Tensor | None = None
 
     def start(self, model: nn.Module, directory: str | os.PathLike[str] | None = None, *, step: int = 0) -> None:
         """Begin or go on; every process has to call this, before the first batch.
@@ -127,8 +122,8 @@ class MonitoredRun:
         if not self._restored and (step == 0 or folder != self._directory or not len(self.monitor.history)):
             self.monitor.reset()
             self._last_epoch = self._last_step = None
-        self._resumed, self._restored, self._directory = self._restored, False, folder
-        self._steps_seen, self._asked, self._skipped, self.measured = step, None, False, 0
+        self._context.resumed, self._restored, self._directory = self._restored, False, folder
+        self._steps_seen, self._asked, self._skipped = step, None, False
         self.monitor.budget.start()
         if folder is not None and rank_and_world_size()[0] == 0:
             self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
@@ -188,51 +183,31 @@ class MonitoredRun:
 
         Args:
             model: left exactly as it was.
-            step: optimiser steps done so far.
+            step: as in :meth:`GeometryMonitor.measure`; so are epoch, forward and validation.
             epoch: from 0, if there are any.
-            forward: as in :meth:`GeometryMonitor.measure`.
-            validation: likewise.
+            forward: runs the model on a batch.
+            validation: what :meth:`open_validation` has collected.
             optimizers: those of the run; learning rate and weight decay of the first one explain an alarm.
             snapshots: as in :meth:`GeometryMonitor.measure`.
 
         Returns:
-            Numbers to log, by key: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm``,
-            ``geometry/<layer>/judged``, ``geometry/seconds``, ...
+            Numbers to log, by key: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm``, ``geometry/seconds``, ...
 
         Raises:
             Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
         """
         self._last_step, self._last_epoch, self._skipped = step, epoch, False
+        context = self._context.collect(optimizers)
         records = self.monitor.measure(
-            model,
-            step=step,
-            epoch=epoch,
-            forward=forward,
-            validation=validation,
-            context=self._context(optimizers),
-            snapshots=snapshots,
+            model, step=step, epoch=epoch, forward=forward, validation=validation, context=context, snapshots=snapshots
         )
-        self.measured += 1
-        self._resumed = False
         self._call_on_alarm()
         self.records = records
         return self.values_of(records)
 
     def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
-        """Note the norm of the gradient now and then, before an optimiser step; it only explains alarms.
-
-        Args:
-            parameters: of the model. Sparse gradients and those spread over processes are passed over.
-            step: optimiser steps done so far.
-        """
-        if step % GRADIENT_NORM_EVERY:
-            return
-        try:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if all(type(grad) is Tensor and grad.layout is torch.strided for grad in gradients):
-                self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        except Exception as error:  # noqa: BLE001 - a norm that only explains is not worth a run
-            self._warn(f"the norm of the gradient is not known. {error!r}", cause_of(error))
+        """See :meth:`geomonitor.alarms.context.TrainingContext.look_at_gradients`; to be called before each step."""
+        self._context.look_at_gradients(parameters, step)
 
     def open_validation(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass | None:
         """As :meth:`GeometryMonitor.validation_pass`, but a failure is a warning and gives None, unless it is raised.
@@ -256,11 +231,11 @@ class MonitoredRun:
 
     @property
     def should_stop(self) -> str | None:
-        """Why to stop, if a layer is in an alarm now; else None."""
+        """Why to stop, if any layer is in an alarm now; else None."""
         return self.stop_reason()
 
     def stop_reason(self, layer: str | None = None) -> str | None:
-        """Why to stop, if this layer (None: any layer) is in an alarm now; else None."""
+        """As :attr:`should_stop`, for one layer."""
         for alias, verdict in self.monitor.verdicts.items():
             if verdict.declined and layer in (None, alias):
                 return f"geometry early stopping: {headline(verdict)}"
@@ -272,12 +247,10 @@ class MonitoredRun:
         return self._skipped
 
     def finish(self) -> None:
-        """End the run: if nothing was measured, say so, with the likely reason. Further calls do nothing."""
+        """End the run; warns if nothing was measured, with the likely reason."""
         if not self.monitor.history.measurements and self._directory is not None and rank_and_world_size()[0] == 0:
-            if self.every_n_steps is not None:
-                why = f"every_n_steps={self.every_n_steps} was never reached"
-            else:
-                why = f"every_n_epochs={self.every_n_epochs}, and no epoch that counts came to its end"
+            by_epoch = f"every_n_epochs={self.every_n_epochs}, and no epoch that counts came to its end"
+            why = f"every_n_steps={self.every_n_steps} was never reached" if self.every_n_steps else by_epoch
             self._warn(
                 f"the geometry was not measured once in this run: {why}. For streams and short runs give "
                 "every_n_steps a smaller number.",
@@ -318,32 +291,10 @@ class MonitoredRun:
             self._asked, self._skipped = (kind, number), not self.monitor.due()
         return not self._skipped
 
-    def _context(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
-        """Settings of the first optimiser that are numbers, and whether the run was resumed since."""
-        known: dict[str, Any] = {"gradient_norm": self._gradient_norm, "resumed": self._resumed}
-        try:
-            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-            settings = groups[0] if groups else {}
-            known |= {"learning_rate": settings.get("lr"), "weight_decay": settings.get("weight_decay")}
-            return {n: number for n, value in known.items() if math.isfinite(number := _number(value))}
-        except Exception as error:  # noqa: BLE001 - what only explains is not worth a run
-            self._warn(f"the settings of the optimiser are not known. {error!r}", cause_of(error))
-            return {}
-
     def _call_on_alarm(self) -> None:
-        if not self.on_alarm or rank_and_world_size()[0] != 0:
-            return
-        for verdict in self.monitor.new_alarms:
+        for verdict in self.monitor.new_alarms if rank_and_world_size()[0] == 0 else ():
             for function in self.on_alarm:
                 try:
                     function(verdict, self.monitor.explain(verdict))
                 except Exception as error:  # noqa: BLE001 - a message that fails is not worth a run
                     self._warn(f"on_alarm failed. {error!r}", cause_of(error))
-
-
-def _number(value: Any) -> float:
-    """A value as a number; NaN for what is none, such as the tuple that some optimisers keep as weight decay."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return math.nan

@@ -12,7 +12,7 @@ from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.judge import Judge
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import GeometryDeclineWarning, explain, what_changed
+from geomonitor.alarms.words import GeometryDeclineWarning, explain_in
 from geomonitor.history.history import History
 from geomonitor.history.records import ALARM, JUDGED, Record
 
@@ -87,8 +87,7 @@ class LiveJudge:
         """Warn of the alarms that the latest measurement raised, on rank 0, with what changed at that time."""
         if rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
-                changed = [] if verdict.since_step is None else what_changed(history, verdict.since_step)
-                warnings.warn(explain(verdict, changed), GeometryDeclineWarning, stacklevel=3)
+                warnings.warn(explain_in(history, verdict), GeometryDeclineWarning, stacklevel=3)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Panel and states in plain values; None if nothing is judged."""

@@ -6,16 +6,13 @@ import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
+from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.history import History
 from geomonitor.markers import MARKERS
 
-CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
-"""What a training loop can record beside the markers; in the history, with layer "", it helps to explain an alarm."""
-
 _PAPER = "Chou et al. 2026, arXiv:2603.01879"
-_LEAST_CHANGE = MappingProxyType({"learning_rate": 1.25, "weight_decay": 1.25, "gradient_norm": 10.0})
 _REMEDIES = MappingProxyType(
     {
         "learning_rate": "restore the learning rate, or continue from a checkpoint before the change",
@@ -92,36 +89,9 @@ def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def what_changed(history: History, since_step: int) -> list[str]:
-    """What the training loop recorded that changed just before or at the beginning of a decline.
-
-    Args:
-        history: with records of :data:`CONTEXT`.
-        since_step: first measurement of the decline, in optimiser steps.
-
-    Returns:
-        One phrase for each, most often none: a change of at least a quarter in learning rate or weight decay, tenfold
-        in gradient norm (that of one batch, which varies by a factor of a few), or a resume, within the two
-        measurements before ``since_step``.
-
-    >>> from geomonitor import History, Record
-    >>> context = [Record(s, None, "", "weight_decay", v) for s, v in ((10, 0.01), (20, 0.01), (30, 0.5), (40, 0.5))]
-    >>> what_changed(History(context), since_step=40)
-    ['weight_decay 0.01 -> 0.5 between steps 20 and 30']
-    """
-    found = []
-    for name in CONTEXT:
-        series = history.series("", name)
-        first = max(0, int(series.steps.searchsorted(since_step)) - 2)
-        last = int(series.steps.searchsorted(since_step, side="right"))
-        for n in range(first, last):
-            value, step = series.values[n], series.steps[n]
-            if name == "resumed":
-                found += [f"resumed before step {step}"] if value else []
-            elif n and _ratio(series.values[n - 1], value) >= _LEAST_CHANGE[name]:
-                before = f"{series.values[n - 1]:.3g} -> {value:.3g}"
-                found.append(f"{name} {before} between steps {series.steps[n - 1]} and {step}")
-    return found
+def explain_in(history: History, verdict: Verdict) -> str:
+    """The whole warning, with what the history knows of that time; see :func:`explain`."""
+    return explain(verdict, [] if verdict.since_step is None else what_changed(history, verdict.since_step))
 
 
 def _meaning(verdict: Verdict) -> str:
@@ -148,11 +118,3 @@ def _forecast(verdict: Verdict) -> str:
 
 def _times(checks: int) -> str:
     return "1 measurement" if checks == 1 else f"{checks} measurements in a row"
-
-
-def _ratio(before: float, after: float) -> float:
-    """By what factor a value changed, up or down; infinite from or to 0, 1 where either is not known."""
-    low, high = sorted((abs(before), abs(after)))
-    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-        return 1.0
-    return high / low if low else math.inf

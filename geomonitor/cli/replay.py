@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from geomonitor.alarms.alarm import Alarm
+from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.detectors import DETECTORS
 from geomonitor.alarms.judge import replay as replay_history
 from geomonitor.alarms.panel import AUTO, DEFAULT_WATCH, Panel, panel_of
-from geomonitor.alarms.words import explain, what_changed
+from geomonitor.alarms.words import explain
 from geomonitor.errors import InputError
 from geomonitor.history.runs import load_run
 

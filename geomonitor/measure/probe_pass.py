@@ -11,12 +11,13 @@ from torch import nn
 
 from geomonitor._distributed import rank_and_world_size
 from geomonitor._random import preserved_rng
-from geomonitor.errors import MeasurementError
+from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
+from geomonitor.markers.names import marker_names
 from geomonitor.measure.measurement import Measurement
 from geomonitor.probe.probe_set import ProbeSet
-from geomonitor.probe.shifts import Shift, shifted
+from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -58,18 +59,30 @@ def probe_pass(
             measurement.update(features, outputs, batch.labels, batch.ids)
 
 
-def try_shifts(shifts: Mapping[str, Shift | None], probe: ProbeSet) -> None:
-    """Refuse built-in shifts of what is no image at once, not at the first measurement.
+def markers_and_shifts(
+    markers: Sequence[str] | str, shifts: Sequence[str] | Mapping[str, Shift], probe: object
+) -> tuple[tuple[str, ...], dict[str, Shift | None]]:
+    """Names of all markers to measure, and the input shifts by name, None for a built-in one.
+
+    Args:
+        markers: groups and names, those of the accuracy under a built-in shift among them.
+        shifts: as in ``GeometryMonitor``.
+        probe: what is measured; built-in shifts are tried on one of its points.
 
     Raises:
-        InputError: as :func:`geomonitor.probe.shifts.shifted`.
+        InputError: an unknown name, a built-in shift of what is no image, or shifts without a ``ProbeSet``.
     """
-    if None in shifts.values():
+    chosen = named_shifts(shifts)
+    names = marker_names(markers, more=[SHIFT_MARKER + name for name in chosen])
+    chosen |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in chosen}
+    if chosen and not isinstance(probe, ProbeSet):
+        raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
+    if None in chosen.values() and isinstance(probe, ProbeSet):
         with preserved_rng():
             batch = next(probe.loader(1))
-            for name, shift in shifts.items():
-                if shift is None:
-                    shifted(name, None, batch.inputs, batch.ids)
+            for name in (name for name, shift in chosen.items() if shift is None):
+                shifted(name, None, batch.inputs, batch.ids)
+    return tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in chosen)])), chosen
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

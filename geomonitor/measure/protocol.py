@@ -44,23 +44,25 @@ def protocol_of(
     }
 
 
-def require_same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse to join two series.
+def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required: bool) -> bool:
+    """Whether two series may be joined.
 
     Args:
         now: protocol of this monitor.
         saved: that of a saved one. What it does not name was not part of the protocol then, and may have its default.
+        required: another protocol is an error.
 
     Raises:
-        InputError: what differs.
+        InputError: what differs, if ``required``.
     """
     changed = [name for name, value in now.items() if saved.get(name, _DEFAULTS.get(name)) != value]
-    if changed:
+    if changed and required:
         found = "; ".join(f"{name}: {saved.get(name)} -> {now[name]}" for name in changed)
         raise InputError(
             f"the saved geometry was measured by another protocol ({found}). Restore the old settings, "
             "or pass allow_protocol_change=True to start a new series."
         )
+    return not changed
 
 
 _DEFAULTS: Mapping[str, Any] = GeometryOptions().as_dict()

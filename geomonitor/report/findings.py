@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomonitor.alarms.alarm import Alarm, recorded_alarms
+from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.judge import judge_history, verdicts
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import explain, headline, what_changed
+from geomonitor.alarms.words import explain, headline
 from geomonitor.history.history import History
 from geomonitor.history.records import SECONDS
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from geomonitor import History, Record, Verdict
-from geomonitor.alarms.words import explain, headline, what_changed
+from geomonitor.alarms.context import what_changed
+from geomonitor.alarms.words import explain, headline
 
 
 @pytest.mark.parametrize(

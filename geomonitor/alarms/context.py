@@ -1,0 +1,112 @@
+"""What else happened in the training: optimiser settings, norm of the gradient, a resume. It explains an alarm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor.history.history import History
+
+CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
+"""What a training loop can record beside the markers; in the history, with layer "", it helps to explain an alarm."""
+GRADIENT_NORM_EVERY = 20
+"""Optimiser steps between two looks at the norm of the gradient."""
+
+_LEAST_CHANGE = MappingProxyType({"learning_rate": 1.25, "weight_decay": 1.25, "gradient_norm": 10.0})
+
+
+class TrainingContext:
+    """Collects what explains an alarm; whatever fails here is a warning, not an error.
+
+    Args:
+        warn: warns of each cause once.
+    """
+
+    def __init__(self, warn: WarnOnce) -> None:
+        self.resumed = False
+        """the run was resumed since the latest measurement"""
+        self._warn = warn
+        self._gradient_norm: Tensor | None = None
+
+    def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
+        """Note the norm of the gradient at every ``GRADIENT_NORM_EVERY``-th step, before the optimiser uses it.
+
+        Args:
+            parameters: of the model. Sparse gradients and those spread over processes are passed over.
+            step: optimiser steps done so far.
+        """
+        if step % GRADIENT_NORM_EVERY:
+            return
+        try:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if all(type(grad) is Tensor and grad.layout is torch.strided for grad in gradients):
+                self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        except Exception as error:  # noqa: BLE001 - a norm that only explains is not worth a run
+            self._warn(f"the norm of the gradient is not known. {error!r}", cause_of(error))
+
+    def collect(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+        """By the names of :data:`CONTEXT`, what is a finite number: settings of the first optimiser, and the rest."""
+        known: dict[str, Any] = {"gradient_norm": self._gradient_norm, "resumed": self.resumed}
+        self.resumed = False
+        try:
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            settings = groups[0] if groups else {}
+            known |= {"learning_rate": settings.get("lr"), "weight_decay": settings.get("weight_decay")}
+            return {name: number for name, value in known.items() if math.isfinite(number := _number(value))}
+        except Exception as error:  # noqa: BLE001 - what only explains is not worth a run
+            self._warn(f"the settings of the optimiser are not known. {error!r}", cause_of(error))
+            return {}
+
+
+def what_changed(history: History, since_step: int) -> list[str]:
+    """What the training loop recorded that changed just before or at the beginning of a decline.
+
+    Args:
+        history: with records of :data:`CONTEXT`.
+        since_step: first measurement of the decline, in optimiser steps.
+
+    Returns:
+        One phrase for each, most often none: a change of at least a quarter in learning rate or weight decay, tenfold
+        in gradient norm (that of one batch, which varies by a factor of a few), or a resume, within the two
+        measurements before ``since_step``.
+
+    >>> from geomonitor import History, Record
+    >>> context = [Record(s, None, "", "weight_decay", v) for s, v in ((10, 0.01), (20, 0.01), (30, 0.5), (40, 0.5))]
+    >>> what_changed(History(context), since_step=40)
+    ['weight_decay 0.01 -> 0.5 between steps 20 and 30']
+    """
+    found = []
+    for name in CONTEXT:
+        series = history.series("", name)
+        first = max(0, int(series.steps.searchsorted(since_step)) - 2)
+        last = int(series.steps.searchsorted(since_step, side="right"))
+        for n in range(first, last):
+            value, step = series.values[n], series.steps[n]
+            if name == "resumed":
+                found += [f"resumed before step {step}"] if value else []
+            elif n and _ratio(series.values[n - 1], value) >= _LEAST_CHANGE[name]:
+                before = f"{series.values[n - 1]:.3g} -> {value:.3g}"
+                found.append(f"{name} {before} between steps {series.steps[n - 1]} and {step}")
+    return found
+
+
+def _number(value: Any) -> float:
+    """A value as a number; NaN for what is none, such as the tuple that some optimisers keep as weight decay."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _ratio(before: float, after: float) -> float:
+    """By what factor a value changed, up or down; infinite from or to 0, 1 where either is not known."""
+    low, high = sorted((abs(before), abs(after)))
+    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+        return 1.0
+    return high / low if low else math.inf
