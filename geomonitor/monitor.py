@@ -78,8 +78,8 @@ class GeometryMonitor:
         *,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
-        panel: Panel | None = Panel(),  # noqa: B008 - frozen
-        geometry: GeometryOptions | Mapping[str, Any] = GeometryOptions(),  # noqa: B008 - frozen
+        panel: Panel | None = Panel(),
+        geometry: GeometryOptions | Mapping[str, Any] = GeometryOptions(),
         pool: Pool = "auto",
         forward: Forward | None = None,
         batch_size: int = 128,
@@ -170,8 +170,7 @@ class GeometryMonitor:
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
-        if not self._aliases:
-            self._aliases = tuple(resolve_layers(model, self.layers))
+        self._aliases = self._aliases or tuple(resolve_layers(model, self.layers))
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         taken = self._take(model, step, forward or self.forward, validation)
         changes = change_errors(taken.influences, self._influences)

@@ -42,8 +42,8 @@ class GeometryHooks:
         *,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
-        panel: Panel | None = Panel(),  # noqa: B008 - frozen
-        geometry: GeometryOptions | Mapping[str, Any] = GeometryOptions(),  # noqa: B008 - frozen
+        panel: Panel | None = Panel(),
+        geometry: GeometryOptions | Mapping[str, Any] = GeometryOptions(),
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         name: str = "",
