@@ -77,7 +77,9 @@ def latest(monitor: gm.GeometryMonitor) -> dict[str, float]:
     """Values of the last measurement by key."""
     last = max(record.step for record in monitor.history)
     return {
-        r.key: r.value for r in monitor.history if r.step == last and r.layer and r.marker not in ("alarm", "drift")
+        r.key: r.value
+        for r in monitor.history
+        if r.step == last and r.layer and r.marker not in ("alarm", "judged", "drift")
     }
 
 
