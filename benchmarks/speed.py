@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.loop import loop_seconds
+from geomonitor.glue import anchors
 from geomonitor.glue.manifolds import manifold_geometry
-from geomonitor.markers import anchors
 
 DIRECTIONS = 200
 # The saturated case takes most of a second a sample, so that fixed costs do not matter: fewer directions on both sides.

@@ -18,6 +18,13 @@ ORDER = (
     *("monitor", "run", "decide", "plots", "report", "cli"),
 )
 """From the ground up; ``__init__`` gathers the public names and may import everything."""
+GLUE_ORDER = (
+    *("nnls.gram_problem", "nnls.block_pivoting", "nnls.block_pivoting_loops", "nnls.block_pivoting_compiled"),
+    *("nnls.lawson_hanson", "nnls.semismooth_newton", "nnls.minimal_norm", "nnls.solve"),
+    *("pseudo_inverse", "cosines", "ranks", "draws", "points", "anchors", "centers", "center_slopes", "scalars"),
+    *("chunks", "joint", "pairwise", "estimates", "result", "manifolds"),
+)
+"""Files of ``glue/`` from the ground up: the solvers, then what they are used for, at the end the definition."""
 CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}
 """``metric.plot()`` and ``history.plot()`` import the pictures when they are called; nothing else looks down."""
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "keras", "skorch", "fastai"}
@@ -75,6 +82,17 @@ def test_a_folder_imports_from_folders_above_it(file):
 
 def test_every_folder_has_its_place():
     assert {folder_of(module) for module in MODULES} - {"__init__"} <= set(ORDER)
+
+
+def test_a_file_of_glue_imports_from_files_above_it():
+    own = {name.removeprefix("geomonitor.glue."): name for name in MODULES if name.startswith("geomonitor.glue.")}
+    assert set(own) - {"nnls"} == set(GLUE_ORDER)
+    for place, file in enumerate(GLUE_ORDER):
+        path = CORE / "glue" / (file.replace(".", "/") + ".py")
+        for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            module = (module_of(name) or "").removeprefix("geomonitor.glue.")
+            if module in own:
+                assert module in GLUE_ORDER[:place], f"{file} imports {module} from below"
 
 
 def test_no_circle_of_imports():

@@ -1,9 +1,12 @@
-"""How sums over samples change when the mean anchors move: derivatives in closed form.
+"""How sums over directions change when the mean anchors move: derivatives in closed form.
 
-``b``, ``c`` and the alignments depend on a sample's own anchors ``S`` and on the mean anchors ``S0``, and so on every
-other sample. Standard errors need the derivatives of the sums by ``S0``. All of them have the form ``X^T S + (Y + Y^T)
-S0 - v t^T`` with ``X``, ``Y`` of shape ``(P, P)`` and ``v`` of shape ``(P,)`` per sample, so they cost one product with
-the Gram matrix for all six fields together, where backward passes take one each.
+``b``, ``c`` and the alignments depend on a direction's own anchors ``S`` and, through the mean anchors ``S0``, on every
+other direction. Standard errors need the derivatives of the sums by ``S0``. All of them have the form
+
+    X^T S + (Y + Y^T) S0 - v t^T
+
+with ``X``, ``Y`` of shape ``(P, P)`` and ``v`` of shape ``(P,)`` per direction, so that they cost one product with the
+Gram matrix for all six fields together, where backward passes take one each.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from geomonitor.glue.nnls.gram_problem import GramProblem
 
 
 class Slopes(NamedTuple):
-    """Derivatives of ``K`` fields by ``<s_mu, s0_nu>``, by ``<s0_mu, s0_nu>`` and by ``-<s0_nu, t>``, per sample."""
+    """Derivatives of ``K`` fields by ``<s_mu, s0_nu>``, by ``<s0_mu, s0_nu>`` and by ``-<s0_nu, t>``, per direction."""
 
     crossed: Tensor  # X, (K, B, P, P)
     centers: Tensor  # Y, (K, B, P, P)
@@ -53,13 +56,13 @@ def center_axis_slopes(by_products: Tensor, by_centers: Tensor, by_axes: Tensor)
 def total_slopes(
     slopes: Iterable[Slopes], problem: GramProblem, segments: Segments, anchors: Anchors, mean: Centers
 ) -> Tensor:
-    """Derivatives by mean shares of sums over the converged samples, ``(fields, G, C)``.
+    """Derivatives by mean shares of sums over the converged directions, ``(fields, G, C)``.
 
     Args:
         slopes: of each field.
-        problem: ``G`` groups of equally many samples.
+        problem: ``G`` groups of equally many directions.
         segments: of the columns.
-        anchors: of the samples.
+        anchors: of the directions.
         mean: the mean anchors.
     """
     groups, size = mean.shares.shape

@@ -38,10 +38,10 @@ class Centers(NamedTuple):
 
 
 def sum_of_shares(anchors: Anchors, group: Tensor, groups: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Sums over the converged samples of each group, the part of a mean that other processes must add to.
+    """Sums over the converged directions of each group, the part of a mean that other processes must add to.
 
     Returns:
-        shares ``(G, C)`` and number of samples ``(G,)``, float64.
+        shares ``(G, C)`` and number of directions ``(G,)``, float64.
     """
     good = anchors.converged.to(anchors.shares.dtype)
     places = group[:, None] * columns + anchors.columns.clamp(min=0)
@@ -68,23 +68,21 @@ def centers(gram: Tensor, segments: Segments, mean_shares: Tensor) -> Centers:
 
 
 def products_with_directions(problem: GramProblem, segments: Segments, mean: Centers) -> Tensor:
-    """``<s0_nu, t>`` for every sample, ``(B, P)``; every group has the same number of samples here."""
+    """``<s0_nu, t>`` for every direction, ``(B, P)``; every group has the same number of directions here."""
     size = mean.shares.shape[1]
     terms = (problem.products * problem.signs).view(len(mean.shares), -1, size).mul_(mean.shares[:, None])
     return segments.sum_classes(terms.view(len(problem.products), -1, segments.length).sum(dim=2))
 
 
 def center_alignment(center_gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean signed and absolute cosine of centres over ordered class pairs, shape ``(G,)`` each; NaN without a
-    pair.
-    """
+    """Mean signed and absolute cosine of centres over ordered class pairs, ``(G,)`` each; NaN without a pair."""
     norms = norms_of_rows(center_gram, center_gram.diagonal(dim1=1, dim2=2).amax(dim=1))
     signed, absolute, pairs = cosines(center_gram, norms, norms).sums()
     return signed / pairs, absolute / pairs
 
 
 def center_influence(center_gram: Tensor, axis_center: Tensor) -> tuple[Tensor, Tensor]:
-    """First-order change of both mean cosines of centres when they move by a sample's ``s1``, ``(B,)`` each.
+    """First-order change of both mean cosines of centres when they move by a direction's ``s1``, ``(B,)`` each.
 
     Args:
         center_gram: ``(G, P, P)``.

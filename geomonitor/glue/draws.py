@@ -12,12 +12,11 @@ from geomonitor.errors import InputError
 
 Dichotomies = Literal["balanced", "random", "one-vs-rest"]
 
-# Each kind of draw has its own stream, so that the directions of a seed depend on neither `P` nor the
-# dichotomies.
+# Each kind of draw has its own stream, so that the directions of a seed depend on neither `P` nor the dichotomies.
 _DIRECTIONS, _DICHOTOMIES, _PAIRS = 0, 1, 2
 _STREAMS = 3
-# Keeps the draws apart from features that somebody made with `torch.manual_seed(seed)` and a small seed: with
-# equal seeds the first directions would be the first features.
+# Keeps the draws apart from features that were made with `torch.manual_seed(seed)` and a small seed: with equal seeds
+# the first directions would be the first features.
 _SALT = 0x6E0D15C0
 # Directions of a protocol that take no more than this are kept for its next measurement.
 _KEPT_BYTES = 2**23
@@ -37,7 +36,7 @@ def draw_directions(count: int, dimension: int, *, seed: int) -> Tensor:
     >>> bool((draw_directions(3, 4, seed=1) == draw_directions(3, 4, seed=1)).all())
     True
     """
-    # Normals of 24 bits are drawn five times faster than those of 53, and no measure can tell the difference.
+    # Normals of 24 bits are drawn five times faster than those of 53, and no measure shows the difference.
     return torch.randn(count, dimension, generator=_stream(seed, _DIRECTIONS)).to(torch.float64)
 
 
@@ -124,7 +123,7 @@ def given_or_drawn_directions(directions: int | Tensor, dimension: int, *, seed:
 
 @lru_cache(maxsize=8)
 def _kept_directions(count: int, dimension: int, seed: int) -> Tensor:
-    """Directions of the last protocols: a monitor draws the same ones at each measurement. Nobody writes to them."""
+    """Directions of the last protocols, for a monitor draws the same ones at each measurement. Never written to."""
     with torch.inference_mode(mode=False):
         return draw_directions(count, dimension, seed=seed)
 

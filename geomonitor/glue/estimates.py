@@ -7,11 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor.glue.samples import SampleScalars
-from geomonitor.glue.scalars import EFFECTS, Scalars
+from geomonitor.glue.scalars import EFFECTS, DirectionScalars, Scalars
 
-# If this part of E[b] or less is left of E[b - c], only rounding is left of the centres: the radius is
-# undefined.
+# If this part of E[b] or less is left of E[b - c], only rounding is left of the centres: the radius is undefined.
 NO_CENTERS = 1e-13
 
 
@@ -38,7 +36,7 @@ class Estimates(NamedTuple):
     undefined_problems: Tensor  # (10,), int64: in how many problems (pairs) the measure is undefined
 
 
-def estimate(samples: SampleScalars, classes: int) -> Estimates:
+def estimate(samples: DirectionScalars, classes: int) -> Estimates:
     """Measures of every problem, averaged over the problems in which they are defined.
 
     Args:
@@ -59,7 +57,7 @@ def standard_errors(influence: Tensor) -> Tensor:
     return (influence.square().sum(dim=0) / (count * (count - 1))).sqrt()
 
 
-def _per_problem(samples: SampleScalars, classes: int) -> tuple[Tensor, Tensor]:
+def _per_problem(samples: DirectionScalars, classes: int) -> tuple[Tensor, Tensor]:
     s = samples.scalars
     weight = s.converged.to(s.a.dtype)
     weight = weight / weight.mean(dim=1, keepdim=True)  # (G, T), mean one, zero for samples that are left out

@@ -1,6 +1,4 @@
-"""From raw features to the points that can carry an anchor: checked, scaled, sorted by class, without
-duplicates.
-"""
+"""From raw features to the points that can carry an anchor: checked, scaled, sorted by class, without duplicates."""
 
 from __future__ import annotations
 
@@ -136,12 +134,16 @@ def column_layout(class_of: Tensor, classes: int) -> tuple[Tensor, int]:
     return torch.tensor(columns, device=class_of.device), length
 
 
+def nonzero(lengths: Tensor) -> Tensor:
+    """Lengths to divide by: 1 for a zero row, which stays zero."""
+    return torch.where(lengths > 0, lengths, 1.0)
+
+
 def _first_copies(rows: Tensor, class_of: Tensor, lengths: Tensor) -> Tensor:
     """Mask of the rows that do not repeat an earlier row of their class.
 
-    Equal rows have equal norms, as these are computed alike; rows with equal norms are compared entry by
-    entry. A copy that this missed would do no harm: the class's anchor is the same, however its mass is
-    split.
+    Equal rows have equal norms, as these are computed alike; rows with equal norms are compared entry by entry. A copy
+    that this missed would do no harm: the class's anchor is the same, however its mass is split.
     """
     first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     order = lengths.argsort(stable=True)

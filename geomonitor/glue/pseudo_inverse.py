@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A row whose squared norm is below this part of the scale is rounding error: Gram entries carry an error of
-# about 1e-16 of the largest one, and differences of a few of them ten times that.
+# A row whose squared norm is below this part of the scale is rounding error: Gram entries carry an error of about 1e-16
+# of the largest one, and differences of a few of them ten times that.
 ZERO_ROW = 1e-13
-# Eigenvalues of the Jacobi-scaled Gram matrix below this part of the largest count as zero (1e-5 for singular
-# values).
+# Eigenvalues of the Jacobi-scaled Gram matrix below this part of the largest count as zero (1e-5 for singular values).
 RANK_CUTOFF = 1e-10
 
 
@@ -34,7 +33,7 @@ def projected_square(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
 def projection(gram: Tensor, products: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The same, and the coefficients ``x = (R R^T)^+ (R t)`` of the projection, shape ``(..., P)``.
 
-    The squared length is ``2 x^T R t - x^T R R^T x``, which feels errors of ``x`` in second order only.
+    The squared length is ``2 x^T R t - x^T R R^T x``, in which errors of ``x`` count in second order only.
     """
     coefficients = _coefficients(gram, products, scale)
     x = coefficients[..., None]
@@ -45,8 +44,8 @@ def projection(gram: Tensor, products: Tensor, scale: Tensor) -> tuple[Tensor, T
 def _coefficients(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     """``(R R^T)^+ (R t)``, shape ``(..., P)``.
 
-    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer,
-    and an eigendecomposition where the rows are dependent.
+    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer, and an
+    eigendecomposition where the rows are dependent.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     present = squares > ZERO_ROW * scale[..., None]

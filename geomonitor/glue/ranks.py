@@ -10,9 +10,7 @@ from torch import Tensor
 
 
 class Ranks(Protocol):
-    """The two collectives that a split measurement needs. Every rank makes the same calls, an idle one
-    too.
-    """
+    """The two collectives that a split measurement needs. Every rank makes the same calls, also an idle one."""
 
     rank: int
     size: int

@@ -1,6 +1,4 @@
-"""What a measurement returns: measures, their errors, the samples behind them, and differences of two
-results.
-"""
+"""What a measurement returns: measures, their errors, the scalars behind them, and differences of two results."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.glue.estimates import Estimates, Measures, standard_errors
-from geomonitor.glue.samples import SampleScalars
+from geomonitor.glue.scalars import DirectionScalars
 
 
 class Protocol(NamedTuple):
@@ -24,6 +22,7 @@ class Protocol(NamedTuple):
     directions: str
     dichotomies: str
     pairs: str
+    ridge: float
 
 
 class GeometrySamples(NamedTuple):
@@ -82,8 +81,8 @@ class EffectiveGeometry(NamedTuple):
     def difference(self, earlier: EffectiveGeometry) -> GeometryDifference:
         """Change since an earlier result, with the standard error of paired samples.
 
-        Both results must come from the same draws (same seed, ``N``, ``T``, classes, points per class, mode):
-        what the draws have in common then cancels.
+        Both results must come from the same draws (same seed, ``N``, ``T``, classes, points per class, mode): what the
+        draws have in common then cancels.
 
         Raises:
             InputError: the two were measured under different protocols.
@@ -99,7 +98,7 @@ class EffectiveGeometry(NamedTuple):
         return GeometryDifference(_measures(value), _measures(error), _measures(value / error))
 
 
-def effective_geometry(samples: SampleScalars, estimates: Estimates, protocol: Protocol) -> EffectiveGeometry:
+def effective_geometry(samples: DirectionScalars, estimates: Estimates, protocol: Protocol) -> EffectiveGeometry:
     """The result of a measurement; warns once of what is undefined or left out."""
     scalars = samples.scalars
     good = scalars.converged

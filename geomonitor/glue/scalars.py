@@ -1,4 +1,4 @@
-"""The three scalars of a sample, and what its anchors say about alignments."""
+"""The three scalars of a direction, and what its anchors contribute to the alignments."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from geomonitor.glue.pseudo_inverse import projection
 
 
 class Scalars(NamedTuple):
-    """What remains of a sample; every field has shape ``(B,)``.
+    """What remains of a direction; every field has shape ``(B,)``.
 
-    Alignments are sums of cosines over ordered class pairs, and the numbers of pairs that have one. The
-    effects are what the sample does to the means of other fields through the mean anchors ``s0``: as large as
-    the field itself.
+    Alignments are sums of cosines over ordered class pairs, and the numbers of pairs that have one. The effects are
+    what the direction does to the means of other fields through the mean anchors ``s0``: as large as the field itself.
     """
 
     a: Tensor
@@ -51,24 +50,32 @@ class Scalars(NamedTuple):
     absolute_center_axis_effect: Tensor
 
 
+class DirectionScalars(NamedTuple):
+    """What the measures are made of, for ``G`` problems (1 joint one, or one per pair) of ``T`` directions."""
+
+    scalars: Scalars  # fields (G, T)
+    center: Tensor  # (G,), mean cosine of centres
+    absolute_center: Tensor  # (G,)
+
+
 EFFECTS = ("b", "c", "axis", "absolute_axis", "center_axis", "absolute_center_axis")
 
 
 def sample_scalars(
     problem: GramProblem, segments: Segments, lengths: Tensor, anchors: Anchors, mean: Centers
 ) -> tuple[Scalars, Tensor]:
-    """The scalars of a batch of samples.
+    """The scalars of a batch of directions.
 
     Args:
-        problem: Gram matrices, products with the targets of length one; groups of equally many samples.
+        problem: Gram matrices, products with the targets of length one; groups of equally many directions.
         segments: of the columns.
         lengths: ``(B,)``, norms of the directions.
-        anchors: of these samples.
-        mean: mean anchors over all samples, those of other batches and processes too.
+        anchors: of these directions.
+        mean: mean anchors over all directions, also those of other batches and processes.
 
     Returns:
-        the scalars, effects still zero, and the derivatives by mean shares of the sums over converged samples
-        of the fields that have effects, ``(6, G, C)``.
+        the scalars, effects still zero, and the derivatives by mean shares of the sums over converged directions of the
+        fields that have effects, ``(6, G, C)``.
     """
     rows, gram, products = _own_gram(problem, segments, anchors)
     used, groups = anchors.columns.clamp(min=0), len(mean.gram)
@@ -95,7 +102,7 @@ def sample_scalars(
     signed, absolute = center_influence(mean.gram, axis_center)
     zero = torch.zeros_like(anchors.residual)
     scalars = Scalars(
-        anchors.squared_projection,
+        _a(problem, gram, products, lengths, anchors),
         b,
         c,
         *axis.sums(),
@@ -107,6 +114,18 @@ def sample_scalars(
         *(zero for _ in EFFECTS),
     )
     return scalars, total_slopes(slopes(), problem, segments, anchors, mean)
+
+
+def _a(problem: GramProblem, gram: Tensor, products: Tensor, lengths: Tensor, anchors: Anchors) -> Tensor:
+    """``(S t)^T (S S^T)^+ (S t)``.
+
+    Without a ridge it is the squared projection of ``t`` on the cone, which is better conditioned. With a ridge the
+    dual weights give another point of the cone, and the formula in ``S`` is what is left.
+    """
+    if not problem.ridge:
+        return anchors.squared_projection
+    scale = gram.diagonal(dim1=1, dim2=2).amax(dim=1)
+    return projection(gram, products, scale)[0] * lengths.square()
 
 
 def _own_gram(problem: GramProblem, segments: Segments, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,11 +142,11 @@ def _own_gram(problem: GramProblem, segments: Segments, anchors: Anchors) -> tup
 def with_effects(
     scalars: Scalars, mean_slopes: Tensor, anchors: Anchors, mean_shares: Tensor, group: Tensor
 ) -> Scalars:
-    """Adds what each sample does to the means of other fields by moving the mean anchors.
+    """Adds what each direction does to the means of other fields by moving the mean anchors.
 
     Args:
         scalars: of a batch.
-        mean_slopes: ``(6, G, C)``, derivatives of means over all samples.
+        mean_slopes: ``(6, G, C)``, derivatives of means over all directions.
         anchors: of the batch.
         mean_shares: ``(G, C)``.
         group: ``(B,)``.

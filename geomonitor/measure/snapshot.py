@@ -14,8 +14,8 @@ from torch import Tensor
 from geomonitor._distributed import rank_and_world_size
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
-from geomonitor.glue.anchor_points import anchor_points
 from geomonitor.glue.draws import Dichotomies, given_or_drawn_dichotomies, given_or_drawn_directions
+from geomonitor.glue.joint import anchor_points
 from geomonitor.markers.inputs import feature_matrix, require_labels
 from geomonitor.markers.singular_values import Spectrum
 from geomonitor.markers.spectrum import participation_ratio

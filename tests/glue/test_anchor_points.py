@@ -9,8 +9,8 @@ from scipy.optimize import nnls
 from torch.testing import assert_close
 
 import geomonitor as gm
-from geomonitor.glue.anchor_points import anchor_points
 from geomonitor.glue.draws import draw_dichotomies, draw_directions
+from geomonitor.glue.joint import anchor_points
 
 
 @pytest.fixture

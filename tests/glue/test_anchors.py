@@ -1,6 +1,4 @@
-"""The solver: exact solutions, hard batches, methods for what is left, and weights that are unique by
-choice.
-"""
+"""The solvers: exact solutions, hard batches, methods for what is left, and weights that are unique by choice."""
 
 from __future__ import annotations
 
@@ -13,13 +11,14 @@ from torch import Tensor
 from geomonitor.glue.anchors import Anchors, solve_anchors
 from geomonitor.glue.draws import draw_dichotomies, draw_directions
 from geomonitor.glue.manifolds import manifold_geometry
-from geomonitor.glue.nnls.active_set import ActiveSets, solve
-from geomonitor.glue.nnls.gram_problem import GramProblem, signed_gradient
-from geomonitor.glue.nnls.leftovers import finish
-from geomonitor.glue.nnls.saturated import saturated_weights
-from geomonitor.glue.nnls.smallest_weights import are_dependent, smallest_weights
+from geomonitor.glue.nnls import block_pivoting, gram_problem
+from geomonitor.glue.nnls import solve as solve_module
+from geomonitor.glue.nnls.block_pivoting import solve_batch
+from geomonitor.glue.nnls.gram_problem import ActiveSets, GramProblem, signed_gradient
+from geomonitor.glue.nnls.minimal_norm import are_dependent, minimal_norm
+from geomonitor.glue.nnls.semismooth_newton import semismooth_newton
+from geomonitor.glue.nnls.solve import FeatureSpace, Solution, solve
 from geomonitor.glue.pseudo_inverse import projected_square
-from geomonitor.markers import active_set, column_drops, gram_problem, leftovers
 from tests.glue.clouds import gaussian_clouds, relu_network
 
 # Weights of well separated points agree to rounding times a condition number of a few thousand.
@@ -42,8 +41,7 @@ def unit_problem(
 
 
 def dense(sets: ActiveSets, columns: int) -> Tensor:
-    weights = torch.zeros(len(sets.columns), columns, dtype=torch.float64)
-    return weights.scatter_add_(1, sets.columns.clamp(min=0), sets.weights)
+    return sets.dense(columns)
 
 
 def scipy_weights(problem: GramProblem, units: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_batch_agrees_with_scipy(case: str) -> None:
     problem, units, targets = unit_problem(*CASES[case](), 30)
-    sets = solve(problem)
+    sets = solve_batch(problem)
     assert bool(sets.converged.all())
     found = dense(sets, len(units))
     torch.testing.assert_close(found, scipy_weights(problem, units, targets), rtol=EXACT, atol=EXACT)
@@ -82,63 +80,86 @@ def test_groups_do_not_mix() -> None:
         torch.arange(2).repeat_interleave(8),
         10,
     )
-    expected = torch.cat([dense(solve(problem), len(units_one)) for problem in (one, two)])
-    torch.testing.assert_close(dense(solve(both), len(units_one)), expected, rtol=EXACT, atol=EXACT)
+    expected = torch.cat([dense(solve_batch(problem), len(units_one)) for problem in (one, two)])
+    torch.testing.assert_close(dense(solve_batch(both), len(units_one)), expected, rtol=EXACT, atol=EXACT)
 
 
 def test_small_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, units, _ = unit_problem(*gaussian_clouds(5, 12, 80, 1.0), 30)
-    expected = dense(solve(problem), len(units))
+    expected = dense(solve_batch(problem), len(units))
     monkeypatch.setattr(gram_problem, "BLOCK_BYTES", 1)
-    torch.testing.assert_close(dense(solve(problem), len(units)), expected, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(dense(solve_batch(problem), len(units)), expected, rtol=EXACT, atol=EXACT)
 
 
 def test_careful_rounds_alone_reach_the_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no progress ever accepted as ordinary, Lawson-Hanson steps do all the work."""
     problem, units, targets = unit_problem(*gaussian_clouds(4, 10, 50, 2.0), 6)
-    empty = active_set._empty_state
+    empty = block_pivoting._empty_state
 
-    def careful(problem: GramProblem) -> active_set._State:
+    def careful(problem: GramProblem) -> block_pivoting._State:
         state = empty(problem)
         return state._replace(careful=~state.careful)
 
-    enlarge = active_set._enlarge
+    enlarge = block_pivoting._enlarge
 
-    def always(*args: object) -> active_set._State:
+    def always(*args: object) -> block_pivoting._State:
         state = enlarge(*args)  # type: ignore[arg-type]
         return state._replace(careful=torch.ones_like(state.careful))
 
-    monkeypatch.setattr(active_set, "_empty_state", careful)
-    monkeypatch.setattr(active_set, "_enlarge", always)
-    sets = solve(problem, rounds=500)
+    monkeypatch.setattr(block_pivoting, "_empty_state", careful)
+    monkeypatch.setattr(block_pivoting, "_enlarge", always)
+    sets = solve_batch(problem, rounds=500)
     assert bool(sets.converged.all())
     torch.testing.assert_close(dense(sets, len(units)), scipy_weights(problem, units, targets), rtol=EXACT, atol=EXACT)
 
 
-class TestLeftovers:
+class TestFallback:
+    """What block pivoting leaves, by the one method or the other."""
+
     problem, units, targets = unit_problem(*gaussian_clouds(5, 12, 80, 1.0), 6)
     expected = scipy_weights(problem, units, targets)
+    space = FeatureSpace(lambda group: TestFallback.units, lambda row: TestFallback.targets[row])
 
-    def coordinates(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.units, self.targets[row]
+    @pytest.fixture(autouse=True)
+    def capped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(solve_module, "suits", lambda problem: False)
+        monkeypatch.setattr(solve_module, "solve_batch", lambda problem: solve_batch(problem, rounds=1))
+
+    def assert_solved(self) -> Solution:
+        found = solve(self.problem, self.space)
+        assert bool(found.converged.all())
+        assert float(found.residual.max()) < EXACT
+        torch.testing.assert_close(dense(found.sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
+        return found
 
     def test_capped_rounds_are_reported_and_finished(self) -> None:
-        sets = solve(self.problem, rounds=1)
-        assert not bool(sets.converged.any())
-        sets, _ = finish(self.problem, sets, torch.arange(6), self.coordinates)
-        assert bool(sets.converged.all())
-        torch.testing.assert_close(dense(sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
+        assert not bool(solve_batch(self.problem, rounds=1).converged.any())
+        self.assert_solved()
+
+    @pytest.mark.parametrize(("small", "taken"), [(2**16, "lawson_hanson"), (0, "semismooth_newton")])
+    def test_size_decides(self, monkeypatch: pytest.MonkeyPatch, small: int, taken: str) -> None:
+        monkeypatch.setattr(solve_module, "SMALL", small)
+        other = {"lawson_hanson": "semismooth_newton", "semismooth_newton": "lawson_hanson"}[taken]
+        monkeypatch.setattr(solve_module, other, None)  # calling it would raise
+        self.assert_solved()
 
     def test_scipy_where_newton_finds_nothing_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(leftovers, "saturated_weights", lambda signed, target: None)
-        sets, _ = finish(self.problem, solve(self.problem, rounds=1), torch.arange(6), self.coordinates)
-        torch.testing.assert_close(dense(sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
+        monkeypatch.setattr(solve_module, "SMALL", 0)
+        monkeypatch.setattr(solve_module, "semismooth_newton", lambda signed, target, ridge: None)
+        self.assert_solved()
 
     def test_newton_where_scipy_is_not_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(leftovers, "_by_scipy", lambda signed, target: np.full(signed.shape[1], 0.1))
-        sets, _ = finish(self.problem, solve(self.problem, rounds=1), torch.arange(6), self.coordinates)
-        torch.testing.assert_close(dense(sets, len(self.units)), self.expected, rtol=EXACT, atol=EXACT)
+        wrong = lambda signed, target, ridge: np.full(signed.shape[1], 0.1)  # noqa: E731
+        monkeypatch.setattr(solve_module, "lawson_hanson", wrong)
+        self.assert_solved()
 
+    def test_what_nothing_solves_is_not_converged(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(solve_module, "lawson_hanson", lambda signed, target, ridge: None)
+        monkeypatch.setattr(solve_module, "semismooth_newton", lambda signed, target, ridge: None)
+        assert not bool(solve(self.problem, self.space).converged.any())
+
+
+class TestUnsolved:
     def test_a_sample_that_nothing_solves_is_counted_out_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         features, labels = gaussian_clouds(3, 6, 20, 1.0)
         whole = manifold_geometry(features, labels, directions=20)
@@ -147,7 +168,7 @@ class TestLeftovers:
             anchors = solve_anchors(*args)  # type: ignore[arg-type]
             return anchors._replace(converged=torch.arange(20) != 3)
 
-        monkeypatch.setattr("geomonitor.glue.samples.solve_anchors", unsolved)
+        monkeypatch.setattr("geomonitor.glue.joint.solve_anchors", unsolved)
         with pytest.warns(UserWarning, match="1 of 20 samples did not converge") as caught:
             g = manifold_geometry(features, labels, directions=20)
         assert len(caught) == 1
@@ -157,13 +178,13 @@ class TestLeftovers:
         assert float(g.capacity) == pytest.approx(3 / float(whole.samples.a[kept].mean()), rel=EXACT)
 
 
-class TestSaturated:
+class TestSemismoothNewton:
     def test_inside_the_cone_the_weights_are_the_smallest(self) -> None:
         units, _ = gaussian_clouds(1, 200, 20, 1.0)
         signed = (units / units.norm(dim=1, keepdim=True)).numpy().T
         target = signed @ np.abs(np.random.default_rng(0).standard_normal(200))
         target /= np.linalg.norm(target)
-        solution = saturated_weights(signed, target)
+        solution = semismooth_newton(signed, target)
         assert solution is not None
         weights, smallest = solution
         assert smallest
@@ -177,7 +198,7 @@ class TestSaturated:
     def test_outside_the_cone_it_agrees_with_scipy(self) -> None:
         problem, units, targets = unit_problem(*gaussian_clouds(3, 60, 30, 0.2), 5)
         for y, t, expected in zip(problem.signs, targets, scipy_weights(problem, units, targets), strict=True):
-            solution = saturated_weights((units * y[:, None]).numpy().T, t.numpy())
+            solution = semismooth_newton((units * y[:, None]).numpy().T, t.numpy())
             assert solution is not None
             np.testing.assert_allclose(solution[0], expected.numpy(), atol=EXACT)
 
@@ -188,19 +209,19 @@ class TestSaturated:
         assert float(g.max_kkt_residual) < 1e-8
 
 
-class TestSmallestWeights:
+class TestMinimalNorm:
     def test_of_repeated_columns_is_an_even_split(self) -> None:
         gram = np.ones((3, 3))
-        np.testing.assert_allclose(smallest_weights(gram, np.array([3.0, 0.0, 0.0])), np.ones(3), atol=1e-12)
+        np.testing.assert_allclose(minimal_norm(gram, np.array([3.0, 0.0, 0.0])), np.ones(3), atol=1e-12)
 
     def test_keeps_the_projection_and_is_unique(self) -> None:
         columns = np.random.default_rng(1).standard_normal((30, 8))
         columns /= np.linalg.norm(columns, axis=1, keepdims=True)
         gram = columns @ columns.T
         start = np.abs(np.random.default_rng(2).standard_normal(30)) * (np.arange(30) < 12)
-        weights = smallest_weights(gram, start)
+        weights = minimal_norm(gram, start)
         np.testing.assert_allclose(weights @ columns, start @ columns, atol=1e-11)
-        np.testing.assert_allclose(smallest_weights(gram, weights), weights, atol=1e-10)
+        np.testing.assert_allclose(minimal_norm(gram, weights), weights, atol=1e-10)
         assert np.linalg.norm(weights) < np.linalg.norm(start)
 
     def test_dependence(self) -> None:
@@ -226,14 +247,14 @@ class TestProjectedSquare:
         assert float(projected_square(rows @ rows.T, rows @ t, torch.tensor(4.0))) == pytest.approx(25.0, rel=1e-12)
 
 
-def test_nearly_dependent_columns_are_factored_again_when_one_is_dropped() -> None:
+def test_nearly_dependent_columns_are_dropped_as_by_a_new_factor() -> None:
     stream = torch.Generator().manual_seed(3)
     features = torch.randn(6, 40, generator=stream, dtype=torch.float64)
     features = torch.cat((features, features + 1e-5 * torch.randn(6, 40, generator=stream, dtype=torch.float64)))
     problem, _, _ = unit_problem(features, torch.arange(2).repeat_interleave(6), 50)
     columns = torch.arange(12).expand(50, -1).clone()
     careful = torch.zeros(50, dtype=torch.bool)
-    solution, right = column_drops.drop_until_positive(problem, columns, torch.zeros(50, 12).double(), careful)
+    solution, right = block_pivoting.drop_until_positive(problem, columns, torch.zeros(50, 12).double(), careful)
     dropped = solution <= 0
     assert bool(dropped.any())
     again = gram_problem.solve_on(problem, columns.masked_fill(dropped, -1)).solution

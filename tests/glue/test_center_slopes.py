@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geomonitor.glue.anchors import solve_anchors
 from geomonitor.glue.centers import Segments, center_alignment, centers, sum_of_shares
+from geomonitor.glue.nnls.solve import FeatureSpace
 from geomonitor.glue.scalars import EFFECTS, sample_scalars
 from tests.glue.clouds import gaussian_clouds, relu_network
 from tests.glue.test_anchors import unit_problem
@@ -26,7 +27,9 @@ def test_slopes_are_what_differences_say(case, segments_per_class):
     segments = Segments(labels[:: problem.segment], problem.segment, classes)
     lengths = torch.linspace(4.0, 6.0, 12, dtype=torch.float64)
     norms, class_of = torch.ones(1, len(labels), dtype=torch.float64), labels[None]
-    anchors = solve_anchors(problem, norms, class_of, lengths, lambda row: (units, targets[row]))
+    anchors = solve_anchors(
+        problem, norms, class_of, lengths, FeatureSpace(lambda group: units, lambda row: targets[row])
+    )
     left_out = torch.arange(12) != 5
     anchors = anchors._replace(converged=left_out)
     total, count = sum_of_shares(anchors, problem.group, 1, len(labels))
@@ -50,7 +53,9 @@ def test_center_influence_is_what_differences_say():
     problem, units, targets = unit_problem(features, labels, 12)
     segments = Segments(labels[::10], 10, 4)
     norms, lengths = torch.ones(1, len(labels), dtype=torch.float64), torch.ones(12, dtype=torch.float64)
-    anchors = solve_anchors(problem, norms, labels[None], lengths, lambda row: (units, targets[row]))
+    anchors = solve_anchors(
+        problem, norms, labels[None], lengths, FeatureSpace(lambda group: units, lambda row: targets[row])
+    )
     total, count = sum_of_shares(anchors, problem.group, 1, len(labels))
     mean_shares = total / count
     scalars, _ = sample_scalars(problem, segments, lengths, anchors, centers(problem.gram, segments, mean_shares))

@@ -13,8 +13,8 @@ from torch import Tensor
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.glue.draws import draw_dichotomies, draw_directions, draw_pairs
 from geomonitor.glue.manifolds import manifold_geometry
+from geomonitor.glue.nnls import solve as solve_module
 from geomonitor.glue.result import EffectiveGeometry
-from geomonitor.markers import anchors, leftovers
 from tests.glue.clouds import gaussian_clouds, relu_network, spheres
 from tests.glue.nnls_reference import MEASURES, reference_geometry
 
@@ -81,7 +81,7 @@ def test_agrees_with_the_literal_definition(case: str, compiled: bool, monkeypat
     if compiled:
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(anchors, "suits", lambda problem: False)
+        monkeypatch.setattr(solve_module, "suits", lambda problem: False)
     assert_matches_reference(*CASES[case](), "balanced")
 
 
@@ -403,8 +403,7 @@ class TestFeaturesOfLowRank:
         features, labels = gaussian_clouds(6, 30, 12, 1.0)
         features = torch.nn.functional.pad(features.relu(), (0, 116))  # 116 of 128 units are dead
         one_by_one = manifold_geometry(features, labels, directions=40)
-        monkeypatch.setattr(anchors, "SMALL", 0)
-        monkeypatch.setattr(leftovers, "SMALL", 0)
+        monkeypatch.setattr(solve_module, "SMALL", 0)
         batch = manifold_geometry(features, labels, directions=40)
         assert bool(one_by_one.converged)
         assert bool(batch.converged)

@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geomonitor.glue.draws import draw_directions
+from geomonitor.glue.nnls import block_pivoting
 from geomonitor.glue.nnls.gram_problem import GramProblem
-from geomonitor.markers import active_set, column_drops
 from tests.glue.clouds import relu_network
 from tests.glue.test_anchors import unit_problem
 
@@ -60,17 +60,17 @@ def test_one_question_a_round_and_one_a_pass(monkeypatch, pairwise):
 
         return call
 
-    monkeypatch.setattr(active_set, "_enlarge", counting("rounds", active_set._enlarge))
-    monkeypatch.setattr(column_drops._Dropped, "with_more", counting("passes", column_drops._Dropped.with_more))
-    monkeypatch.setattr(active_set, "_collect", lambda done, rest, batch: (done, rest))
+    monkeypatch.setattr(block_pivoting, "_enlarge", counting("rounds", block_pivoting._enlarge))
+    monkeypatch.setattr(block_pivoting, "solve_on", counting("passes", block_pivoting.solve_on))
+    monkeypatch.setattr(block_pivoting, "_collect", lambda done, rest, batch: (done, rest))
     monkeypatch.setattr(torch.Tensor, "tolist", counting("tolist", torch.Tensor.tolist))
     with Questions() as questions:
-        active_set.solve(problem)
+        block_pivoting.search(problem)
     assert counted["rounds"] > 1
-    assert counted["passes"] > 1
+    assert counted["passes"] > counted["rounds"] + 1
     assert not +questions.asked
-    # A round asks whether to go on, the last one that it is the last; a pass asks the same, and so does its last.
-    assert counted["tolist"] == (counted["rounds"] + 1) + (counted["passes"] + counted["rounds"])
+    # A round asks whether to go on, the last one that it is the last; so does each pass, which solves once.
+    assert counted["tolist"] == (counted["rounds"] + 1) + counted["passes"]
 
 
 def test_the_count_sees_what_asks():

@@ -1,1 +1,1 @@
-"""The dual problem of an anchor point: non-negative least squares, many right-hand sides, few Gram matrices."""
+"""Non-negative least squares, the dual problem of an anchor point. Start with `solve`: which algorithm when and why."""

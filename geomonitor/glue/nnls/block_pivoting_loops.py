@@ -1,11 +1,12 @@
-"""Non-negative least squares for one sample after the other, written as loops for a compiler.
+"""Block principal pivoting for one direction after the other, written as loops for a compiler.
 
-The rounds are those of `active_set`: add the worst violated column of each class, solve, drop what is not positive; if
-the objective did not fall, go back and take one careful step of Lawson and Hanson. Here the triangular factor is kept
-and changed column by column, which costs ``n^2`` where a new factor costs ``n^3``. `compiled` hands these functions to
-numba; uncompiled they give the same numbers, slowly.
+The rounds are those of `block_pivoting`: add the worst violated column of each class, solve, drop what is not positive;
+if the objective did not fall, go back and take one careful step of Lawson and Hanson. Here the triangular factor is
+kept and changed column by column, which costs ``n^2`` where a new factor costs ``n^3``. `block_pivoting_compiled` hands
+these functions to numba; without a compiler they give the same numbers, slowly.
 
-The factor ``R`` is upper triangular, ``R^T R`` the Gram matrix of the signed active columns, ``z = R^-T b``.
+The factor ``R`` is upper triangular, ``R^T R`` the Gram matrix of the signed active columns plus the ridge, and
+``z = R^-T b``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-# When more samples than this, and half of all so far, need another method, the rest of the batch goes there at once.
+# If more directions than this, and half of all so far, need another method, the rest of the batch goes there at once.
 FEW_FAILURES = 3
 
 
 class Limits(NamedTuple):
-    """When to stop; see the constants of `active_set` and `compiled`."""
+    """When to stop; see the constants of `block_pivoting` and `block_pivoting_compiled`."""
 
     rounds: int
     violation: float
@@ -33,10 +34,11 @@ class Limits(NamedTuple):
     refinements: int
 
 
-class Sample(NamedTuple):
+class Direction(NamedTuple):
     """One problem."""
 
     gram: Array  # (C, C), unit diagonal; zero in padded columns
+    ridge: float
     products: Array  # (C,)
     signs: Array  # (C,)
 
@@ -51,20 +53,28 @@ class State(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What the samples come to."""
+    """What the directions come to."""
 
     columns: Index  # (B, n), active columns; -1 where unused
     weights: Array  # (B, n), theirs; 0 where unused
     pivots: Array  # (B,), smallest squared diagonal entry of the factor; -1 where another method is needed
 
 
-def solve_samples(
-    gram: Array, group: Index, products: Array, signs: Array, segment: int, limits: Limits, results: Results
+def solve_directions(
+    gram: Array,
+    ridge: float,
+    group: Index,
+    products: Array,
+    signs: Array,
+    segment: int,
+    limits: Limits,
+    results: Results,
 ) -> None:
-    """Solves every sample of a batch.
+    """Solves every direction of a batch.
 
     Args:
         gram: ``(G, C, C)``.
+        ridge: added to its diagonal.
         group: ``(B,)``.
         products: ``(B, C)``.
         signs: ``(B, C)``.
@@ -78,8 +88,8 @@ def solve_samples(
     solution, gradient = np.empty(most), np.empty(products.shape[1])
     failures = 0
     for row in range(len(products)):
-        sample = Sample(gram[group[row]], products[row], signs[row])
-        count = _solve_sample(sample, segment, limits, state, old, solution, gradient)
+        direction = Direction(gram[group[row]], ridge, products[row], signs[row])
+        count = _solve_direction(direction, segment, limits, state, old, solution, gradient)
         if count < 0:
             failures += 1
             if failures > FEW_FAILURES and 2 * failures > row:
@@ -96,13 +106,13 @@ def _empty(most: int) -> State:
     return State(np.empty(most, np.int64), np.empty(most), np.empty(most), np.zeros((most, most)))
 
 
-def _solve_sample(
-    sample: Sample, segment: int, limits: Limits, state: State, old: State, solution: Array, gradient: Array
+def _solve_direction(
+    direction: Direction, segment: int, limits: Limits, state: State, old: State, solution: Array, gradient: Array
 ) -> int:
     """Number of active columns in the state; -1 if another method is needed."""
     count, objective, careful = 0, 0.0, False
     for _ in range(limits.rounds):
-        _gradient(sample, state, count, gradient)
+        _gradient(direction, state, count, gradient)
         mass = 0.0
         for i in range(count):
             mass += state.weights[i]
@@ -110,16 +120,16 @@ def _solve_sample(
         old_count = count
         _copy(count, state, old)
         length = len(gradient) if careful else segment
-        count = _add_worst(sample, state, count, gradient, length, tolerance, limits.least_pivot, solution)
+        count = _add_worst(direction, state, count, gradient, length, tolerance, limits.least_pivot, solution)
         if count < 0:
             return -1
         if count == old_count:
-            _refine(sample, state, count, solution, limits.refinements)
+            _refine(direction, state, count, solution, limits.refinements)
             return count
         count = _drop_until_positive(state, count, solution, careful)
         new = 0.0
         for i in range(count):
-            new -= 0.5 * sample.products[state.active[i]] * solution[i]
+            new -= 0.5 * direction.products[state.active[i]] * solution[i]
         if new < objective - limits.least_progress * abs(objective):
             objective, careful = new, False
             for i in range(count):
@@ -139,13 +149,13 @@ def _copy(count: int, source: State, target: State) -> None:
             target.factor[i, j] = source.factor[i, j]
 
 
-def _gradient(sample: Sample, state: State, count: int, gradient: Array) -> None:
+def _gradient(direction: Direction, state: State, count: int, gradient: Array) -> None:
     """Descent direction ``y <u, t - sum_j x_j y_j u_j>`` of every column; minus infinity for active ones."""
-    products, signs = sample.products, sample.signs
+    products, signs = direction.products, direction.signs
     for j in range(len(gradient)):
         gradient[j] = 0.0
     for i in range(count):
-        row, weight = sample.gram[state.active[i]], signs[state.active[i]] * state.weights[i]
+        row, weight = direction.gram[state.active[i]], signs[state.active[i]] * state.weights[i]
         for j in range(len(gradient)):
             gradient[j] += weight * row[j]
     for j in range(len(gradient)):
@@ -155,7 +165,7 @@ def _gradient(sample: Sample, state: State, count: int, gradient: Array) -> None
 
 
 def _add_worst(
-    sample: Sample,
+    direction: Direction,
     state: State,
     count: int,
     gradient: Array,
@@ -171,18 +181,18 @@ def _add_worst(
             if gradient[j] > gradient[column]:
                 column = j
         if gradient[column] > tolerance:
-            if count == len(state.active) or not _append(sample, state, count, column, least_pivot, entries):
+            if count == len(state.active) or not _append(direction, state, count, column, least_pivot, entries):
                 return -1
             count += 1
     return count
 
 
-def _append(sample: Sample, state: State, count: int, column: int, least_pivot: float, entries: Array) -> bool:
+def _append(direction: Direction, state: State, count: int, column: int, least_pivot: float, entries: Array) -> bool:
     """Puts a column at the end of the factor, unless it depends on the others; ``entries`` is for its own use."""
-    active, factor, signs, row = state.active, state.factor, sample.signs, sample.gram[column]
+    active, factor, signs, row = state.active, state.factor, direction.signs, direction.gram[column]
     for i in range(count):
         entries[i] = signs[column] * signs[active[i]] * row[active[i]]
-    pivot, right = row[column], sample.products[column]
+    pivot, right = row[column] + direction.ridge, direction.products[column]
     for i in range(count):
         entry = entries[i] / factor[i, i]
         pivot -= entry * entry
@@ -257,12 +267,12 @@ def _remove(state: State, count: int, place: int) -> None:
         active[i], present[i] = active[i + 1], present[i + 1]
 
 
-def _refine(sample: Sample, state: State, count: int, correction: Array, steps: int) -> None:
+def _refine(direction: Direction, state: State, count: int, correction: Array, steps: int) -> None:
     """Removes from the weights what rounding in the changes of the factor has left."""
-    active, weights, factor, signs = state.active, state.weights, state.factor, sample.signs
+    active, weights, factor, signs = state.active, state.weights, state.factor, direction.signs
     for _ in range(steps):
         for i in range(count):
-            row, total = sample.gram[active[i]], sample.products[active[i]]
+            row, total = direction.gram[active[i]], direction.products[active[i]] - direction.ridge * weights[i]
             for j in range(count):
                 total -= signs[active[i]] * signs[active[j]] * row[active[j]] * weights[j]
             correction[i] = total
