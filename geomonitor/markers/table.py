@@ -17,11 +17,12 @@ class Marker(NamedTuple):
     """the kind of state it is computed from, that is, which Metric gives it"""
     cost: Cost
     """``"low"``: sums over the features; ``"medium"``: a decomposition or all pairs of points, shared by all markers of
-    its state; ``"high"``: an optimisation problem for each direction; ``"forward"``: one more forward pass of the probe set"""
+    its state; ``"high"``: an optimisation problem for each direction; ``"forward"``: one more forward pass of the probe
+    set"""
     worse: Literal["lower", "higher", None]
-    """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None where neither
-    holds, or it is not known. Taken from the paper where the sign is the same in 15 of its 16 groups; of ``cdnv`` from its
-    source, which bounds the error of few shots on new classes by it"""
+    """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None where
+    neither holds, or it is not known. Taken from the paper where the sign is the same in 15 of its 16 groups; of
+    ``cdnv`` from its source, which bounds the error of few shots on new classes by it"""
     source: str
 
 

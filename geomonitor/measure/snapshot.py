@@ -92,8 +92,8 @@ def take_snapshot(
     """A snapshot of features.
 
     The anchors in the plane are those of the joint problem of the classes that are shown, for the first
-    ``MOST_DIRECTIONS`` of the measurement's directions: with no more than ``MOST_CLASSES`` classes in the joint mode they
-    are the very ones that the measures are made of.
+    ``MOST_DIRECTIONS`` of the measurement's directions: with no more than ``MOST_CLASSES`` classes in the joint mode
+    they are the very ones that the measures are made of.
 
     Args:
         features: ``(Q, N)``, one point a row.
