@@ -313,7 +313,7 @@ def test_a_failure_in_one_process_is_a_failure_in_all_and_nobody_waits():
     assert "out of cheese" in told[1][0]
 
 
-def test_one_decomposition_of_the_features_a_layer(monkeypatch):
+def test_each_decomposition_of_the_features_once_a_layer(monkeypatch):
     shapes = []
     for name in ("svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals"):
         original = getattr(torch.linalg, name)
@@ -327,8 +327,13 @@ def test_one_decomposition_of_the_features_a_layer(monkeypatch):
     layers = {"hidden": "2:output", "head": "4:input"}
     monitor(markers=names, watch=["nc1"], layers=layers).measure(network(), step=1)
     width, points = 32, CLASSES * PER_CLASS
-    # For each layer: all features once, each class once, and the few class means.
-    assert sorted(shapes) == sorted(len(layers) * [(points, width), *CLASSES * [(PER_CLASS, width)], (CLASSES, width)])
+    # The smaller Gram matrix, the centred features, and one more row for the raw ones; LAPACK gets them tall.
+    of_all = [(width, width), (points, width), (points + 1, width)]
+    of_a_class = [(PER_CLASS, PER_CLASS), (width, PER_CLASS), (width, PER_CLASS + 1)]
+    assert sorted(shapes) == sorted(len(layers) * [*of_all, *CLASSES * of_a_class, (CLASSES, width)])
+    shapes.clear()
+    monitor(markers=["participation_ratio", "numerical_rank"], layers=layers).measure(network(), step=1)
+    assert shapes == len(layers) * [(width, width)]
 
 
 def test_a_type_error_within_the_model_is_not_taken_for_a_wrong_call():

@@ -1,4 +1,4 @@
-"""Options by name: what a user may write for markers, and what is said where it is wrong."""
+"""Options by name: what a user may write for markers, and the error if it is wrong."""
 
 from __future__ import annotations
 

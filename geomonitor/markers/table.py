@@ -17,11 +17,12 @@ class Marker(NamedTuple):
     """the kind of state it is computed from, that is, which Metric gives it"""
     cost: Cost
     """``"low"``: sums over the features; ``"medium"``: a decomposition or all pairs of points, shared by all markers of
-    its state; ``"high"``: an optimisation problem a sample; ``"forward"``: one more forward pass of the probe set"""
+    its state; ``"high"``: an optimisation problem for each direction; ``"forward"``: one more forward pass of the probe
+    set"""
     worse: Literal["lower", "higher", None]
-    """direction that goes with worse transfer to new classes, or that is plainly worse (accuracy); None where neither
-    does, or nobody knows. Taken from the paper where the sign is the same in 15 of its 16 groups; of ``cdnv`` from its
-    source, which bounds the error of few shots on new classes by it"""
+    """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None where
+    neither holds, or it is not known. Taken from the paper where the sign is the same in 15 of its 16 groups; of
+    ``cdnv`` from its source, which bounds the error of few shots on new classes by it"""
     source: str
 
 
@@ -180,7 +181,7 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("nc1", "cdnv", "mean_norm", "dead_units", "accuracy"),
         ),
         # The eighteen columns of the paper's figure 4. Two differ: accuracy is that of the held-out probe set (its
-        # acc_test), and capacity stands where it has acc_train, which held-out points cannot tell.
+        # acc_test), and capacity stands where it has acc_train, which held-out points cannot give.
         "paper": (
             *("capacity", "dimension", "radius", "utility"),
             *("center_alignment", "axis_alignment", "center_axis_alignment"),

@@ -196,10 +196,10 @@ class Measurement:
             return {}
         bad = {name: int((~rows.isfinite().all(dim=1)).sum()) for name, rows in statistics.items()}
         if any(bad.values()):
-            rows = ", ".join(f"{n} rows {f'under {name}' if name else ''}".strip() for name, n in bad.items() if n)
+            counts = ", ".join(f"{n}{f' under {name}' if name else ''}" for name, n in bad.items() if n)
             self.warn(
-                f"the model gave logits with NaN or infinite values ({rows}); their markers are NaN. "
-                "Look for an overflow (half precision?).",
+                "the markers of logits are NaN: logits must be finite; rows with NaN or infinite values: "
+                f"{counts}. Look for an overflow (half precision?).",
                 "nonfinite logits",
             )
         return compute_logit_markers({n: rows for n, rows in statistics.items() if not bad[n]}, self.plan.markers)

@@ -1,7 +1,7 @@
 """Passive measurement: the points come from the validation loop's own forward passes, so no extra one is made.
 
-Of each class the ``M`` points of lowest pseudo-random priority are kept, a function of the seed and the sample's id
-alone: the same points at every validation, in any batch split and on any number of processes, as long as a sample keeps
+Of each class the ``M`` points of lowest pseudo-random priority are kept, a function of the seed and the point's id
+alone: the same points at every validation, in any batch split and on any number of processes, as long as a point keeps
 its id.
 """
 
@@ -32,7 +32,7 @@ class ValidationProbe:
     """Measure on points of the validation loop, in its own forward passes: no extra forward (passive mode).
 
     What it costs you: validation data with random augmentation gives other features at each epoch, as a held-out
-    ``ProbeSet`` without transforms does not; nobody checks that the points are not trained on; input shifts cannot be
+    ``ProbeSet`` without transforms does not; whether the points are trained on is not checked; input shifts cannot be
     measured, and logits only where the layer is the input of the ``nn.Linear`` that gives them (``"penultimate"``);
     a model compiled by ``torch.compile`` runs uncompiled in the validations that are measured.
 
@@ -43,7 +43,7 @@ class ValidationProbe:
         labels: gives the labels ``(B,)`` of a batch; by default the last part of a pair or the field ``"label"``,
             ``"labels"``, ``"target"``, ...
         ids: gives integers ``(B,)`` that name the samples of a batch, the same at every epoch. Needed where the
-            validation loader shuffles; by default a sample is named by its position.
+            validation loader shuffles; by default a point is named by its position.
         label_key: place of the label in a batch, instead of ``labels``.
 
     Raises:
@@ -85,7 +85,7 @@ class ValidationProbe:
         """The labels ``(B,)`` of a validation batch, on the CPU.
 
         Raises:
-            InputError: no label found, or not one integer a sample.
+            InputError: no label found, or not one integer a point.
         """
         found = self.labels(batch) if self.labels else split_label(batch, self.label_key)[1]
         labels = torch.as_tensor(found).cpu() if found is not None else torch.tensor(0.5)
@@ -100,8 +100,8 @@ class ValidationProbe:
 class ValidationPass:
     """Collects the points of one validation; see :meth:`geomonitor.GeometryMonitor.validation_pass`.
 
-    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of ours in between is kept and told by the
-    measurement, so that the validation goes on.
+    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of ours in between is kept and raised by
+    the measurement, so that the validation goes on.
 
     Args:
         model: whose forward is watched.
@@ -174,12 +174,12 @@ class ValidationPass:
             if features is not None:
                 with torch.inference_mode(False), torch.no_grad():
                     self._keep(features, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
-        except Exception as error:  # noqa: BLE001 - told by the measurement; the validation is not ours to end
+        except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation goes on
             self.failure = self.failure or error
         self.seconds += perf_counter() - started
 
     def abandon(self) -> None:
-        """Take the hooks off without keeping anything, after an error of somebody else."""
+        """Take the hooks off without keeping anything, after an error of the validation itself."""
         self._features = None
         with suppress(Exception):  # that the layers did not run is the other error's fault
             self._block.close()
@@ -230,32 +230,32 @@ class ValidationPass:
         self._seen += len(labels)
         classes = torch.searchsorted(self._classes, labels).clamp(max=len(self._classes) - 1)
         order = priority(ids, self._probe.seed)
-        wanted = self._classes[classes] == labels
-        if self._reservoir is not None:  # most batches have few points that are still wanted
-            wanted &= order < self._reservoir.priorities[:, -1][classes]
+        chosen = self._classes[classes] == labels
+        if self._reservoir is not None:  # most batches have few points of lower priority than those held
+            chosen &= order < self._reservoir.priorities[:, -1][classes]
         for layer, rows in features.items():
             if len(rows) != len(labels):
                 raise MeasurementError(
                     f"layer {layer or 'that gives the logits'!r} gave {len(rows)} rows for {len(labels)} labels of a "
                     "validation batch: the model must run once on the whole batch in validation_step, batch first"
                 )
-        if not wanted.any():
+        if not chosen.any():
             return
         # Layers side by side, so that one choice serves all; half precision as float32, which is exact.
-        chosen = [rows[wanted.to(rows.device)].cpu() for rows in features.values()]
-        rows = torch.cat([part.float() if part.element_size() < 4 else part for part in chosen], dim=1)
+        parts = [rows[chosen.to(rows.device)].cpu() for rows in features.values()]
+        rows = torch.cat([part.float() if part.element_size() < 4 else part for part in parts], dim=1)
         if self._reservoir is None:
-            self._widths = {layer: part.shape[1] for layer, part in zip(features, chosen, strict=True)}
+            self._widths = {layer: part.shape[1] for layer, part in zip(features, parts, strict=True)}
             self._reservoir = empty_reservoir(len(self._classes), self._probe.per_class, rows)
-        self._reservoir = add_points(self._reservoir, rows, classes[wanted], order[wanted])
+        self._reservoir = add_points(self._reservoir, rows, classes[chosen], order[chosen])
 
     def _positions(self, points: int) -> Tensor:
-        """Places of the next points in the validation set, which processes read dealt out one sample each."""
+        """Places of the next points in the validation set, which processes read dealt out one point each."""
         rank, world_size = rank_and_world_size()
         places = (self._seen + torch.arange(points)) * world_size + rank
         return places if self._length is None else places % self._length
 
 
 def _logits_alone(output: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits as they are; of logits for each token there is no one row a sample, and no accuracy."""
+    """Logits as they are; of logits for each token there is no one row a point, and no accuracy."""
     return output if output.ndim == 2 else output.new_zeros(len(output), 1)

@@ -21,10 +21,10 @@ from geomonitor.markers.singular_values import Spectrum
 from geomonitor.markers.spectrum import participation_ratio
 
 MOST_CLASSES = 10
-"""Classes in the plane at the most: more colours than that nobody tells apart."""
+"""Classes in the plane at the most: more colours than that cannot be told apart."""
 MOST_POINTS = 60
 """Points of a class in the plane at the most."""
-MOST_SAMPLES = 40
+MOST_DIRECTIONS = 40
 """Anchor points of a class in the plane at the most."""
 
 
@@ -43,11 +43,11 @@ class Plane(NamedTuple):
     centers: Tensor
     """``(p, 2)`` class means"""
     anchors: Tensor
-    """``(t, p, 2)``; NaN where a class has no anchor in a sample"""
+    """``(t, p, 2)``; NaN where a class has no anchor for a direction"""
 
 
 class Snapshot(NamedTuple):
-    """One layer at one moment; all tensors on the CPU, float64 but for counts."""
+    """One layer at one measurement; all tensors on the CPU, float64 but for counts."""
 
     layer: str
     step: int
@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
 
     @property
     def when(self) -> str:
-        """The moment in words."""
+        """Step and epoch in words."""
         return f"step {self.step}" if self.epoch is None else f"epoch {self.epoch} (step {self.step})"
 
     def as_reference(self) -> Snapshot:
@@ -92,8 +92,8 @@ def take_snapshot(
     """A snapshot of features.
 
     The anchors in the plane are those of the joint problem of the classes that are shown, for the first
-    ``MOST_SAMPLES`` of the measurement's directions: with no more than ``MOST_CLASSES`` classes in the joint mode they
-    are the very ones that the measures are made of.
+    ``MOST_DIRECTIONS`` of the measurement's directions: with no more than ``MOST_CLASSES`` classes in the joint mode
+    they are the very ones that the measures are made of.
 
     Args:
         features: ``(Q, N)``, one point a row.
@@ -132,7 +132,7 @@ def take_snapshot(
             ((spectrum.scale * spectrum.centered).square() / spectrum.points).cpu(),
             torch.stack([_dimension(x[class_of == c]) for c in range(len(names))]).cpu(),
             _cosines(offsets).cpu(),
-            _plane(x, class_of, means, t[:MOST_SAMPLES].to(x.device), y[:MOST_SAMPLES].to(x.device)),
+            _plane(x, class_of, means, t[:MOST_DIRECTIONS].to(x.device), y[:MOST_DIRECTIONS].to(x.device)),
         )
 
 

@@ -26,7 +26,7 @@ from geomonitor.metrics.point_state import PointMetric
 class ManifoldGeometry(PointMetric):
     """Manifold capacity, dimension, radius, utility and alignments of the class manifolds (GLUE).
 
-    State: at most ``per_class`` points of each class, chosen by ``seed`` and sample id: the same points in any batch
+    State: at most ``per_class`` points of each class, chosen by ``seed`` and id: the same points in any batch
     split, in any order, on any number of processes.
 
     Args:
@@ -97,7 +97,7 @@ class ManifoldGeometry(PointMetric):
 class PointStatistics(PointMetric):
     """Markers of single points and pairs: activity, distances, spectra within classes, TwoNN, NC4, drift.
 
-    State: at most ``per_class`` points of each class, chosen by ``seed`` and sample id as in ``ManifoldGeometry``.
+    State: at most ``per_class`` points of each class, chosen by ``seed`` and id as in ``ManifoldGeometry``.
 
     Args:
         num_classes: labels are integers in ``0 .. num_classes - 1``.
@@ -195,7 +195,7 @@ class LogitStatistics(PointMetric):
         Args:
             features: ``(B, C)`` logits.
             labels: ``(B,)`` integers in ``0 .. num_classes - 1``.
-            ids: ``(B,)`` names of the samples, as in ``ManifoldGeometry``.
+            ids: ``(B,)`` names of the points, as in ``ManifoldGeometry``.
 
         Raises:
             InputError: wrong shape or dtype, or fewer columns than the classes need.

@@ -93,3 +93,10 @@ def test_degenerate_input():
     assert all(math.isnan(v) for v in distances(torch.ones(1, 3), torch.tensor([0])))
     with pytest.raises(ValueError, match="Q = 4"):
         distances(torch.zeros(4, 3), torch.zeros(3, dtype=torch.long))
+
+
+def test_points_at_the_origin_make_no_angle():
+    x, labels = clouds()
+    with_origin = torch.cat([x[:30], torch.zeros(2, 12), x[30:]])
+    found = distances(with_origin, torch.cat([labels[:30], labels[:2], labels[30:]]))
+    assert found.angle.item() == pytest.approx(distances(x, labels).angle.item(), rel=1e-12)

@@ -45,6 +45,13 @@ def test_all_points_at_once_are_those_added_one_by_one(offset):
     assert torch.equal(one.counts, other.counts)
 
 
+def test_differences_from_large_means_have_mean_zero():
+    x, groups = data(1e6)
+    moments = moments_of(x, groups, 4)
+    means = torch.stack([moments.factor[groups == g].mean(0) for g in range(4)])
+    assert means.abs().max() < 1e-13  # the rounding of the means alone is 1e-10
+
+
 @pytest.mark.parametrize("cut", [0, 1, 150, 300])
 def test_merged_parts_are_the_whole(cut):
     x, groups = data()

@@ -134,6 +134,15 @@ def test_equal_points(constant):
     assert stable_rank(features).item() == pytest.approx(1)
 
 
+def test_points_that_differ_by_rounding_are_equal():
+    steps = torch.randint(-1, 2, (40, 9), generator=torch.Generator().manual_seed(14)).double()
+    features = torch.linspace(1, 3, 9, dtype=torch.float64) * (1 + torch.finfo(torch.float64).eps * steps)
+    assert features.std(dim=0).min() > 0
+    assert math.isnan(participation_ratio(features))
+    assert math.isnan(effective_rank(features))
+    assert numerical_rank(features).item() == 0
+
+
 def test_dead_layer():
     dead = torch.zeros(7, 4)
     assert [math.isnan(marker(dead)) for marker in MARKERS] == [True, False, True, True, True]

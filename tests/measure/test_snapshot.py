@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import geomonitor as gm
-from geomonitor.measure.snapshot import MOST_CLASSES, MOST_POINTS, MOST_SAMPLES, Snapshot, take_snapshot
+from geomonitor.measure.snapshot import MOST_CLASSES, MOST_DIRECTIONS, MOST_POINTS, Snapshot, take_snapshot
 
 
 def cloud(classes: int, per_class: int, units: int, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +49,7 @@ def test_anchors_lie_on_their_class_side_of_its_centre():
     """Each anchor is a mean of its class's points, so that it lies among them."""
     points, labels = cloud(3, 20, 30)
     plane = take_snapshot(points, labels).plane
-    assert plane.anchors.shape == (MOST_SAMPLES, 3, 2)
+    assert plane.anchors.shape == (MOST_DIRECTIONS, 3, 2)
     for c in range(3):
         own = plane.points[plane.point_classes == c]
         anchors = plane.anchors[:, c][~plane.anchors[:, c].isnan().any(dim=1)]
