@@ -21,6 +21,7 @@ from geomonitor.glue.nnls.block_pivoting import (
     REFINEMENTS,
     ROUNDING_PER_MASS,
     ROUNDS,
+    SHARE,
     VIOLATION,
     most_active,
 )
@@ -99,7 +100,7 @@ def _solve_with(function: Callable[..., None], problem: GramProblem) -> ActiveSe
     weights = torch.zeros(columns.shape, dtype=torch.float64)
     pivots = torch.full((batch,), -1.0, dtype=torch.float64)
     limits = loops.Limits(
-        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
+        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, SHARE, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
     )
     gram, *given = (
         tensor.contiguous().numpy() for tensor in (problem.gram, problem.group, problem.products, problem.signs)
