@@ -1,4 +1,4 @@
-"""Speed against the loop, one row per case: ``OMP_NUM_THREADS=1 python -m benchmarks.speed [case ...]``.
+"""Speed against two loops, one row per case: ``OMP_NUM_THREADS=1 python -m benchmarks.speed [case ...]``.
 
 Processor time of this thread is taken, so that other work on the machine counts little; the sides take turns. With
 ``--plain`` the compiled loops are left out, as where numba is not installed.
@@ -14,9 +14,9 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import CASES, Case
-from benchmarks.loop import loop_seconds
-from geomonitor.glue import anchors
+from benchmarks.loop import by_fnnls, loop_seconds
 from geomonitor.glue.manifolds import manifold_geometry
+from geomonitor.glue.nnls import solve as solvers
 
 DIRECTIONS = 200
 # The saturated case takes most of a second a sample, so that fixed costs do not matter: fewer directions on both sides.
@@ -25,7 +25,8 @@ FEWER_DIRECTIONS = {"F": 20}
 LOOP_SAMPLES = {"C": 8, "D": 3, "E": 400, "F": 2}
 REPEATS = {"C": 3, "D": 1, "E": 3, "F": 1}
 HEADER = (
-    "| case | loop | geomonitor | ratio | at least | KKT residual | converged |\n|---|---:|---:|---:|---:|---:|---|"
+    "| case | loop, `nnls` | loop, FNNLS | geomonitor | ratio | ratio, FNNLS | at least | KKT residual | converged |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---|"
 )
 
 
@@ -33,16 +34,19 @@ def row(case: Case) -> str:
     features, labels = case.make()
     mode = "joint" if case.pairs is None else "pairwise"
     directions = FEWER_DIRECTIONS.get(case.name, DIRECTIONS)
-    loops, ours = [], []
+    loops, gram_loops, ours = [], [], []
     for _ in range(REPEATS.get(case.name, 5)):  # by turns, so that a busy machine slows both
         samples = LOOP_SAMPLES.get(case.name, 60)
-        loops.append(loop_seconds(features, labels, directions=directions, samples=samples, pairs=case.pairs))
+        options = {"directions": directions, "samples": samples, "pairs": case.pairs}
+        loops.append(loop_seconds(features, labels, **options))
+        gram_loops.append(loop_seconds(features, labels, **options, solver=by_fnnls))
         start = process_time()
         result = manifold_geometry(features, labels, directions=directions, mode=mode, pairs=case.pairs)
         ours.append(process_time() - start)
-    loop, own = statistics.median(loops), statistics.median(ours)
+    loop, gram_loop, own = map(statistics.median, (loops, gram_loops, ours))
     return (
-        f"| {case.name}: {case.title} | {loop:.3g} s | {own:.3g} s | {loop / own:.1f} | {case.at_least:g} "
+        f"| {case.name}: {case.title} | {loop:.3g} s | {gram_loop:.3g} s | {own:.3g} s "
+        f"| {loop / own:.1f} | {gram_loop / own:.1f} | {case.at_least:g} "
         f"| {float(result.max_kkt_residual):.0e} | {'yes' if bool(result.converged) else 'no'} |"
     )
 
@@ -59,7 +63,7 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     if "--plain" in sys.argv:
-        with mock.patch.object(anchors, "suits", return_value=False):
+        with mock.patch.object(solvers, "suits", return_value=False):
             main([name for name in sys.argv[1:] if name != "--plain"])
     else:
         main(sys.argv[1:])

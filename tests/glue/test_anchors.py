@@ -15,6 +15,7 @@ from geomonitor.glue.nnls import block_pivoting, gram_problem
 from geomonitor.glue.nnls import solve as solve_module
 from geomonitor.glue.nnls.block_pivoting import solve_batch
 from geomonitor.glue.nnls.gram_problem import ActiveSets, GramProblem, signed_gradient
+from geomonitor.glue.nnls.lawson_hanson import lawson_hanson
 from geomonitor.glue.nnls.minimal_norm import are_dependent, minimal_norm
 from geomonitor.glue.nnls.semismooth_newton import semismooth_newton
 from geomonitor.glue.nnls.solve import FeatureSpace, Solution, solve
@@ -223,6 +224,18 @@ class TestMinimalNorm:
         np.testing.assert_allclose(weights @ columns, start @ columns, atol=1e-11)
         np.testing.assert_allclose(minimal_norm(gram, weights), weights, atol=1e-10)
         assert np.linalg.norm(weights) < np.linalg.norm(start)
+
+    def test_starts_far_from_the_solution(self) -> None:
+        """400 random points in 192 dimensions: SciPy's weights are of 192 of them, the smallest of another 200."""
+        stream = torch.Generator().manual_seed(0)
+        problem, units, targets = unit_problem(torch.randn(400, 192, generator=stream), torch.arange(400) // 40, 20)
+        for row in (1, 2, 5):
+            signed = (units * problem.signs[row][:, None]).numpy().T
+            expected = semismooth_newton(signed, targets[row].numpy())
+            assert expected is not None
+            start = lawson_hanson(signed, targets[row].numpy())
+            assert start is not None
+            np.testing.assert_allclose(minimal_norm(signed.T @ signed, start), expected[0], atol=1e-9)
 
     def test_dependence(self) -> None:
         columns = np.eye(4)[:, :3]

@@ -28,20 +28,25 @@ ROUNDING_PER_MASS = 1e-14
 LEAST_PROGRESS = 1e-14
 # A batch is made smaller when this part of its directions is done; before, moving the rest costs more than it saves.
 DONE_SHARE = 0.1
-# After so many rounds the rest goes to a method that needs no luck. Ordinary batches need 5 to 30.
-ROUNDS = 100
+# After a careful round only columns enter that are violated by this part of the worst violation; the part falls by the
+# same factor with every round that descends. Without it nearly all rounds at the end of a hard problem are careful.
+SHARE = 0.5
+# After so many rounds the rest goes to a method that needs no luck. Ordinary batches need 5 to 30, random points more
+# than twice as many as dimensions 200.
+ROUNDS = 300
 # With more points than dimensions a direction with this share of as many active columns as dimensions grows slowly and
-# ends in a factor of full size: another method then takes a tenth of the time. Small problems never cost much.
+# ends in factors of full size, a new one in every pass: another method then takes less than half of the time. Small
+# problems never cost much.
 SATURATED_SHARE, SATURATED_LEAST = 0.75, 96
 # Two steps divide what JITTER (1e-13) changed twice by 1e6 even if a column is within 1e-3 of the others' span.
 REFINEMENTS = 2
 
 
-def most_active(problem: GramProblem) -> float:
-    """Active columns of a direction beyond which another method is faster."""
-    if problem.units is None or len(problem.units) <= problem.units.shape[1]:
+def most_active(problem: GramProblem, share: float = SATURATED_SHARE) -> float:
+    """Active columns of a direction beyond which another method is faster; with a ridge it never is."""
+    if problem.ridge or problem.units is None or len(problem.units) <= problem.units.shape[1]:
         return torch.inf
-    return max(SATURATED_LEAST, SATURATED_SHARE * problem.units.shape[1])
+    return max(SATURATED_LEAST, share * problem.units.shape[1])
 
 
 def solve_batch(problem: GramProblem, *, rounds: int = ROUNDS) -> ActiveSets:
@@ -95,6 +100,7 @@ class _State(NamedTuple):
     weights: Tensor  # (B, n)
     objective: Tensor  # (B,)
     careful: Tensor  # (B,), bool: the last round did not descend
+    share: Tensor  # (B,), of the worst violation: columns with less do not enter
     stuck: Tensor  # (B,), bool: not even a careful round descended, or too many columns
 
     def select(self, rows: Tensor) -> _State:
@@ -121,8 +127,10 @@ def _hide_active(gradient: Tensor, columns: Tensor) -> None:
 
 def _enlarge(problem: GramProblem, state: _State, candidates: Tensor, values: Tensor, used: int) -> _State:
     """One round: add candidates, solve, drop; keep the result where the objective fell."""
-    best = values == values.amax(dim=1, keepdim=True)
-    candidates = candidates.masked_fill(state.careful[:, None] & ~best, -1)
+    worst = values.amax(dim=1, keepdim=True)
+    best = values == worst
+    small = values < state.share[:, None] * worst
+    candidates = candidates.masked_fill(torch.where(state.careful[:, None], ~best, small), -1)
     columns = torch.cat((state.columns, candidates), dim=1)
     weights = torch.cat((state.weights, torch.zeros_like(values)), dim=1)
     width = used + candidates.shape[1]
@@ -139,6 +147,7 @@ def _enlarge(problem: GramProblem, state: _State, candidates: Tensor, values: Te
         torch.where(lower[:, None], solution, old_weights),
         torch.where(lower, objective, state.objective),
         ~lower & tried,
+        torch.where(lower, SHARE * torch.where(state.careful, 1.0, state.share), state.share),
         state.stuck | (~lower & tried & state.careful),
     )
 
@@ -198,6 +207,7 @@ def _empty_state(problem: GramProblem) -> _State:
         weights=problem.products.new_zeros(batch, 1),
         objective=problem.products.new_zeros(batch),
         careful=false,
+        share=problem.products.new_zeros(batch),
         stuck=false,
     )
 

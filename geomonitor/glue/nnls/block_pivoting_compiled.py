@@ -21,6 +21,7 @@ from geomonitor.glue.nnls.block_pivoting import (
     REFINEMENTS,
     ROUNDING_PER_MASS,
     ROUNDS,
+    SHARE,
     VIOLATION,
     most_active,
 )
@@ -28,6 +29,8 @@ from geomonitor.glue.nnls.gram_problem import ActiveSets, GramProblem
 
 # A factor of this size takes 8 MiB; larger active sets were not seen.
 MOST_ACTIVE = 1024
+# The factor is changed in place, and so costs little up to as many active columns as dimensions.
+SATURATED_SHARE = 1.0
 # Nearly dependent columns go to another method.
 LEAST_PIVOT = 1e-9
 
@@ -94,12 +97,12 @@ def _compile() -> Callable[..., None]:
 
 def _solve_with(function: Callable[..., None], problem: GramProblem) -> ActiveSets:
     batch, size = problem.products.shape
-    most = int(min(size, MOST_ACTIVE, most_active(problem)))
+    most = int(min(size, MOST_ACTIVE, most_active(problem, SATURATED_SHARE)))
     columns = torch.full((batch, most), -1)
     weights = torch.zeros(columns.shape, dtype=torch.float64)
     pivots = torch.full((batch,), -1.0, dtype=torch.float64)
     limits = loops.Limits(
-        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
+        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, SHARE, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
     )
     gram, *given = (
         tensor.contiguous().numpy() for tensor in (problem.gram, problem.group, problem.products, problem.signs)

@@ -30,6 +30,7 @@ class Limits(NamedTuple):
     violation: float
     rounding_per_mass: float
     least_progress: float
+    share: float
     least_pivot: float
     refinements: int
 
@@ -110,7 +111,7 @@ def _solve_direction(
     direction: Direction, segment: int, limits: Limits, state: State, old: State, solution: Array, gradient: Array
 ) -> int:
     """Number of active columns in the state; -1 if another method is needed."""
-    count, objective, careful = 0, 0.0, False
+    count, objective, careful, share = 0, 0.0, False, 0.0
     for _ in range(limits.rounds):
         _gradient(direction, state, count, gradient)
         mass = 0.0
@@ -120,7 +121,8 @@ def _solve_direction(
         old_count = count
         _copy(count, state, old)
         length = len(gradient) if careful else segment
-        count = _add_worst(direction, state, count, gradient, length, tolerance, limits.least_pivot, solution)
+        least = max(tolerance, share * np.max(gradient))
+        count = _add_worst(direction, state, count, gradient, length, least, limits.least_pivot, solution)
         if count < 0:
             return -1
         if count == old_count:
@@ -131,6 +133,7 @@ def _solve_direction(
         for i in range(count):
             new -= 0.5 * direction.products[state.active[i]] * solution[i]
         if new < objective - limits.least_progress * abs(objective):
+            share = limits.share if careful else limits.share * share
             objective, careful = new, False
             for i in range(count):
                 state.weights[i] = solution[i]
@@ -170,17 +173,17 @@ def _add_worst(
     count: int,
     gradient: Array,
     length: int,
-    tolerance: float,
+    least: float,
     least_pivot: float,
     entries: Array,
 ) -> int:
-    """Appends the worst violated column of every ``length``; -1: no room, or dependent columns."""
+    """Appends the worst column of every ``length`` if violated by ``least``; -1: no room, or dependent columns."""
     for start in range(0, len(gradient), length):
         column = start
         for j in range(start + 1, start + length):
             if gradient[j] > gradient[column]:
                 column = j
-        if gradient[column] > tolerance:
+        if gradient[column] >= least:
             if count == len(state.active) or not _append(direction, state, count, column, least_pivot, entries):
                 return -1
             count += 1

@@ -13,12 +13,14 @@ import numpy as np
 from scipy.linalg.lapack import dpstrf  # type: ignore[import-untyped]
 
 from geomonitor.glue.nnls.lawson_hanson import Array
-from geomonitor.glue.nnls.semismooth_newton import minimise
+from geomonitor.glue.nnls.semismooth_newton import falling_ridge, minimise
 
 # Columns are dependent if a pivot of their Gram matrix (squared distance of a unit column to the others) is below this.
 DEPENDENT = 1e-10
 # The factor is complete when all pivots are below this: what is left of unit columns is rounding.
 NO_PIVOT = 1e-14
+# Newton's method has converged if the weights give the same projection to this part of its length.
+SAME_PROJECTION = 1e-11
 
 
 def are_dependent(gram: Array) -> bool:
@@ -52,4 +54,7 @@ def minimal_norm(gram: Array, weights: Array) -> Array:
     rows[pivots - 1] = np.tril(packed)[:, :rank]
     target = rows.T @ weights
     start: Array = np.asarray(np.linalg.lstsq(np.asarray(rows.T @ rows), target, rcond=None)[0], dtype=np.float64)
-    return np.maximum(rows @ minimise(rows, target, start), 0.0)
+    found = np.maximum(rows @ minimise(rows, target, start), 0.0)
+    if np.linalg.norm(rows.T @ found - target) > SAME_PROJECTION * np.linalg.norm(target):  # too far a start
+        found = np.maximum(rows @ minimise(rows, target, falling_ridge(rows, target)), 0.0)
+    return found

@@ -58,10 +58,7 @@ def semismooth_newton(signed: Array, target: Array, ridge: float = 0.0) -> tuple
     ([0.6, 0.8], True)
     """
     rows = np.ascontiguousarray(signed.T)
-    w = np.zeros_like(target)
-    for larger in RIDGES:
-        if larger > ridge:
-            w = minimise(rows, target, w, ridge=larger, accuracy=FINE if larger == RIDGES[-1] else ROUGH)
+    w = falling_ridge(rows, target, ridge)
     if ridge:
         return np.maximum(rows @ minimise(rows, target, w, ridge=ridge), 0.0), True
     if np.linalg.norm(w) * RIDGES[-1] < INSIDE:
@@ -70,6 +67,15 @@ def semismooth_newton(signed: Array, target: Array, ridge: float = 0.0) -> tuple
             return weights, True
     exact = _exchanged(rows, target, rows @ w > 0)
     return None if exact is None else (exact, False)
+
+
+def falling_ridge(rows: Array, target: Array, ridge: float = 0.0) -> Array:
+    """A start for :func:`minimise`: the solutions of larger ridges one after the other, from zero."""
+    w = np.zeros_like(target)
+    for larger in RIDGES:
+        if larger > ridge:
+            w = minimise(rows, target, w, ridge=larger, accuracy=FINE if larger == RIDGES[-1] else ROUGH)
+    return w
 
 
 def minimise(rows: Array, target: Array, start: Array, *, ridge: float = 0.0, accuracy: float = EXACT) -> Array:
