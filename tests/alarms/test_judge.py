@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
+
 import numpy as np
 import pytest
+import torch
 
 from geomonitor import Cusum, DropFromReference, History, InputError, Record, Trend, Verdict
-from geomonitor.alarms.detectors import make_detector
-from geomonitor.alarms.judge import judge_history, replay
+from geomonitor.alarms.detectors import AgreeingDrop, make_detector
+from geomonitor.alarms.judge import Judge, judge_history, replay
 from geomonitor.alarms.panel import Panel
 from geomonitor.cli.app import run
 from tests.alarms.detectors.synthetic import FAULT, RAMP, TIME, WARM_UP, noisy
@@ -57,6 +62,111 @@ def test_what_is_not_there_is_named():
         replay(history_of(dimension=FAULT), "fc", Panel(["dimension", "rankme"], DropFromReference()))
     with pytest.raises(InputError, match="one vote"):
         Panel(["dimension", "utility"], DropFromReference(), 2)
+
+
+VALUES = {"dimension": noisy(WARM_UP * RAMP, 2), "rankme": noisy(RECOVERS, 3), "cdnv": 1 / noisy(RECOVERS, 4)}
+PANEL = Panel(tuple(VALUES), DropFromReference(), 2)
+
+
+def at(place: int) -> dict[str, tuple[float, float, float]]:
+    return {name: (float(values[place]), math.nan, math.nan) for name, values in VALUES.items()}
+
+
+def judged(until: int, panel: Panel = PANEL) -> Judge:
+    judge = Judge(panel)
+    for place in range(until):
+        judge.update("fc", 10 * place, place, at(place))
+    return judge
+
+
+def as_torch_saves(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("saved", [lambda state: json.loads(json.dumps(state)), as_torch_saves])
+@pytest.mark.parametrize(
+    "detector", [DropFromReference(), AgreeingDrop(), Cusum(), Trend(), DropFromReference(worse="either")]
+)
+@pytest.mark.parametrize("until", [0, 3, 18, 30])
+def test_a_saved_judge_goes_on_as_the_unbroken_one(detector, saved, until):
+    panel = Panel(tuple(VALUES), detector, 2)
+    unbroken, first, second = judged(until, panel), judged(until, panel), Judge(panel)
+    second.load_state_dict(saved(first.state_dict()), History())
+    for place in range(until, len(TIME)):
+        expected = unbroken.update("fc", 10 * place, place, at(place))
+        assert repr(second.update("fc", 10 * place, place, at(place))) == repr(expected)
+
+
+def test_a_repeated_part_of_a_run_is_judged_by_the_history():
+    judge, history = judged(30), history_of(**{name: values[:30] for name, values in VALUES.items()})
+    with pytest.raises(InputError, match="step 200 does not come after step 290: give the history"):
+        judge.update("fc", 200, 20, at(20))
+    history.append([Record(200, 20, "fc", name, 5.0) for name in VALUES])
+    verdict = judge.update("fc", 200, 20, dict.fromkeys(VALUES, (5.0, math.nan, math.nan)), history=history)
+    assert verdict == judge_history(history, "fc", PANEL)
+    assert verdict != judged(30).verdict("fc")
+    assert judge.update("fc", 300, 30, at(30)) == judge.verdict("fc")  # goes on after the last step
+
+
+@pytest.mark.parametrize("state", [None, {"version": 0}, Judge(Panel(("dimension",), Cusum())).state_dict()])
+def test_a_state_that_does_not_fit_is_made_anew_by_the_history(state):
+    history, judge = history_of(**VALUES), Judge(PANEL)
+    judge.load_state_dict(state, history)
+    assert repr(judge.verdict("fc")) == repr(judge_history(history, "fc", PANEL))
+
+
+def test_layers_are_judged_by_themselves():
+    judge = Judge(Panel(("dimension",), DropFromReference()))
+    for place in TIME:
+        low = judge.update("low", place, place, {"dimension": (2 * FAULT[place], math.nan, math.nan)})
+        high = judge.update("high", place, place, {"dimension": (2.0, math.nan, math.nan)})
+    assert (low.declined, high.declined) == (True, False)
+    judge.rebuild(History())
+    assert math.isnan(judge.verdict("low").value)
+
+
+def test_a_marker_that_was_not_measured_keeps_its_verdict():
+    judge = judged(40)
+    before = judge.verdict("fc")
+    assert judge.update("fc", 400, 40, {"other": (1.0, math.nan, math.nan)}) == before
+
+
+def test_a_function_of_a_series_sees_all_of_it():
+    seen = []
+
+    def mine(series):
+        seen.append((series.steps.tolist(), series.values.tolist(), series.epochs.tolist()))
+        return Verdict(series.values[-1] < 2, series.layer, series.marker)
+
+    large = 2**53  # where floats have holes
+    judge = Judge(Panel(("dimension",), mine))
+    assert not judge.update("fc", large, None, {"dimension": (2.0, math.nan, math.nan)}).declined
+    assert judge.update("fc", large + 1, None, {"dimension": (1.0, math.nan, math.nan)}).declined
+    assert seen[1][:2] == ([large, large + 1], [2.0, 1.0])
+    assert all(map(math.isnan, seen[1][2]))
+
+
+def test_a_function_that_fails_once_sees_the_measurement_later():
+    def fails_at_two(series):
+        if len(series.values) == 2:
+            raise RuntimeError
+        return Verdict(len(series.values) == 3, series.layer, series.marker)
+
+    judge = Judge(Panel(("dimension",), fails_at_two))
+    value = {"dimension": (2.0, math.nan, math.nan)}
+    judge.update("fc", 1, 0, value)
+    with pytest.raises(RuntimeError):
+        judge.update("fc", 2, 1, value)
+    assert judge.update("fc", 3, 2, value).declined
+
+
+@pytest.mark.parametrize("panel", [Panel(), Panel(()), Panel(("dimension",), None)])
+def test_a_panel_that_cannot_judge_is_refused(panel):
+    with pytest.raises(InputError, match="watched markers and a detector"):
+        Judge(panel)
 
 
 def test_detectors_by_name_and_setting():

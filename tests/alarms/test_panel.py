@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, InputError
+from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, History, InputError, Record, ReferenceRuns, Trend
 from geomonitor.alarms.detectors import AgreeingDrop
-from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, VOTES, Panel
+from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, PANEL, VOTES, Panel, panel_of
 from geomonitor.alarms.votes import enough_votes
 from tests.alarms.detectors.simulated_runs import as_series, healthy_run
 from tests.alarms.detectors.synthetic import COUNT, FAULT, ONSET, TIME, series
@@ -57,6 +61,102 @@ def test_what_the_user_leaves_open_is_filled_in(measured, options, watch, detect
 def test_bad_input(options, told):
     with pytest.raises(InputError, match=told):
         resolved(DEFAULT_WATCH, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"detector": DropFromReference}, r"write DropFromReference\(\), not DropFromReference"),
+        ({"detector": "cumsum"}, "no detector is called 'cumsum'; there are auto, drop_from_reference, agreeing_drop"),
+        ({"detector": True}, "a function of a Series"),
+        ({"watch": "dimension"}, "tuple of names of markers"),
+        ({"watch": [1, 2]}, "tuple of names of markers"),
+        ({"watch": 3}, "tuple of names of markers"),
+        ({"votes": math.nan}, r"votes lies in \[1, inf\); got nan"),
+        ({"votes": math.inf}, "votes lies in"),
+        ({"votes": True}, "votes lies in"),
+        ({"votes": "2"}, "votes lies in"),
+        ({"votes": 0.5}, "votes lies in"),
+        ({"watch": ["dimension", "utility"], "votes": 2}, "one vote"),
+    ],
+)
+def test_a_panel_is_checked_where_it_is_made(options, text):
+    with pytest.raises(InputError, match=text):
+        Panel(**options)
+
+
+def test_a_panel_has_plain_values_and_does_not_change():
+    panel = Panel(["dimension", "cdnv", "dimension"], votes=np.float32(1.5))
+    assert (panel.watch, type(panel.votes)) == (("dimension", "cdnv"), float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        panel.votes = 2
+
+
+@pytest.mark.parametrize(
+    "panel",
+    [
+        Panel(),
+        Panel().resolve(DEFAULT_WATCH),
+        Panel(["dimension"], DropFromReference(drop=0.2, plain=math.inf)),
+        Panel(["dimension", "cdnv"], AgreeingDrop(plain=math.inf), 2),
+        Panel(detector=Cusum(threshold=4)),
+        Panel(detector=Trend(window=5, worse="either")),
+        Panel(detector="cusum"),
+        Panel(detector=None),
+    ],
+    ids=str,
+)
+def test_a_panel_comes_back_from_a_file(panel):
+    text = json.dumps(panel.to_dict(), allow_nan=False)
+    assert Panel.from_dict(json.loads(text)) == panel
+    assert panel_of({PANEL: json.loads(text)}) == panel
+
+
+def test_a_detector_is_written_by_its_name_and_settings():
+    saved = Panel().resolve(DEFAULT_WATCH).to_dict()
+    assert saved["watch"] == list(DEFAULT_WATCH)
+    assert saved["votes"] == VOTES
+    assert saved["detector"]["name"] == "agreeing_drop"
+    assert saved["detector"]["drop"] == AGREEING.drop
+
+
+def test_a_detector_that_cannot_be_made_again_keeps_its_name():
+    def mine(series):
+        raise AssertionError
+
+    class Wider(DropFromReference):
+        pass
+
+    newer = {"watch": None, "votes": None, "detector": {"name": "from_the_future", "depth": 3}}
+    for saved in (Panel(detector=mine).to_dict(), Panel(detector=Wider()).to_dict(), newer):
+        panel = Panel.from_dict(json.loads(json.dumps(saved)))
+        assert panel.detector is None
+        assert any(name in panel.custom for name in ("mine", "Wider", "from_the_future"))
+    assert Panel.from_dict(panel.to_dict()) == panel
+
+
+def test_reference_runs_are_written_as_paths(tmp_path):
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        History([Record(n, n, "fc", "dimension", 2.0 + number) for n in range(9)]).open(
+            tmp_path / str(number) / "geometry.csv", protocol={"seed": 0}
+        )
+    band = ReferenceRuns(str(tmp_path / "*" / "geometry.csv"), coverage=0.99)
+    saved = json.loads(json.dumps(Panel(detector=band).to_dict()))
+    assert saved["detector"]["reference"] == [str(tmp_path / str(n) / "geometry.csv") for n in range(3)]
+    again = Panel.from_dict(saved).detector
+    assert (again.coverage, again.paths) == (0.99, band.paths)
+    (tmp_path / "0" / "geometry.csv").unlink()
+    assert "reference_runs" in Panel.from_dict(saved).custom
+    in_memory = Panel.from_dict(Panel(detector=ReferenceRuns(band.runs)).to_dict())
+    assert "ReferenceRuns" in in_memory.custom
+
+
+@pytest.mark.parametrize("saved", [{}, {"watch": None}, {"watch": None, "votes": 1, "detector": {"drop": 1}}])
+def test_what_is_no_panel_is_refused(saved):
+    with pytest.raises(InputError, match="a panel has watch, votes and detector"):
+        Panel.from_dict(saved)
+    assert panel_of({}) == Panel()
 
 
 def healthy(seed: int) -> dict[str, np.ndarray]:
