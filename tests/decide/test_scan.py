@@ -19,7 +19,7 @@ from geomonitor.decide.scan import moments, scan
 from geomonitor_integrations.lightning import GeometryCallback
 from tests.scan_targets import MARKERS, Net, dataset, model, monitor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EPOCHS = 4
 
 
