@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def test_no_command_and_an_unknown_one_are_told(monkeypatch, capsys):
 def test_a_report_is_written_beside_the_history(monkeypatch, capsys, tmp_path):
     run_directory, other = write_run(tmp_path / "a", faulty=True), write_run(tmp_path / "b")
     assert run(monkeypatch, "report", str(run_directory), "--compare", str(other)) == 0
-    assert "geometry.html (4.8 MB)" in capsys.readouterr().out.replace("4.9", "4.8")
+    assert re.search(
+        r"geometry\.html \(4\.\d MB\)", capsys.readouterr().out
+    )  # Plotly, of any release, is nearly all of it
     html = (run_directory / "geometry.html").read_text(encoding="utf-8")
     assert "beside b" in html
     assert run(monkeypatch, "report", str(run_directory), "--output", str(tmp_path / "new/r.html")) == 0

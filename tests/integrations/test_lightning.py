@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
+import importlib.metadata
 import math
 import pickle
 from pathlib import Path
@@ -361,7 +361,10 @@ def test_a_trainer_of_the_other_namespace_is_refused(pl, tmp_path):
     other = "pytorch_lightning" if pl.name == "lightning" else "lightning"
     theirs = importlib.import_module(f"geomonitor_integrations.{other}")
     stranger = theirs.GeometryCallback(gm.ProbeSet.from_dataset(dataset(), per_class=12))
-    with pytest.raises(gm.InputError, match=f"import GeometryCallback from geomonitor_integrations.{pl.name}"):
+    error, refusal = gm.InputError, f"import GeometryCallback from geomonitor_integrations.{pl.name}"
+    if [int(part) for part in importlib.metadata.version(pl.name).split(".")[:2]] < [2, 6]:
+        error, refusal = ValueError, "Expected a parent"  # it refuses the callback itself, before ours is asked
+    with pytest.raises(error, match=refusal):
         fit(pl, tmp_path, [stranger])
 
 
