@@ -8,11 +8,11 @@ class GeomonitorError(Exception):
 
 
 class InputError(GeomonitorError, ValueError):
-    """An argument that can never work: its message says what was expected, what was found and what to do."""
+    """An argument that can never work: its message names what was expected, what was found and what to do."""
 
 
 class MeasurementError(GeomonitorError, RuntimeError):
-    """A measurement that could not be made on this model at this moment."""
+    """A measurement that could not be made on this model at this step."""
 
 
 class GeomonitorWarning(UserWarning):

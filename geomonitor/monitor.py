@@ -258,7 +258,7 @@ class GeometryMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
-        """Go on where a saved monitor stopped.
+        """Continue from a saved monitor.
 
         Args:
             state: from :meth:`state_dict`.
@@ -290,7 +290,9 @@ class GeometryMonitor:
         except Exception as error:  # a monitor must not end a run; the cause is logged
             if self.on_error == "raise":
                 raise
-            if not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0:  # else logged where it failed
+            if (
+                not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0
+            ):  # else its own process has logged it
                 what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
                 self._warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
             return nothing_taken(self._aliases, plan, known)

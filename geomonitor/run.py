@@ -1,7 +1,7 @@
 """A training run under a monitor: when to measure, where records go, when to stop, what is saved.
 
 :class:`MonitoredRun` is all that the adapters of the training frameworks share, and it knows none of them. An adapter
-translates five things: where step and epoch come from, where a dict of numbers is logged, how to stop, where state is
+translates five things: the source of step and epoch, the place to log a dict of numbers, how to stop, where state is
 saved, and how to run the model. In a loop of your own you call it yourself.
 """
 
@@ -275,7 +275,7 @@ class MonitoredRun:
         return {**self.monitor.state_dict(), "run": {"last_epoch": self._last_epoch, "last_step": self._last_step}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a saved run stopped; to be called before :meth:`start`.
+        """Continue from a saved run; to be called before :meth:`start`.
 
         Raises:
             InputError: another protocol, unless ``allow_protocol_change``.

@@ -1,4 +1,4 @@
-"""An alarm: an interval of measurements in which the panel is in decline; and those that a history has recorded."""
+"""An alarm: an interval of measurements in which the panel is declining; and the alarms that a history has recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def intervals(layer: str, judged: Iterable[tuple[int, int | None, bool, Verdict 
 
     Args:
         layer: alias of the layer.
-        judged: of each measurement, in order: step, epoch, whether the panel is in decline, and the verdict.
+        judged: of each measurement, in order: step, epoch, whether the panel is declining, and the verdict.
     """
     alarms: list[Alarm] = []
     for step, epoch, declined, verdict in judged:
@@ -57,5 +57,5 @@ def recorded_alarms(history: History, layer: str) -> list[Alarm]:
 
 
 def epoch_of(epoch: float) -> int | None:
-    """An epoch of a series: None where it is not known."""
+    """An epoch of a series: None if it is not known."""
     return int(epoch) if math.isfinite(epoch) else None

@@ -96,10 +96,10 @@ class Judge:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, history: History) -> None:
-        """Go on where a saved judge stopped.
+        """Continue from a saved judge.
 
         Args:
-            state: from :meth:`state_dict`; None where an older version saved none.
+            state: from :meth:`state_dict`; None if an older version saved none.
             history: of the run up to there, by which all is judged anew if the panel or the version is another one.
         """
         saved = state or {}

@@ -1,4 +1,4 @@
-"""Judging as measurements come: verdicts, records of the alarm, and a warning where an alarm is new."""
+"""Judging as measurements come: verdicts, records of the alarm, and a warning for a new alarm."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class LiveJudge:
         return None if self._judge is None else self._judge.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None, history: History) -> None:
-        """Go on where a saved judge stopped.
+        """Continue from a saved judge.
 
         Args:
             state: from :meth:`state_dict`; None: from the history alone, as version 0.1.0.dev0 saved it.

@@ -30,7 +30,7 @@ AGREEING = AgreeingDrop()
 VOTES = 1.5
 """One confirmed family and one pending, or three pending."""
 LEAST_FAMILIES = 3
-"""Where so many families of markers are measured, or more, they have to agree by default."""
+"""With this number of measured families or more, families have to agree by default."""
 
 _VOTES_RANGE = Range(1, ends="[)")
 
@@ -40,12 +40,12 @@ class Panel:
     """Markers that are judged, the detector that judges each of them, and the votes that make an alarm.
 
     Args:
-        watch: names of markers; None: those of ``DEFAULT_WATCH`` that are measured.
+        watch: names of markers; None: the measured ones of ``DEFAULT_WATCH``.
         detector: an instance; a function of a :class:`geomonitor.Series` that returns a :class:`geomonitor.Verdict`
             (it costs a look at the whole series at each measurement); a name in ``geomonitor.DETECTORS``; ``"auto"``:
             ``AGREEING`` for more votes than one, else ``ALONE``; None: nothing is judged.
         votes: families of watched markers that must decline together, from 1, see
-            :func:`geomonitor.alarms.votes.count_votes`; None: ``VOTES`` where the default markers are watched and three
+            :func:`geomonitor.alarms.votes.count_votes`; None: ``VOTES`` if the default markers are watched and three
             families of them are measured, else 1.
         custom: of a panel that was read from a file, the ``repr`` of a detector that cannot be made again; the detector
             is None then.

@@ -18,7 +18,7 @@ class Verdict(NamedTuple):
     layer: str
     marker: str
     value: float = math.nan
-    """latest finite value; NaN where there is none"""
+    """latest finite value; NaN if there is none"""
     reference: float = math.nan
     """what it is judged against; NaN during warm-up"""
     standard_error: float = math.nan
@@ -28,11 +28,11 @@ class Verdict(NamedTuple):
     since_epoch: int | None = None
     """the same in epochs; None also where epochs are not known"""
     checks: int = 0
-    """measurements in decline, in a row"""
+    """declining measurements in a row"""
     needed: int = 1
     """how many of them make a decline of this marker alone"""
     direction: Direction = "lower"
-    """where the marker went: a rise is a decline of the representation where the marker is worse when higher"""
+    """direction of the change; a rise is a decline if the marker is worse when higher"""
     agreeing: tuple[str, ...] = ()
     """other watched markers of the layer whose latest measurement is also low"""
 
@@ -43,12 +43,12 @@ class Verdict(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of a vote: 1 for a decline, less while there are fewer measurements in decline than it needs."""
+        """Share of a vote: 1 for a decline, less while there are fewer declining measurements than it needs."""
         return 1.0 if self.declined else self.checks / self.needed if self.checks < self.needed else 0.0
 
     @property
     def sigmas(self) -> float:
-        """Size of the change in units of its standard error; infinite where the series has no noise."""
+        """Size of the change in units of its standard error; infinite if the series has no noise."""
         return abs(self.value - self.reference) / self.standard_error if self.standard_error else math.inf
 
 

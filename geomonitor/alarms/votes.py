@@ -42,8 +42,8 @@ def check_votes(markers: Sequence[str], votes: float) -> None:
 def count_votes(verdicts: Sequence[Verdict], votes: float) -> Verdict:
     """The verdict on a layer, from those on its watched markers.
 
-    Each family of markers has one vote. While fewer measurements in a row are in decline than the detector needs, a
-    family has a share of its vote: where two are needed, one measurement at which two families are in decline is as
+    Each family of markers has one vote. While fewer measurements in a row are declining than the detector needs, a
+    family has a share of its vote: if two are needed, one measurement at which two families are declining is as
     good as two at which one is. So 1.5 votes are one confirmed family and one pending, or three pending.
 
     Args:
@@ -54,7 +54,7 @@ def count_votes(verdicts: Sequence[Verdict], votes: float) -> Verdict:
         That of the marker with the largest share, of the representation rather than of the logits, of the most
         standard errors; ``declined`` if there are enough votes.
     """
-    # Accuracy is what every training loop shows: where the representation also declines, the warning begins with that.
+    # Accuracy is what every training loop shows: if the representation also declines, the warning begins with that.
     loudest = max(verdicts, key=lambda v: (v.share, family_of(v.marker) != "logits", v.sigmas if v.share else 0.0))
     if not enough_votes([verdict.marker for verdict in verdicts], [verdict.share for verdict in verdicts], votes):
         return loudest._replace(declined=False)

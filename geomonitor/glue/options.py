@@ -25,6 +25,8 @@ class GeometryOptions:
         mode: all classes in one problem, or pairs of classes (many classes).
         pairs: class pairs to draw in the pairwise mode; None: all.
         seed: of the draws, which stay the same for a whole run.
+        ridge: on the Gram matrix of normalised points, in the solver; 0: the definition of the paper. 1e-4 to 1e-3
+            makes the measures of features of low rank well posed, see :func:`geomonitor.manifold_geometry`.
 
     Raises:
         InputError: what is wrong, and what to write.
@@ -38,12 +40,14 @@ class GeometryOptions:
     mode: Mode = "joint"
     pairs: int | None = None
     seed: int = 0
+    ridge: float = 0.0
 
     def __post_init__(self) -> None:
         checked = {
             "directions": _options.whole("directions", self.directions, least=2),
             "pairs": _options.whole_or_none("pairs", self.pairs),
             "seed": _options.whole("seed", self.seed, least=0),
+            "ridge": float(_options.NOT_NEGATIVE.number("ridge", self.ridge)),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

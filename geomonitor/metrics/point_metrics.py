@@ -32,7 +32,7 @@ class ManifoldGeometry(PointMetric):
     Args:
         num_classes: labels are integers in ``0 .. num_classes - 1``.
         per_class: points kept of each class (``M``); part of the protocol, keep it for a whole run.
-        directions, dichotomies, mode, pairs, seed: as in :func:`geomonitor.manifold_geometry`.
+        directions, dichotomies, mode, pairs, seed, ridge: as in :func:`geomonitor.manifold_geometry`.
 
     >>> metric = ManifoldGeometry(num_classes=2, per_class=5)
     >>> for _ in range(3):
@@ -53,9 +53,11 @@ class ManifoldGeometry(PointMetric):
         mode: Mode = "joint",
         pairs: int | None = None,
         seed: int = 0,
+        ridge: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
+        self.ridge = ridge
         self.directions = directions
         self.dichotomies = dichotomies
         self.mode = mode
@@ -85,6 +87,7 @@ class ManifoldGeometry(PointMetric):
             mode=self.mode,
             pairs=self.pairs,
             seed=self.seed,
+            ridge=self.ridge,
             # After a sync all ranks hold the same points: each solves its share of the samples.
             ranks=ProcessGroup(self.process_group) if self._is_synced else None,
         )

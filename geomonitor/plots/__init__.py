@@ -1,4 +1,4 @@
-"""Pictures of a run and of a moment, one function each, with matplotlib (``pip install "geomonitor[plots]"``).
+"""Pictures of a run and of a measurement, one function each, with matplotlib (``pip install "geomonitor[plots]"``).
 
 Each function draws on the axes that it is given, or on new ones that ``pyplot`` shows, and returns figure and axes.
 """

@@ -14,7 +14,7 @@ from geomonitor.plots.drawing import BAND_SIGMAS
 
 
 class Band(NamedTuple):
-    """Limits of an error band, ``(n,)`` each; both are the value where it has no standard error."""
+    """Limits of an error band, ``(n,)`` each; both are the value if it has no standard error."""
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
@@ -28,7 +28,7 @@ class Decomposition(NamedTuple):
 
     steps: NDArray[np.int64]
     epochs: NDArray[np.float64]
-    """NaN where the epoch is not known"""
+    """NaN if the epoch is not known"""
     log_capacity: NDArray[np.float64]
     log_utility: NDArray[np.float64]
     log_radius_factor: NDArray[np.float64]
@@ -68,7 +68,7 @@ def decomposition(history: History, layer: str = "penultimate") -> Decomposition
         layer: alias of the layer.
 
     Returns:
-        one entry for each step at which all four were recorded; NaN where the logarithm of one is undefined.
+        one entry for each step at which all four were recorded; NaN if the logarithm of one is undefined.
 
     Raises:
         InputError: one of the four was not recorded for this layer.

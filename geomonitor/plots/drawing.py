@@ -1,6 +1,6 @@
 """What all plots share: axes to draw on, colours that colour-blind eyes and grey prints tell apart, pictures as pixels.
 
-matplotlib is imported where it is needed and its backend is left alone.
+matplotlib is imported on first use and its backend is left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito 2008, without the yellow that white paper swallows: apart for colour-blind eyes."""
 LINES = ("-", "--", "-.", ":")
-"""Line styles: apart in a grey print, where the colours are not."""
+"""Line styles: different in a grey print, in which the colours are not."""
 SHAPES = ("o", "s", "^", "D", "v")
 """Marker shapes, five to seven colours, so that the pairs repeat after 35."""
 
@@ -44,7 +44,7 @@ def look(number: int) -> Look:
 
 
 def require_matplotlib() -> None:
-    """Say how to get matplotlib where it is missing.
+    """Raise an error that names the package if matplotlib is missing.
 
     Raises:
         ImportError: it is; the message holds the pip command.

@@ -1,4 +1,4 @@
-"""Pictures of one moment: spectrum, angles of the class centres, class clouds with anchors, dimension of each class."""
+"""Pictures of one measurement: spectrum, angles of class centres, class clouds with anchors, class dimensions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_LABELS = 20
 def plot_spectrum(
     snapshot: Snapshot, reference: Snapshot | None = None, *, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """Eigenvalues of the covariance over their rank, both axes logarithmic, against an earlier moment.
+    """Eigenvalues of the covariance over their rank, both axes logarithmic, against an earlier measurement.
 
     Args:
         snapshot: to draw.
@@ -138,7 +138,7 @@ def _draw_class(ax: Axes, plane: Plane, number: int, name: str) -> None:
 def plot_class_dimensions(
     snapshot: Snapshot, reference: Snapshot | None = None, *, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """Participation ratio of the points of each class, largest first, against an earlier moment.
+    """Participation ratio of the points of each class, largest first, against an earlier measurement.
 
     Args:
         snapshot: to draw.
@@ -168,7 +168,7 @@ def plot_class_dimensions(
 
 
 def _some_places(count: int) -> list[int]:
-    """Places of the ticks: all, or evenly spread ones where there are many."""
+    """Places of the ticks: all, or evenly spread ones if there are many."""
     return list(range(0, count, max(1, -(-count // MOST_LABELS))))
 
 
@@ -177,7 +177,7 @@ FIGURES = ("spectrum", "class_centers", "class_clouds", "class_dimensions")
 
 
 def figure_of(name: str, snapshot: Snapshot, reference: Snapshot | None = None) -> Picture:
-    """One of ``FIGURES``, on a figure that ``pyplot`` does not know, so that nobody has to close it.
+    """One of ``FIGURES``, on a figure that ``pyplot`` does not know, so that it need not be closed.
 
     Raises:
         ImportError: matplotlib is missing.

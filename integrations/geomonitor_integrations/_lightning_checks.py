@@ -18,7 +18,7 @@ def first_loader(trainer: Any) -> Any:
 
 
 def shuffles(loader: Any) -> bool:
-    """Whether a loader gives its samples in another order each time, as far as its sampler tells."""
+    """Whether a loader gives its samples in another order each time, as far as its sampler shows."""
     sampler = getattr(loader, "sampler", None)
     return isinstance(sampler, torch.utils.data.RandomSampler) or bool(getattr(sampler, "shuffle", False))
 

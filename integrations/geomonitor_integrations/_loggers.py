@@ -1,6 +1,6 @@
 """What goes to the loggers of a Trainer beside the scalars: layout, error bands, figures, alarms, the protocol.
 
-Only rank 0 writes, and nothing that fails here ends a run: it is told once.
+Only rank 0 writes, and nothing that fails here ends a run: there is one warning.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LoggerOutput:
         """the first snapshot of the run by layer: later spectra are drawn against it"""
         self._draws = False
         self._begun: set[str] = set()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def start(self, trainer: Any, monitor: GeometryMonitor) -> None:
         """Prepare for a fit; every rank has to call this."""
@@ -103,7 +103,7 @@ class LoggerOutput:
             return False
         found = importlib.util.find_spec("matplotlib") is not None
         if not found and self.figures_every_n and trainer.is_global_zero:
-            self._tell('there are no figures without matplotlib: pip install "geomonitor[plots]"')
+            self._warn('there are no figures without matplotlib: pip install "geomonitor[plots]"')
         return found
 
     def _write_curves(self, sink: Sink, records: Sequence[Record], step: int) -> None:
@@ -121,8 +121,8 @@ class LoggerOutput:
             for name in FIGURES:
                 try:
                     picture = pixels(figure_of(name, snapshot, None if reference.step == step else reference))
-                except Exception as error:  # noqa: BLE001 - told; a figure is not worth a run
-                    self._tell(f"the figure {name!r} cannot be drawn. {type(error).__name__}: {error}")
+                except Exception as error:  # noqa: BLE001 - a warning; a figure is not worth a run
+                    self._warn(f"the figure {name!r} cannot be drawn. {type(error).__name__}: {error}")
                     continue
                 tag = f"geometry/{self._named(layer)}/{name}"
                 self._each(trainer, partial(_write_picture, tag=tag, picture=picture, step=step))
@@ -137,14 +137,14 @@ class LoggerOutput:
                 sink = sink_of(logger, f"{number}")
                 if sink is not None:
                     write(sink)
-            except Exception as error:  # noqa: BLE001 - told; a logger must not end a run through us
-                self._tell(f"{kind} did not take what geomonitor gave it. {type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - a warning; a logger must not end a run through us
+                self._warn(f"{kind} did not take what geomonitor gave it. {type(error).__name__}: {error}")
 
-    def _tell(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         """Warn of each thing once in the life of this callback; numbers in a message make no new one."""
         cause = message.split(".", maxsplit=1)[0]
-        if cause not in self._told:
-            self._told.add(cause)
+        if cause not in self._warned:
+            self._warned.add(cause)
             warnings.warn(message, GeomonitorWarning, stacklevel=5)
 
 

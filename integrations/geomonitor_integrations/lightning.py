@@ -64,7 +64,7 @@ class GeometryCallback(GeometryHooks, Callback):
 
 
 class GeometryEarlyStopping(StopOnDecline, EarlyStopping):
-    """Ends training on all ranks alike once the geometry of a layer has declined, and says why.
+    """Ends training on all ranks alike once the geometry of a layer has declined, and prints the reason.
 
     Needs a ``GeometryCallback`` in the same Trainer, whose detector decides what a decline is.
 

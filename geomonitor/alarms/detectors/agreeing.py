@@ -14,9 +14,9 @@ UNSTEADY = ("dimension", "utility")
 
 @dataclass(frozen=True)
 class AgreeingDrop(DropFromReference):
-    """Where families of markers have to agree, a small change of each is enough, once where it is plain, else twice.
+    """If families of markers have to agree, a small change of each is enough: once if it is plain, else twice.
 
-    Those that are ``UNSTEADY`` are expected to go on falling as before. Where an epoch holds several measurements both
+    Those that are ``UNSTEADY`` are expected to go on falling as before. If an epoch holds several measurements both
     limits grow, for each of them is a chance to be low. But two families have to be low, at once: of four measurements
     the chance of one family may halve, not fall to a quarter, to leave the chance of both in an epoch as it was.
     """
@@ -26,7 +26,7 @@ class AgreeingDrop(DropFromReference):
     plain: float = 1.5
 
     def limits(self, an_epoch: int) -> tuple[float, float]:
-        """``drop`` and ``sigmas`` where an epoch holds so many measurements."""
+        """``drop`` and ``sigmas`` for an epoch of ``an_epoch`` measurements."""
         sigmas = sigmas_of(self.sigmas, math.sqrt(an_epoch))
         return 1 - (1 - self.drop) ** (sigmas / self.sigmas if self.sigmas else 1), sigmas
 

@@ -20,13 +20,13 @@ def new_baseline(past: Past, *, follow_trend: bool) -> dict[str, float]:
     """Baseline from the later half of what comes before the latest measurement, at most ``WINDOW`` measurements.
 
     The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither. The
-    scatter is that of all the levels that the window holds: of a few it is mostly chance.
+    scatter comes from all levels in the window: that of a few levels is mostly chance.
 
     Returns:
         ``level``, and ``slope`` per measurement, never above 0: that the past went up is no reason to expect more;
-        ``centre``, the number of the measurement where the line has ``level``; ``end``, that of the measurement which
-        comes next; ``scatter``, the standard deviation of a measurement about the line, as it changes from one
-        measurement to the next or from one epoch to the next, whatever is more, 0 where there are too few; ``error``
+        ``centre``, the number of the measurement at which the line has ``level``; ``end``, the number of the next
+        measurement; ``scatter``, the standard deviation of a measurement about the line, as it changes from one
+        measurement to the next or from one epoch to the next, whatever is more, 0 if there are too few; ``error``
         of the first measurement of the half, and ``changes``, the sum of the errors of the changes since then.
     """
     now = past["count"] - 1
@@ -66,7 +66,7 @@ def expected(baseline: dict[str, float], past: Past) -> tuple[float, float]:
 def is_settled(past: Past, checks: int, settled: float) -> bool:
     """Whether the warm-up is over at the latest measurement.
 
-    It lasts for ``checks`` measurements, and as many epochs where an epoch holds several of them (but no more than
+    It lasts for ``checks`` measurements, and as many epochs if an epoch holds several of them (but no more than
     ``MOST_AN_EPOCH`` times as many measurements). It is over once, within the recent half, the median of the second
     part lies below that of the first by less than ``settled``, or by less than the sampling error of such a difference.
 

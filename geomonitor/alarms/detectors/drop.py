@@ -32,35 +32,35 @@ class DropFromReference(LevelDetector):
     """Decline: a drop from the recent level that is large, beyond the noise, and stays.
 
     *Reference*: the median over the later half of the run so far (at most 40 measurements), so that one outlier does
-    not move it and a slow drift is followed; with ``follow_trend`` the line through them, where it falls. It stands
+    not move it and a slow drift is followed; with ``follow_trend`` the line through them, if it falls. It stands
     still while a decline lasts. *Warm-up* lasts until, within that half, the median of the second part no longer lies
     below that of the first by more than ``settled``, and for ``warmup_checks`` measurements at least, and as many
-    epochs where there are several measurements in one (but no more than four times as many measurements). A measurement
+    epochs if there are several measurements in one (but no more than four times as many measurements). A measurement
     is low when it lies both ``drop`` (relative) and ``sigmas`` standard errors below the reference; the verdict is
     "declined" from the ``patience_checks``-th low one in a row, or from a plain one, until one is not low.
 
-    *Noise* is the larger of the sampling error of the difference (paired, where the history knows the error of each
+    *Noise* is the larger of the sampling error of the difference (paired, if the history has the error of each
     change: measurements of one protocol share their draws) and the scatter of the series itself, from one measurement
     to the next or from one epoch to the next, whatever is more.
 
     The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
-    two kinds of markers have to agree, a monitor takes smaller limits (``geomonitor.alarms.panel``).
+    two families of markers have to agree, a monitor takes smaller limits (``geomonitor.alarms.panel``).
 
     A failed measurement (NaN) is passed over: it neither raises nor clears an alarm. So is one below 0; a fall to 0 is
     the largest there is.
 
     Args:
         drop: smallest relative drop that matters, in ``(0, 1)``.
-        sigmas: smallest drop in standard errors of the difference. Where an epoch holds several measurements, by as
+        sigmas: smallest drop in standard errors of the difference. If an epoch holds several measurements, by as
             many more as make up for the more chances (2 becomes 2.5 and 3 becomes 3.4 at four an epoch).
         warmup_checks: measurements before anything is judged, and epochs, if they hold several measurements.
         patience_checks: low measurements in a row that make a decline.
-        plain: a measurement that lies so many times as far below as both limits ask needs no second one; by default
+        plain: a measurement below ``plain`` times both thresholds needs no second one; by default
             none is.
         settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
-            markers says of each, and a fall where it says nothing.
+            markers has for each, and a fall if it has no direction.
 
     >>> import numpy as np, geomonitor as gm
     >>> epochs, errors = np.arange(10), np.full(10, 0.05)
@@ -98,7 +98,7 @@ class DropFromReference(LevelDetector):
         return self.patience_checks
 
     def limits(self, an_epoch: int) -> tuple[float, float]:
-        """``drop`` and ``sigmas`` where an epoch holds so many measurements."""
+        """``drop`` and ``sigmas`` for an epoch of ``an_epoch`` measurements."""
         return self.drop, sigmas_of(self.sigmas, an_epoch)
 
     def follows_trend(self, marker: str) -> bool:

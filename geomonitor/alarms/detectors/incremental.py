@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     epoch: float
     """NaN where epochs are not known"""
     value: float
-    """NaN where the measurement failed or the marker is undefined"""
+    """NaN if the measurement failed or the marker is undefined"""
     standard_error: float = math.nan
     change_error: float = math.nan
     """standard error of the change since the measurement before"""
@@ -98,7 +98,7 @@ class WholeSeries(IncrementalDetector):
         return {**state, "measured": [*state["measured"], list(measured)]}
 
     def verdict(self, state: State) -> Verdict:
-        """What the function says of the series."""
+        """The verdict of the function on the series."""
         columns = np.array(state["measured"], dtype=np.float64).reshape(-1, len(Measured._fields)).T
         steps = np.array([row[0] for row in state["measured"]], dtype=np.int64)  # a float would round large ones
         return self.function(Series(state["layer"], state["marker"], steps, *columns[1:]))

@@ -1,7 +1,7 @@
 """What the built-in detectors share: the latest levels of a marker, their errors, and the state of a decline.
 
-A level is the logarithm of a value, its sign turned where a rise is the decline: then a drop of 15 % is the same size
-anywhere, and a rise is judged like a fall.
+A level is the logarithm of a value, with its sign changed if a rise is the decline: then a drop of 15 % has the same
+size anywhere, and a rise is judged like a fall.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from geomonitor.markers import COUNTS, MARKERS
 WINDOW = 40
 """Measurements that a baseline looks back at most: a long run is judged by its recent past, in constant time."""
 MOST_AN_EPOCH = 4
-"""Where an epoch holds more measurements than this, it is taken to hold so many."""
+"""An epoch of more measurements than this counts as one of this number."""
 SMALLEST = float(np.finfo(np.float64).tiny)
 """Stands in for 0, whose logarithm is infinite: nothing can fall further."""
 
@@ -42,7 +42,7 @@ class Past(TypedDict):
     """NaN where not known"""
     levels: list[float]
     errors: list[float]
-    """relative standard error of each; 0 where there is none, half a unit of a count"""
+    """relative standard error of each; 0 if there is none, half a unit of a count"""
     change_errors: list[float]
     """relative standard error of the change since the measurement before, with common draws; infinite if not known"""
 
@@ -51,7 +51,7 @@ class Finding(TypedDict):
     """What a detector finds at a measurement."""
 
     low: int
-    """measurements in decline up to this one, in a row"""
+    """declining measurements up to this one, in a row"""
     since_step: int
     """of the first of them"""
     since_epoch: float
@@ -103,7 +103,7 @@ class LevelDetector(IncrementalDetector):
         return {"tracks": [self._step(track, measured) for track in state["tracks"]]}
 
     def verdict(self, state: State) -> Verdict:
-        """Of the verdicts on both directions the one in decline, else the one that is nearer to it."""
+        """Of the verdicts on both directions the declining one, else the one nearer to a decline."""
         return max((_verdict(track, self.needed) for track in state["tracks"]), key=lambda v: (v.declined, v.checks))
 
     def _step(self, track: Track, measured: Measured) -> Track:
@@ -115,17 +115,17 @@ class LevelDetector(IncrementalDetector):
 
 
 def can_be_judged(value: float, direction: Direction) -> bool:
-    """Whether a value is finite and positive, or 0 where a fall is the decline: that of a dead network."""
+    """Whether a value is finite and positive, or 0 if a fall is the decline, as in a dead network."""
     return math.isfinite(value) and (value > 0 or (value == 0 and direction == "lower"))
 
 
 def level_of(value: float, direction: Direction) -> float:
-    """Logarithm of a value, its sign turned where a rise is the decline."""
+    """Logarithm of a value, with its sign changed if a rise is the decline."""
     return sign_of(direction) * math.log(value or SMALLEST)
 
 
 def sign_of(direction: Direction) -> float:
-    """1 where a fall is the decline, -1 where a rise is."""
+    """1 if a fall is the decline, -1 if a rise is."""
     return 1.0 if direction == "lower" else -1.0
 
 
@@ -144,7 +144,7 @@ def sampling_error(independent: float, changes: float) -> float:
 def within_an_epoch(past: Past) -> int:
     """How many measurements an epoch holds, by the latest ones: 1 where epochs are not known, 4 at most.
 
-    Measurements of one epoch share the ups and downs of the training: their differences say little of how far they
+    Measurements of one epoch share the ups and downs of the training: their differences underestimate how far they
     wander from one epoch to the next. And the more there are, the more often one is low by chance.
     """
     held = Counter(epoch for epoch in past["epochs"][-2 * MOST_AN_EPOCH :] if math.isfinite(epoch))
@@ -152,7 +152,7 @@ def within_an_epoch(past: Past) -> int:
 
 
 def begun(finding: Finding, past: Past, ago: int = 0) -> Finding:
-    """The finding with a decline that begins so many measurements ago; 0 is the latest one."""
+    """The finding with a decline that begins ``ago`` measurements ago; 0 is the latest one."""
     return {**finding, "since_step": past["steps"][-1 - ago], "since_epoch": past["epochs"][-1 - ago]}
 
 
@@ -218,7 +218,7 @@ def _verdict(track: Track, needed: int) -> Verdict:
         marker=track["marker"],
         value=value,
         reference=reference,
-        standard_error=finding["noise"] * math.sqrt(reference * value),  # so that sigmas are those of the logarithms
+        standard_error=finding["noise"] * math.sqrt(reference * value),  # so that sigmas equal those in logarithms
         since_step=finding["since_step"] if low else None,
         since_epoch=int(epoch) if low and math.isfinite(epoch) else None,
         checks=low,

@@ -47,8 +47,9 @@ class ReferenceRuns(LevelDetector):
 
     For a team that trains the same model again and again. At each epoch (or step, where epochs are not known) the band
     is the one-sided prediction limit for one more run, Student's ``mean - t * sd * sqrt(1 + 1/n)`` of the logarithms:
-    a percentile of what a healthy run does, right also for few runs, whose own extremes say little. ``sd`` is pooled
-    over the latest measurement and the two before it. There is no warm-up: the fall while classes form is in the band.
+    a percentile of what a healthy run does, right also for few runs, whose own extremes are no reliable limit. ``sd``
+    is pooled over the latest measurement and the two before it. There is no warm-up: the fall while classes form is in
+    the band.
     Beyond the end of the reference runs nothing is judged: the last verdict holds.
 
     Args:
@@ -142,7 +143,7 @@ class ReferenceRuns(LevelDetector):
         return {**found, "low": found["low"] + 1 if outside else 0, "expected": mean, "noise": noise}, own
 
     def _levels(self, track: Track) -> list[float]:
-        """Levels of the runs that reach as far, by epoch where all know theirs, else by step."""
+        """Levels of the runs that reach as far, by epoch if all have epochs, else by step."""
         key = track["layer"], track["marker"], track["direction"]
         if key not in self._curves:
             self._curves[key] = [_curve(run, *key) for run in self.runs]

@@ -40,7 +40,7 @@ def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.i
 
 @functools.cache
 def sigmas_of(sigmas: float, chances: float) -> float:
-    """Standard errors that are exceeded in one of so many chances no more often than ``sigmas`` in a single one.
+    """Standard errors that are exceeded in one of ``chances`` trials no more often than ``sigmas`` in a single one.
 
     Bonferroni's correction for Gaussian noise; ``chances`` need not be whole. ``sigmas`` of 0 stay 0: no limit.
 
@@ -51,6 +51,6 @@ def sigmas_of(sigmas: float, chances: float) -> float:
 
 
 def scatter(levels: Sequence[float], lag: int = 1) -> float:
-    """Standard deviation of a level about its mean, from differences ``lag`` apart; 0 where there are too few."""
+    """Standard deviation of a level about its mean, from differences ``lag`` apart; 0 if there are too few."""
     differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
     return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0

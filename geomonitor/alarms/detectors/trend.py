@@ -77,7 +77,7 @@ def kendall(slopes: Sequence[float], count: int) -> float:
     """Kendall's S of ``count`` levels against time in units of its standard deviation under no trend.
 
     Args:
-        slopes: between all pairs of levels, whose signs are those of the differences.
+        slopes: between all pairs of levels, which have the signs of the differences.
         count: of levels.
 
     >>> round(kendall(pair_slopes([4.0, 3.0, 2.0, 1.0, 0.0]), 5), 2)
