@@ -18,7 +18,7 @@ class Run(NamedTuple):
     """What a run left."""
 
     name: str
-    """of its directory, or of the file where that is not called ``geometry.csv``"""
+    """of its directory, or of the file if that is not called ``geometry.csv``"""
     path: Path
     """of the history file"""
     history: History
