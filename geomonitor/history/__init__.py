@@ -3,6 +3,6 @@
 - ``records``: :class:`Record` and :class:`Series`.
 - ``history``: :class:`History`, all records of a run.
 - ``columns``, ``state``, ``lines``: these records as columns of numbers, as tensors in a checkpoint, as lines of CSV.
-- ``run_file``, ``lock``: the file, on a disk that may be full or shared.
+- ``run_file``, ``files``, ``lock``: the file, on a disk that may be full or shared.
 - ``runs``: the directory of a run, found and read again.
 """

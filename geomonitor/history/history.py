@@ -12,9 +12,10 @@ from typing import Any
 
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.history.columns import Column
+from geomonitor.history.files import numbered
 from geomonitor.history.lines import HEADER, lines_of, read_records
 from geomonitor.history.records import SECONDS, Record, Series
-from geomonitor.history.run_file import RunFile, numbered
+from geomonitor.history.run_file import RunFile
 from geomonitor.history.state import from_state, to_state
 
 
@@ -102,6 +103,11 @@ class History:
         """How many measurements there are, of a run that a monitor has measured."""
         number = self._by_name.get("", {}).get(SECONDS)
         return 0 if number is None else len(self._columns[number])
+
+    @property
+    def longest(self) -> int:
+        """Measurements of the marker that has most."""
+        return max(map(len, self._columns), default=0)
 
     def to_pandas(self) -> Any:
         """All records as a ``pandas.DataFrame``, one row a record, with the columns of :class:`Record`.

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from geomonitor.errors import GeomonitorWarning
+from geomonitor.history import files
+from geomonitor.history.files import Handle, State, free_name, make, numbered, remove, set_aside, side_of, write_all
 from geomonitor.history.lock import locked
-
-
-class _State(NamedTuple):
-    """Which file stands under a name, and how long it is."""
-
-    device: int
-    inode: int
-    size: int
-
-    @classmethod
-    def of(cls, path: Path | int) -> _State | None:
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:
-            return None
-        return cls(found.st_dev, found.st_ino, found.st_size)
-
-
-class _Handle:
-    """A file held open, so that the file system does not give its number to another one; a copy of it is None."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self.number)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
 
 
 class RunFile:
@@ -69,8 +38,8 @@ class RunFile:
         self.path = path
         self._side = side
         self._side_is_due = side is not None
-        self._left: _State | None = None
-        self._handle: _Handle | None = None
+        self._left: State | None = None
+        self._handle: Handle | None = None
         self._complete = False
         self._warned = False
 
@@ -85,7 +54,7 @@ class RunFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
                 if self.path.is_file() and is_continued(self.path):
-                    self._left = _State.of(self.path)
+                    self._left = State.of(self.path)
                     self._write_anew(everything())
                 else:
                     self._create(everything(), take_over=True)
@@ -122,17 +91,17 @@ class RunFile:
         except FileNotFoundError:
             return False
         with file:
-            before = _State.of(file.fileno())
+            before = State.of(file.fileno())
             if before is None or before != self._left:
                 return False
             file.seek(0, os.SEEK_END)
             try:
-                _write(file, data)
+                write_all(file, data)
             except OSError:
                 with contextlib.suppress(OSError):  # the part of a line that found room would spoil the file
                     os.ftruncate(file.fileno(), before.size)
                 raise
-            self._left = _State.of(file.fileno())
+            self._left = State.of(file.fileno())
         if self._side_is_due:
             self._write_side()
         return True
@@ -156,7 +125,7 @@ class RunFile:
 
     def _is_own(self, path: Path) -> bool:
         """Whether a file is the one that was left, whatever is in it now."""
-        found, left = _State.of(path), self._left
+        found, left = State.of(path), self._left
         return found is not None and left is not None and found[:2] == left[:2]
 
     def _write_anew(self, text: str) -> None:
@@ -164,14 +133,14 @@ class RunFile:
         if not self._is_own(self.path):
             self._create(text, take_over=False)
             return
-        if self._complete and _State.of(self.path) != self._left:
+        if self._complete and State.of(self.path) != self._left:
             self._warn(f"{self.path} was cut off or changed by another program; it is written anew")
-        beside = _written_beside(self.path, _encoded(text))
+        beside = files.written_beside(self.path, _encoded(text))
         try:
-            handle = _Handle(os.open(beside, os.O_RDONLY | os.O_CLOEXEC))
+            handle = Handle(os.open(beside, os.O_RDONLY | os.O_CLOEXEC))
             beside.replace(self.path)
         except OSError:
-            _remove(beside)
+            remove(beside)
             raise
         self._written(handle)
 
@@ -188,8 +157,8 @@ class RunFile:
                     self.path = free_name(self.path)
         self._written(handle)
 
-    def _written(self, handle: _Handle) -> None:
-        self._handle, self._left, self._complete = handle, _State.of(handle.number), True
+    def _written(self, handle: Handle) -> None:
+        self._handle, self._left, self._complete = handle, State.of(handle.number), True
         if self._side is not None:
             self._write_side()
 
@@ -197,10 +166,10 @@ class RunFile:
         """Write the side file; if that fails, the next addition tries again."""
         path, self._side_is_due = side_of(self.path), True
         with contextlib.suppress(OSError):  # the history itself warns
-            if _State.of(path) is None:
+            if State.of(path) is None:
                 make(path, _encoded(self._side or ""))
             else:
-                beside = _written_beside(path, _encoded(self._side or ""))
+                beside = files.written_beside(path, _encoded(self._side or ""))
                 beside.replace(path)
             self._side_is_due = False
 
@@ -216,114 +185,6 @@ class RunFile:
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, GeomonitorWarning, stacklevel=5)
-
-
-def side_of(path: Path) -> Path:
-    """The side file of a history file."""
-    return path.with_suffix(".json")
-
-
-def make(path: Path, data: bytes) -> _Handle:
-    """Make a file, all or nothing, under a name that is free, and hold it open.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
-    beside = _written_beside(path, data)
-    try:
-        handle = _Handle(os.open(beside, os.O_RDONLY | os.O_CLOEXEC))
-        try:
-            path.hardlink_to(beside)  # in one step, and never over another file
-            return handle
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            with path.open("xb", buffering=0) as file:
-                try:
-                    _write(file, data)
-                except OSError:
-                    _remove(path)
-                    raise
-                return _Handle(os.dup(file.fileno()))
-    finally:
-        _remove(beside)
-
-
-def set_aside(path: Path) -> None:
-    """Move a file and its side file to a free number, if they exist."""
-    free = free_name(path)
-    while path.exists() or side_of(path).exists():
-        try:
-            _move(path, free)
-            _move(side_of(path), side_of(free))
-        except FileExistsError:  # another run has just taken the number
-            free = free_name(path)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a file, if there is one, to a name that is free.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
-    if not source.exists():
-        return
-    if source.is_dir():
-        source.rename(target)  # replaces nothing but an empty directory
-        return
-    target.open("xb").close()  # the renaming replaces this empty file, and no other
-    try:
-        source.rename(target)
-    except FileNotFoundError:  # another run has just moved it
-        _remove(target)
-    except OSError:
-        _remove(target)
-        raise
-
-
-def free_name(path: Path) -> Path:
-    """``name.1.csv``, or the first number that neither a history nor a side file has."""
-    numbers = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    return next(file for file in numbers if not file.exists() and not side_of(file).exists())
-
-
-def numbered(path: Path) -> list[Path]:
-    """The files ``name.1.csv``, ``name.2.csv``, ... that other runs have moved away, the latest first."""
-    try:
-        found = [file for file in path.parent.iterdir() if file.suffix == path.suffix]
-    except FileNotFoundError:
-        return []
-    numbers = {file: file.stem.removeprefix(f"{path.stem}.") for file in found if file.stem.startswith(f"{path.stem}.")}
-    whole = {file: int(number) for file, number in numbers.items() if number.isascii() and number.isdigit()}
-    return sorted(whole, key=lambda file: -whole[file])
-
-
-def _written_beside(path: Path, data: bytes) -> Path:
-    """Write a temporary file under a name that no other run uses."""
-    beside = path.with_name(f"{path.name}.partial")
-    try:
-        file = beside.open("xb", buffering=0)
-    except FileExistsError:  # of another run, or left by a kill
-        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        file = beside.open("xb", buffering=0)
-    try:
-        with file:
-            _write(file, data)
-    except OSError:
-        _remove(beside)
-        raise
-    return beside
-
-
-def _write(file: object, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]  # type: ignore[attr-defined]
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def _encoded(text: str) -> bytes:

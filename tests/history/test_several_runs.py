@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from geomonitor import GeomonitorWarning, History, Record
-from geomonitor.history import lock, run_file
-from geomonitor.history.run_file import make, numbered, set_aside
+from geomonitor.history import files, lock
+from geomonitor.history.files import make, numbered, set_aside
 
 RUNS, MEASUREMENTS, OLD = 6, 12, 99
 
@@ -172,7 +172,7 @@ def test_a_side_file_without_a_history_is_moved_not_overwritten(tmp_path):
 
 
 def test_a_side_file_that_could_not_be_written_follows(tmp_path, monkeypatch):
-    written = run_file._written_beside
+    written = files.written_beside
 
     def no_side_file(path: Path, data: bytes) -> Path:
         if path.suffix == ".json":
@@ -181,7 +181,7 @@ def test_a_side_file_that_could_not_be_written_follows(tmp_path, monkeypatch):
 
     history = History()
     with monkeypatch.context() as patch:
-        patch.setattr(run_file, "_written_beside", no_side_file)
+        patch.setattr(files, "written_beside", no_side_file)
         history.open(tmp_path / "geometry.csv", {"run": 1})
         history.append(records(1, range(2)))
     assert not (tmp_path / "geometry.json").exists()
