@@ -245,11 +245,16 @@ class GeometryMonitor:
         self.references = dict(self._latest_points if references is None else references)
         self._reference_given = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """History, protocol, judge and references in plain Python and tensors: it loads with ``weights_only=True``."""
+    def state_dict(self, *, history: bool = True) -> dict[str, Any]:
+        """History, protocol, judge and references in plain Python and tensors: it loads with ``weights_only=True``.
+
+        Args:
+            history: False for the last record of each marker alone; :meth:`open_history` reads the others from the
+                file of the run.
+        """
         return {
             "protocol": self.protocol,
-            "history": self.history.state_dict(),
+            "history": self.history.state_dict(whole=history),
             "judge": self.judge.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
             "budget": self.budget.state_dict(),

@@ -44,6 +44,8 @@ class MonitoredRun:
         name: keeps two monitors of one run apart: keys become ``geometry/<name>/<layer>/<marker>``, the file
             ``geometry_<name>.csv``.
         allow_protocol_change: start a new series if a saved state was measured by another protocol, not an error.
+        checkpoint_history: False: a saved state holds the last record of each marker only, and a run that goes on in
+            the same directory reads the others from ``geometry.csv``.
         on_alarm: functions of (verdict, text) that are called once for each new alarm, on rank 0: to send a message.
             One that fails is warned of.
 
@@ -75,6 +77,7 @@ class MonitoredRun:
         every_n_steps: int | None = None,
         name: str = "",
         allow_protocol_change: bool = False,
+        checkpoint_history: bool = True,
         on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
     ) -> None:
         if not isinstance(monitor, GeometryMonitor):
@@ -89,6 +92,7 @@ class MonitoredRun:
             )
         self.name = name
         self.allow_protocol_change = _options.flag("allow_protocol_change", allow_protocol_change)
+        self.checkpoint_history = _options.flag("checkpoint_history", checkpoint_history)
         listed = on_alarm if isinstance(on_alarm, Sequence) else [] if on_alarm is None else [on_alarm]
         self.on_alarm = [_options.function("on_alarm", each, "verdict, text") for each in listed]
         self.records: list[Record] = []
@@ -272,7 +276,8 @@ class MonitoredRun:
 
     def state_dict(self) -> dict[str, Any]:
         """That of the monitor, and when it measured last: loads with ``weights_only=True``."""
-        return {**self.monitor.state_dict(), "run": {"last_epoch": self._last_epoch, "last_step": self._last_step}}
+        saved = self.monitor.state_dict(history=self.checkpoint_history)
+        return {**saved, "run": {"last_epoch": self._last_epoch, "last_step": self._last_step}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved run; to be called before :meth:`start`.

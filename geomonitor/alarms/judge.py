@@ -176,5 +176,5 @@ def replay(history: History, layer: str, panel: Panel) -> list[Alarm]:
 def judge_history(history: History, layer: str, panel: Panel) -> Verdict:
     """The verdict on a layer at the end of a saved run; see :func:`replay`."""
     judge = Judge(panel.resolve(history.markers(layer)))
-    judge.rebuild(history)
+    judge._judge_anew(history, layer)  # this layer alone: there may be thousands
     return judge.verdict(layer)

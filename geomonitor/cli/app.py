@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
+from geomonitor.cli import terminal
 from geomonitor.cli.compare import compare
 from geomonitor.cli.markers import markers
 from geomonitor.cli.replay import replay
 from geomonitor.cli.report import report
 from geomonitor.cli.scan import scan
-from geomonitor.errors import GeomonitorError
+from geomonitor.errors import GeomonitorError, GeomonitorWarning
 
 COMMANDS = (markers, report, replay, compare, scan)
 """Functions named like their commands; another command is another module and another entry here."""
 
 WRONG_USAGE = 2
+INTERNAL_ERROR = 70
+"""``EX_SOFTWARE`` of sysexits.h: a fault of geomonitor, not of the input."""
+INTERRUPTED = 130
 
 # Typer keeps it in a package of its own in some versions and takes it from click in others.
 _CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -44,8 +50,9 @@ def run(arguments: list[str] | None = None) -> int:
         arguments: without the name of the program; by default those of the process.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _tell_warning
+        with warnings.catch_warnings(), np.errstate(all="ignore"):  # what overflows is shown as inf or NaN
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", GeomonitorWarning)
             result = typer.main.get_command(application()).main(
                 arguments, prog_name="geomonitor", standalone_mode=False
             )
@@ -54,18 +61,25 @@ def run(arguments: list[str] | None = None) -> int:
     except _CLICK_ERROR as error:
         return _fail(error.format_message() or "no command given; geomonitor --help lists them")
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
+    except MemoryError:
+        return _fail("there is not enough memory for these files")
+    except Exception as error:  # noqa: BLE001 - a fault of geomonitor is one line, also
+        return _fail(f"{_place(error)}: please report it, with the files that were read", INTERNAL_ERROR)
+    if result == INTERRUPTED:  # some versions of typer turn the interrupt into this
+        return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
-def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    sys.stderr.write(f"warning: {_one_line(message)}\n")
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    terminal.message("warning", message)
 
 
-def _fail(message: str, code: int = WRONG_USAGE) -> int:
-    sys.stderr.write(f"error: {_one_line(message)}\n")
+def _fail(text: str, code: int = WRONG_USAGE) -> int:
+    terminal.message("internal error" if code == INTERNAL_ERROR else "error", text)
     return code
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+def _place(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} ({Path(last.filename).name}, line {last.lineno})"

@@ -6,13 +6,11 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import rich.box
-import rich.console
-import rich.table
 import typer
-from rich.text import Text
 
+from geomonitor.cli.terminal import message, output, table
 from geomonitor.decide.compare import Finding, bound, compare_runs, differences
+from geomonitor.history.printable import printable
 from geomonitor.history.runs import load_run
 
 BELOW_A_BOUND = 1
@@ -36,11 +34,10 @@ def compare(
     bounds = [bound(text, "min") for text in minimum or ()] + [bound(text, "max") for text in maximum or ()]
     before, after = load_run(reference), load_run(run)
     findings = compare_runs(before, after, bounds)
-    console = rich.console.Console(highlight=False)
-    console.print(_table(findings))
+    titles = {"layer": "left", "marker": "left", "reference": "right", "run": "right", "change": "right"}
+    table(titles, [(_cells(finding), "bold red" if finding.broken else None) for finding in findings])
     if changed := differences(before, after):
-        told = f"the protocols differ ({', '.join(changed)}): these values must not be compared"
-        rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {told}", markup=False)
+        message("warning", f"the protocols differ ({', '.join(changed)}): these values must not be compared")
     broken = [(finding, b) for finding in findings for b in finding.broken]
     for finding, b in broken:
         limit = (
@@ -48,22 +45,16 @@ def compare(
         )
         value = "undefined" if math.isnan(finding.value) else f"{finding.value:.4g}"
         side = "below" if b.side == "min" else "above"
-        where = f"{finding.marker} of {finding.layer!r}"
-        typer.echo(f"FAILED --{b.side} {b.text}: {where} is {value}, {side} {limit}")
+        where = f"{printable(finding.marker)} of {finding.layer!r}"
+        output(f"FAILED --{b.side} {b.text}: {where} is {value}, {side} {limit}")
     if broken:
         raise typer.Exit(BELOW_A_BOUND)
     if bounds:
-        typer.echo(f"{len(bounds)} bounds kept")
+        output(f"{len(bounds)} bounds kept")
 
 
-def _table(findings: list[Finding]) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for title in ("layer", "marker", "reference", "run", "change"):
-        table.add_column(title, justify="left" if title in ("layer", "marker") else "right")
-    for f in findings:
-        cells = [f.layer, f.marker, _number(f.reference, f.reference_error), _number(f.value, f.error), _percent(f)]
-        table.add_row(*(Text(cell) for cell in cells), style="bold red" if f.broken else None)
-    return table
+def _cells(f: Finding) -> list[str]:
+    return [f.layer, f.marker, _number(f.reference, f.reference_error), _number(f.value, f.error), _percent(f)]
 
 
 def _number(value: float, error: float) -> str:

@@ -8,6 +8,7 @@ import rich.console
 import typer
 
 from geomonitor.cli.page import markers_page
+from geomonitor.cli.terminal import output
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 
 
@@ -19,7 +20,7 @@ def markers(
     if group and group not in MARKER_GROUPS:
         raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
     if markdown:
-        typer.echo(markers_page(), nl=False)
+        output(markers_page().removesuffix("\n"))
         return
     console = rich.console.Console(highlight=False)
     for name in MARKER_GROUPS[group] if group else MARKERS:

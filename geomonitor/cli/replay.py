@@ -14,7 +14,9 @@ from geomonitor.alarms.detectors import DETECTORS
 from geomonitor.alarms.judge import replay as replay_history
 from geomonitor.alarms.panel import AUTO, DEFAULT_WATCH, Panel, panel_of
 from geomonitor.alarms.words import explain
+from geomonitor.cli.terminal import output
 from geomonitor.errors import InputError
+from geomonitor.history.printable import printable
 from geomonitor.history.runs import load_run
 
 ALARMS = 1
@@ -41,12 +43,12 @@ def replay(  # noqa: PLR0917 - options of a command line
     """
     loaded = load_run(run)
     settings = dict(_setting(text) for text in setting or ())
-    layers = [layer] if layer else sorted({record.layer for record in loaded.history if record.layer})
+    layers = [layer] if layer else sorted(loaded.history.layers)
     given, count = Panel(tuple(watch) if watch else None, detector, votes), 0
     own = panel_of(loaded.panel)
     if given == Panel() and not settings:
         if own.custom:
-            typer.echo(f"the run was judged by a detector of its own, {own.custom}; here the default panel judges")
+            output(f"the run was judged by a detector of its own, {own.custom}; here the default panel judges")
         else:
             given = own
     for name in layers:
@@ -55,11 +57,11 @@ def replay(  # noqa: PLR0917 - options of a command line
             raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
         alarms = replay_history(loaded.history, name, panel)
         count += len(alarms)
-        typer.echo(f"{name}: {_count(len(alarms))}")
+        output(f"{printable(name)}: {_count(len(alarms))}")
         for alarm in alarms:
-            typer.echo(f"\nalarm {_when(alarm)}")
+            output(f"\nalarm {_when(alarm)}")
             if alarm.verdict is not None:
-                typer.echo(explain(alarm.verdict, what_changed(loaded.history, alarm.verdict.since_step or 0)))
+                output(explain(alarm.verdict, what_changed(loaded.history, alarm.verdict.since_step or 0)))
     if count:
         raise typer.Exit(ALARMS)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from geomonitor.cli.terminal import output as output_line
 from geomonitor.history.runs import load_run
 from geomonitor.report import write_report
 
@@ -24,4 +25,4 @@ def report(
     shown = load_run(run)
     others = [load_run(path) for path in compare or ()]
     path = write_report(shown, output or shown.path.with_suffix(".html"), compare=others)
-    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    output_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

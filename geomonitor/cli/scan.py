@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import rich.console
-import rich.progress
 import torch
 import typer
 from torch import nn
@@ -15,6 +13,8 @@ from torch import nn
 from geomonitor.alarms.panel import DEFAULT_WATCH, Panel
 from geomonitor.alarms.words import headline
 from geomonitor.cli.targets import own_code, target
+from geomonitor.cli.terminal import Progress
+from geomonitor.cli.terminal import output as show
 from geomonitor.decide.scan import moments
 from geomonitor.decide.scan import scan as measured
 from geomonitor.errors import InputError
@@ -45,27 +45,18 @@ def scan(
     On several GPUs or processes: torchrun --nproc-per-node 2 -m geomonitor.cli scan ...
     """
     rank = int(os.environ.get("RANK", "0"))
-    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, quiet=rank > 0)
     monitor = _monitor(probe, layers, markers)
     network = _model(model)
     ordered = moments(checkpoints)
     if rank == 0:
         monitor.open_history(output / HISTORY_FILE)
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("measuring checkpoints", total=len(ordered))
+    with Progress("measuring checkpoints", len(ordered), quiet=rank > 0) as progress:
         for verdict in measured(monitor, network, ordered):
-            bar.advance(task)
+            progress.advance()
             if verdict is not None:
-                console.print(f"decline: {headline(verdict)}", markup=False)
+                progress.line(f"decline: {headline(verdict)}")
     if rank == 0:
-        typer.echo(f"{len(ordered)} checkpoints measured: {output / HISTORY_FILE}")
+        show(f"{len(ordered)} checkpoints measured: {output / HISTORY_FILE}")
 
 
 def _monitor(probe: str, layers: list[str] | None, markers: list[str] | None) -> GeometryMonitor:

@@ -24,6 +24,7 @@ _EPOCH_IN_NAME = re.compile(r"(?<![a-z])(?:epoch|ep)[=_-]?(\d+)", re.IGNORECASE)
 # What torch.compile, DDP and torch's averaging write before the names of the plain model.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
 _SHOWN_NAMES = 3
+_LARGEST_COUNT = 2**63 - 1
 
 
 class Checkpoint(NamedTuple):
@@ -85,17 +86,30 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     weights = _without_prefix(checkpoint.weights, wanted)
     missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     misfits = [
-        f"{name} {tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        f"{name} {_shape(weights[name])} in the file, {_shape(wanted[name])} in the model"
         for name in wanted.keys() & weights.keys()
-        if isinstance(wanted[name], Tensor) and weights[name].shape != wanted[name].shape
+        if isinstance(wanted[name], Tensor) and _shape(weights[name]) != _shape(wanted[name])
     ]
-    told = [("missing in the file", missing), ("unknown to the model", unknown), ("of another shape", sorted(misfits))]
-    problems = [f"{what}: {_few(names)}" for what, names in told if names]
+    kinds = [
+        f"{name} {getattr(weights[name], 'dtype', None)} in the file, {wanted[name].dtype} in the model"
+        for name in wanted.keys() & weights.keys()
+        if isinstance(wanted[name], Tensor) and _kind(weights[name]) != _kind(wanted[name])
+    ]
+    found = {
+        "missing in the file": missing,
+        "unknown to the model": unknown,
+        "of another shape": sorted(misfits),
+        "of another kind of numbers": sorted(kinds),
+    }
+    problems = [f"{what}: {_few(names)}" for what, names in found.items() if names]
     if problems:
         raise InputError(
             f"{checkpoint.path} does not fit the model ({'; '.join(problems)}): the factory must build what was saved"
         )
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except Exception as error:  # whatever a tensor of a strange layout makes torch raise
+        raise InputError(f"{checkpoint.path} cannot be loaded into the model: {error}") from error
 
 
 def _pickled(path: Path) -> Any:
@@ -109,19 +123,23 @@ def _pickled(path: Path) -> Any:
             f"{path} is damaged or holds more than tensors and plain Python{found}, and loading that could run code: "
             "save the weights alone, torch.save(model.state_dict(), path)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint, it may be cut off: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes the unpickler raise almost anything
+        raise InputError(f"{path} cannot be read as a checkpoint, it may be cut off or damaged: {error}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError as error:
         raise ImportError(f'{path} needs safetensors: pip install "geomonitor[cli]"') from error
     try:
         with safe_open(path, framework="pt") as file:
             return {"state_dict": {name: file.get_tensor(name) for name in file.keys()}, **(file.metadata() or {})}  # noqa: SIM118
-    except SafetensorError as error:
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and what torch raises for a dtype that it does not know
         raise InputError(f"{path} cannot be read as a safetensors file, it may be cut off: {error}") from error
 
 
@@ -131,13 +149,34 @@ def _weights(content: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, 
         for name in _WEIGHTS_UNDER:
             inner = content.get(name)
             if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-                return dict(inner), content
+                return _tensors(inner, path), content
         if content and all(isinstance(value, Tensor) for value in content.values()):
-            return dict(content), {}
+            return _tensors(content, path), {}
     raise InputError(
         f"{path} holds no weights: expected a state_dict, or one under {', '.join(_WEIGHTS_UNDER)}; "
         f"found {_few(map(str, content)) if isinstance(content, Mapping) else type(content).__name__}"
     )
+
+
+def _tensors(found: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """The weights, if that is what they are; what a module keeps as its extra state may be something else."""
+    odd = [name for name, value in found.items() if not isinstance(name, str) or not _is_weight(name, value)]
+    if odd:
+        raise InputError(f"{path} holds weights that are no plain tensors: {_few(map(repr, odd))}")
+    return dict(found)
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) or name.endswith("_extra_state")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _kind(value: Any) -> tuple[bool, bool]:
+    """Whether numbers are real or complex floats, or neither: half and double precision are of one kind."""
+    return (value.is_floating_point(), value.is_complex()) if isinstance(value, Tensor) else (False, False)
 
 
 def _without_prefix(weights: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -155,15 +194,17 @@ def _without_prefix(weights: dict[str, Tensor], wanted: Mapping[str, Any]) -> di
 
 
 def _count(value: Any) -> int | None:
+    """A number of steps or epochs; None for what cannot be one."""
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
+    return number if 0 <= number <= _LARGEST_COUNT else None
 
 
 def _in_name(pattern: re.Pattern[str], name: str) -> int | None:
     found = pattern.findall(name)
-    return int(found[-1]) if found else None
+    return _count(found[-1]) if found else None
 
 
 def _few(names: Any) -> str:

@@ -2,6 +2,7 @@
 
 - ``records``: :class:`Record` and :class:`Series`.
 - ``history``: :class:`History`, all records of a run.
-- ``run_file``: the file, on a disk that may be full or shared.
+- ``columns``, ``state``, ``lines``: these records as columns of numbers, as tensors in a checkpoint, as lines of CSV.
+- ``run_file``, ``files``, ``lock``: the file, on a disk that may be full or shared.
 - ``runs``: the directory of a run, found and read again.
 """

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import json
-import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.history.columns import Column
+from geomonitor.history.files import numbered
+from geomonitor.history.lines import HEADER, lines_of, read_records
 from geomonitor.history.records import SECONDS, Record, Series
-from geomonitor.history.run_file import RunFile, free_name, write_at_once
-
-_FEWEST_COLUMNS = 6  # up to the standard error; later versions added some at the end
+from geomonitor.history.run_file import RunFile
+from geomonitor.history.state import from_state, to_state
 
 
 class History:
@@ -35,16 +32,19 @@ class History:
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._records: dict[tuple[int, str, str], Record] = {}
-        self._series: dict[tuple[str, str], dict[int, Record]] = {}
+        self._columns: list[Column] = []
+        self._by_name: dict[str, dict[str, int]] = {}  # layer, marker: number of its column
+        self._order = array("i")  # of each record, the number of its column
+        self._is_whole = True  # False: of a state without the history, which is still to be read from the file
         self._file: RunFile | None = None
         self._keep(records)
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self._records.values())
+        rows = [column.records() for column in self._columns]
+        return (next(rows[code]) for code in self._order)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._order)
 
     @property
     def path(self) -> Path | None:
@@ -56,24 +56,16 @@ class History:
         records = list(records)
         self._keep(records)
         if self._file is not None:
-            self._file.add(_rows(records), self._text)
+            self._file.add(lines_of(records), self._text)
 
     def latest(self) -> list[Record]:
         """The last record of each marker of each layer."""
-        return [next(reversed(records.values())) for records in self._series.values()]
+        return [column.record(-1) for column in self._columns]
 
     def series(self, layer: str, marker: str) -> Series:
-        """One marker of one layer in the order of the steps; empty where there is none."""
-        rows = sorted(self._series.get((layer, marker), {}).values(), key=lambda r: r.step)
-        return Series(
-            layer,
-            marker,
-            np.array([r.step for r in rows], dtype=np.int64),
-            np.array([math.nan if r.epoch is None else r.epoch for r in rows], dtype=np.float64),
-            np.array([r.value for r in rows], dtype=np.float64),
-            np.array([r.standard_error for r in rows], dtype=np.float64),
-            np.array([r.change_error for r in rows], dtype=np.float64),
-        )
+        """One marker of one layer in the order of the steps; empty if there is none."""
+        number = self._by_name.get(layer, {}).get(marker)
+        return (Column(layer, marker) if number is None else self._columns[number]).series()
 
     def open(
         self,
@@ -91,36 +83,31 @@ class History:
             protocol: by which it is measured; goes into a side file of the same name with the ending ``.json``.
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
-        self._file = RunFile(Path(path))
-        beside = self._file.path.with_suffix(".json")
-        try:
-            if self._file.path.exists() and not self._is_continued_from(self._file.path):
-                free = free_name(self._file.path)
-                self._file.path.rename(free)
-                if beside.exists():
-                    beside.rename(free.with_suffix(".json"))
-        except OSError as error:
-            self._file.fail(error)
-            return
-        self._file.write(self._text())
-        if protocol is not None and self._file.path.exists():
-            side = {"protocol": protocol, "panel": panel}
-            with contextlib.suppress(OSError):  # the history itself has warned of it
-                write_at_once(beside, json.dumps(side, indent=2, sort_keys=True) + "\n")
+        side = {"protocol": protocol, "panel": panel}
+        text = None if protocol is None else json.dumps(side, indent=2, sort_keys=True) + "\n"
+        self._file = RunFile(Path(path), text)
+        self._make_whole(self._file.path)
+        self._file.take(self._text, self._is_continued_from)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Aliases of the layers, in the order of their first record; without ``""``, the whole measurement."""
-        return tuple(dict.fromkeys(layer for layer, _ in self._series if layer))
+        return tuple(layer for layer in self._by_name if layer)
 
     def markers(self, layer: str) -> tuple[str, ...]:
         """Names of the markers of a layer, in the order of their first record."""
-        return tuple(marker for of_layer, marker in self._series if of_layer == layer)
+        return tuple(self._by_name.get(layer, ()))
 
     @property
     def measurements(self) -> int:
         """How many measurements there are, of a run that a monitor has measured."""
-        return len(self._series.get(("", SECONDS), {}))
+        number = self._by_name.get("", {}).get(SECONDS)
+        return 0 if number is None else len(self._columns[number])
+
+    @property
+    def longest(self) -> int:
+        """Measurements of the marker that has most."""
+        return max(map(len, self._columns), default=0)
 
     def to_pandas(self) -> Any:
         """All records as a ``pandas.DataFrame``, one row a record, with the columns of :class:`Record`.
@@ -133,7 +120,7 @@ class History:
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install pandas") from error
         frame = pandas.DataFrame(list(self), columns=list(Record._fields))
-        return frame.astype({"epoch": "Int64"})  # an epoch that nobody counted is missing, not a float
+        return frame.astype({"epoch": "Int64"})  # an epoch that was not counted is missing, not a float
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
@@ -144,19 +131,7 @@ class History:
         Raises:
             InputError: not a history file, or a broken line other than the last.
         """
-        with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        whole, cut_off = _whole_lines(text)
-        try:
-            rows = list(csv.reader(io.StringIO(whole, newline="")))
-        except csv.Error as error:
-            raise InputError(f"{path} is no history file: {error}") from error
-        columns = len(rows[0]) if rows else 0
-        if columns < _FEWEST_COLUMNS or tuple(rows[0]) != Record._fields[:columns]:
-            raise InputError(f"{path} is no history file: its first line must be {','.join(Record._fields)}")
-        if cut_off:
-            warnings.warn(f"{path}: the last line was cut off and is left out", GeomonitorWarning, stacklevel=2)
-        return cls(_record(row, columns, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2))
+        return cls(read_records(path))
 
     def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
         """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
@@ -164,66 +139,97 @@ class History:
 
         return plot_history(self, markers, layers)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain lists, for a checkpoint that loads with ``weights_only=True``."""
-        return {"records": [list(record) for record in self]}
+    def state_dict(self, *, whole: bool = True) -> dict[str, Any]:
+        """Tensors and names, for a checkpoint that loads with ``weights_only=True``; 8 to 24 bytes a record.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what is in memory by a saved state."""
-        self._records.clear()
-        self._series.clear()
-        self._keep(Record(*row) for row in state["records"])
+        Args:
+            whole: False for the last record of each marker alone: :meth:`open` finds the file by it, and reads the
+                rest from there.
+        """
+        if whole and self._is_whole:
+            return {"whole": True, **to_state(self._columns, self._order)}
+        return {"whole": False, **History(self.latest())._state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace what is in memory by a saved state, also by one of version 0.1.0.dev0, a list of records.
+
+        Raises:
+            InputError: a damaged state; what is in memory stays.
+        """
+        if "records" in state:
+            loaded = History(Record(*row) for row in state["records"])
+            columns, order = loaded._columns, loaded._order
+        else:
+            columns, order = from_state(state)
+        self._columns, self._order = columns, order
+        self._is_whole = bool(state.get("whole", True))
+        self._by_name = {}
+        for number, column in enumerate(columns):
+            self._by_name.setdefault(column.layer, {})[column.marker] = number
         if self._file is not None:
+            self._make_whole(self._file.path)
             self._file.outdated()
 
     def clear(self) -> None:
         """Forget all records; an open file is closed and stays as it is."""
-        self._records.clear()
-        self._series.clear()
+        self.load_state_dict({"records": ()})
         self._file = None
+
+    def _state(self) -> dict[str, Any]:
+        return to_state(self._columns, self._order)
 
     def _keep(self, records: Iterable[Record]) -> None:
         for record in records:
-            self._records[record.step, record.layer, record.marker] = record
-            self._series.setdefault((record.layer, record.marker), {})[record.step] = record
+            of_layer = self._by_name.get(record.layer)
+            number = None if of_layer is None else of_layer.get(record.marker)
+            column = Column(record.layer, record.marker) if number is None else self._columns[number]
+            added = column.put(record)
+            if number is None:
+                number = len(self._columns)
+                self._by_name.setdefault(record.layer, {})[record.marker] = number
+                self._columns.append(column)
+            if added:
+                self._order.append(number)
 
     def _text(self) -> str:
-        return ",".join(Record._fields) + "\r\n" + _rows(self)
+        return HEADER + lines_of(self)
 
     def _is_continued_from(self, path: Path) -> bool:
-        """Whether a file has a record of this history: the time in it is that of no other run."""
-        if not len(self):
-            return False
+        """Whether a file has a record of this history: the time in it is in no other run."""
         try:
-            found = History.load(path)
+            return len(self) > 0 and any(self._has(record) for record in read_records(path))
         except InputError:
             return False
-        ours = self._records
-        return any(key in ours and _rows([ours[key]]) == _rows([there]) for key, there in found._records.items())
 
+    def _continued(self, path: Path) -> list[Record] | None:
+        """The records in a file if it has one of this history."""
+        try:
+            found = list(read_records(path)) if path.is_file() else []
+        except (InputError, OSError):
+            return None
+        return found if any(self._has(record) for record in reversed(found)) else None
 
-def _rows(records: Iterable[Record]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(records)  # floats as repr: every digit comes back
-    return text.getvalue()
+    def _has(self, record: Record) -> bool:
+        number = self._by_name.get(record.layer, {}).get(record.marker)
+        place = None if number is None else self._columns[number].find(record.step)
+        # As text: NaN equals NaN.
+        return number is not None and place is not None and repr(self._columns[number].record(place)) == repr(record)
 
-
-def _whole_lines(text: str) -> tuple[str, str]:
-    """The complete lines, and what a kill has left of one that is not: no line end, or a quote that stays open."""
-    end = text.rfind("\n") + 1
-    quotes = text.count('"', 0, end)
-    while quotes % 2:
-        start = text.rfind("\n", 0, end - 1) + 1
-        quotes -= text.count('"', start, end)
-        end = start
-    return text[:end], text[end:]
-
-
-def _record(row: list[str], columns: int, place: str) -> Record:
-    try:
-        step, epoch, layer, marker, *numbers = row
-        if len(row) != columns:
-            raise ValueError
-        return Record(int(step), int(epoch) if epoch else None, layer, marker, *map(float, numbers))
-    except ValueError:
-        raise InputError(f"{place}: expected {','.join(Record._fields)}, found {','.join(row)!r}") from None
+    def _make_whole(self, path: Path) -> None:
+        """Read what a state without the history lacks from the file that the run left there."""
+        if self._is_whole:
+            return
+        latest = self.latest()
+        last = max((record.step for record in latest), default=-1)
+        self._is_whole = True
+        left = next((found for file in (path, *numbered(path)) if (found := self._continued(file))), None)
+        if left is None and latest:
+            warnings.warn(
+                f"the history up to step {last} is neither in the checkpoint (checkpoint_history=False) nor in "
+                f"{path}: its curves begin at step {last}",
+                GeomonitorWarning,
+                stacklevel=4,
+            )
+        loaded = History(record for record in left or () if record.step <= last)
+        loaded._keep(latest)
+        self._columns, self._by_name, self._order = loaded._columns, loaded._by_name, loaded._order

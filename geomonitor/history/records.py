@@ -19,7 +19,7 @@ OVERHEAD = "overhead"
 
 
 class Record(NamedTuple):
-    """One marker of one layer at one moment of training."""
+    """One marker of one layer at one step of training."""
 
     step: int
     """optimiser steps done"""
@@ -29,11 +29,11 @@ class Record(NamedTuple):
     """alias of the layer, or "" for what belongs to the whole measurement"""
     marker: str
     value: float
-    """NaN where the marker is undefined or the measurement failed"""
+    """NaN if the marker is undefined or the measurement failed"""
     standard_error: float = math.nan
-    """NaN where the marker has no sampling error"""
+    """NaN if the marker has no sampling error"""
     time: float = math.nan
-    """seconds since 1970 (UTC) at the measurement; NaN where nobody looked"""
+    """seconds since 1970 (UTC) at the measurement; NaN if it is not known"""
     change_error: float = math.nan
     """standard error of the change since the measurement before, whose draws are the same; NaN where not known"""
 
@@ -50,7 +50,7 @@ class Series(NamedTuple):
     marker: str
     steps: NDArray[np.int64]
     epochs: NDArray[np.float64]
-    """NaN where the epoch is not known"""
+    """NaN if the epoch is not known"""
     values: NDArray[np.float64]
     standard_errors: NDArray[np.float64]
     change_errors: NDArray[np.float64] | None = None

@@ -7,55 +7,57 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from geomonitor.errors import GeomonitorWarning
-
-
-class _State(NamedTuple):
-    """Which file stands under a name, and how long it is."""
-
-    device: int
-    inode: int
-    size: int
-
-    @classmethod
-    def of(cls, path: Path) -> _State | None:
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            return None
-        return cls(found.st_dev, found.st_ino, found.st_size)
-
-    def is_same_file_as(self, other: _State | None) -> bool:
-        return other is not None and (self.device, self.inode) == (other.device, other.inode)
+from geomonitor.history import files
+from geomonitor.history.files import Handle, State, free_name, make, numbered, remove, set_aside, side_of, write_all
+from geomonitor.history.lock import locked
 
 
 class RunFile:
-    r"""Adds lines to a file of its own; trouble with the disk is warned of once, never an error.
+    r"""Adds lines to a file of its own; trouble with the disk is logged once, with a warning, never an error.
 
-    Before each addition it looks whether the file is still the one that it left. If another run has taken the name, it
-    goes on under a free one. If the file is gone, was cut off, or an earlier addition failed, it writes all anew, so
-    that a disk that has room again gets everything.
+    A file is made under a name that is free, and never renamed over another one. A run that finds its name taken moves
+    the file away to a free number, with the side file that belongs to it; the run that writes to that file finds it
+    there. If the file is gone, was cut off, or an earlier addition failed, all is written anew, so that a disk that has
+    room again gets everything.
+
+    Args:
+        path: of the file; its side file has the ending ``.json``.
+        side: text of the side file; None for no side file.
 
     >>> import tempfile
     >>> file = RunFile(Path(tempfile.mkdtemp(), "lines.csv"))
-    >>> file.write("a\n")
+    >>> file.take(lambda: "a\n", lambda path: False)
     >>> file.add("b\n", everything=lambda: "a\nb\n")
     >>> file.path.read_text()
     'a\nb\n'
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, side: str | None = None) -> None:
         self.path = path
-        self._left: _State | None = None
+        self._side = side
+        self._side_is_due = side is not None
+        self._left: State | None = None
+        self._handle: Handle | None = None
         self._complete = False
-        self._told = False
+        self._warned = False
 
-    def write(self, text: str) -> None:
-        """Replace the file by ``text``."""
+    def take(self, everything: Callable[[], str], is_continued: Callable[[Path], bool]) -> None:
+        """Begin the file: replace what the same run left under its name, and move away anything else.
+
+        Args:
+            everything: gives what the file should hold.
+            is_continued: whether a file was left by the same run.
+        """
         try:
-            self._replace(text)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path):
+                if self.path.is_file() and is_continued(self.path):
+                    self._left = State.of(self.path)
+                    self._write_anew(everything())
+                else:
+                    self._create(everything(), take_over=True)
         except OSError as error:
             self.fail(error)
 
@@ -67,16 +69,13 @@ class RunFile:
             everything: gives what the file should hold, these lines included.
         """
         try:
-            found = _State.of(self.path)
-            if found is not None and not found.is_same_file_as(self._left):
-                self._make_way()
-                found = None
-            if found is not None and found != self._left and self._complete:
-                self._say(f"{self.path} was cut off or changed by someone else; it is written anew")
-            if found is not None and found == self._left and self._complete:
-                self._append(lines, found)
-            else:
-                self._replace(everything())
+            if self._complete and self._append(lines):
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path):
+                self._find()
+                if not (self._complete and self._append(lines)):
+                    self._write_anew(everything())
         except OSError as error:
             self.fail(error)
 
@@ -84,56 +83,109 @@ class RunFile:
         """What should be in the file is another text now: the next addition writes all anew."""
         self._complete = False
 
-    def _append(self, lines: str, before: _State) -> None:
+    def _append(self, lines: str) -> bool:
+        """Add lines to the file as it was left; False, and nothing done, if another one stands under the name."""
+        data = _encoded(lines)
         try:
-            with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(lines)
-        except OSError:
-            with contextlib.suppress(OSError):  # the part of a line that found room would spoil the file
-                os.truncate(self.path, before.size)
-            raise
-        self._left = _State.of(self.path)
+            file = self.path.open("r+b", buffering=0)
+        except FileNotFoundError:
+            return False
+        with file:
+            before = State.of(file.fileno())
+            if before is None or before != self._left:
+                return False
+            file.seek(0, os.SEEK_END)
+            try:
+                write_all(file, data)
+            except OSError:
+                with contextlib.suppress(OSError):  # the part of a line that found room would spoil the file
+                    os.ftruncate(file.fileno(), before.size)
+                raise
+            self._left = State.of(file.fileno())
+        if self._side_is_due:
+            self._write_side()
+        return True
 
-    def _replace(self, text: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_at_once(self.path, text)
-        self._left, self._complete = _State.of(self.path), True
-
-    def _make_way(self) -> None:
-        taken, self.path = self.path, free_name(self.path)
+    def _find(self) -> None:
+        """Find the file of this run: under its name, under the one that another run gave it, or nowhere."""
+        if self._is_own(self.path):
+            return
+        taken = self.path
+        moved = next((path for path in numbered(taken) if self._is_own(path)), None)
+        if moved is None and not taken.exists():
+            self._left = None
+            return
+        self.path = moved or free_name(taken)
         if self._left is not None:
-            self._say(f"another run has taken {taken}; the geometry history of this one goes on in {self.path}")
+            self._warn(f"another run has taken {taken}; the geometry history of this one goes on in {self.path}")
+        if moved is None:
+            self._left = None
+        elif self._side is not None and not side_of(moved).exists():
+            self._side_is_due = True
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file is the one that was left, whatever is in it now."""
+        found, left = State.of(path), self._left
+        return found is not None and left is not None and found[:2] == left[:2]
+
+    def _write_anew(self, text: str) -> None:
+        """Replace the file of this run, or make one if there is none."""
+        if not self._is_own(self.path):
+            self._create(text, take_over=False)
+            return
+        if self._complete and State.of(self.path) != self._left:
+            self._warn(f"{self.path} was cut off or changed by another program; it is written anew")
+        beside = files.written_beside(self.path, _encoded(text))
+        try:
+            handle = Handle(os.open(beside, os.O_RDONLY | os.O_CLOEXEC))
+            beside.replace(self.path)
+        except OSError:
+            remove(beside)
+            raise
+        self._written(handle)
+
+    def _create(self, text: str, *, take_over: bool) -> None:
+        """Make the file under its name, or under a free one if the name is taken and must not be taken over."""
+        while True:
+            if take_over:
+                set_aside(self.path)
+            try:
+                handle = make(self.path, _encoded(text))
+                break
+            except FileExistsError:
+                if not take_over:
+                    self.path = free_name(self.path)
+        self._written(handle)
+
+    def _written(self, handle: Handle) -> None:
+        self._handle, self._left, self._complete = handle, State.of(handle.number), True
+        if self._side is not None:
+            self._write_side()
+
+    def _write_side(self) -> None:
+        """Write the side file; if that fails, the next addition tries again."""
+        path, self._side_is_due = side_of(self.path), True
+        with contextlib.suppress(OSError):  # the history itself warns
+            if State.of(path) is None:
+                make(path, _encoded(self._side or ""))
+            else:
+                beside = files.written_beside(path, _encoded(self._side or ""))
+                beside.replace(path)
+            self._side_is_due = False
 
     def fail(self, error: OSError) -> None:
-        """Say once that writing does not work; the next addition tries again."""
+        """Warn once that writing does not work; the next addition tries again."""
         self._complete = False
-        if not self._told:
-            self._told = True
-            self._say(
+        if not self._warned:
+            self._warned = True
+            self._warn(
                 f"the geometry history cannot be written to {self.path} ({error}); it stays in memory and in "
                 "checkpoints, and each measurement tries again"
             )
 
-    def _say(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         warnings.warn(message, GeomonitorWarning, stacklevel=5)
 
 
-def write_at_once(path: Path, text: str) -> None:
-    """All or nothing: a kill or a full disk leaves the old file or the new one, never half of it."""
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        beside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-
-
-def free_name(path: Path) -> Path:
-    """``name.1.csv``, or the first number that is not taken."""
-    number = 1
-    while (candidate := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    return candidate
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

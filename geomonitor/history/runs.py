@@ -14,11 +14,15 @@ HISTORY_FILE = "geometry.csv"
 """Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
 
 
+_DEEPEST = 50
+"""Levels of a side file; what is much deeper cannot be compared or shown."""
+
+
 class Run(NamedTuple):
     """What a run left."""
 
     name: str
-    """of its directory, or of the file where that is not called ``geometry.csv``"""
+    """of its directory, or of the file if that is not called ``geometry.csv``"""
     path: Path
     """of the history file"""
     history: History
@@ -80,6 +84,19 @@ def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         raise InputError(f"{file} is no JSON ({error}): mend it, or move it away") from error
     side = found if isinstance(found, dict) and isinstance(found.get("protocol"), dict) else {"protocol": found}
     protocol, panel = side["protocol"], side.get("panel")
+    if _depth(found) > _DEEPEST:
+        raise InputError(f"{file} is nested more than {_DEEPEST} deep: mend it, or move it away")
     if not isinstance(protocol, dict) or not (panel is None or isinstance(panel, dict)):
         raise InputError(f"{file} must hold the protocol as a JSON object: mend it, or move it away")
     return protocol, panel
+
+
+def _depth(found: Any) -> int:
+    """Levels of lists and objects, counted without recursion."""
+    level, depth = [found], 0
+    while level and depth <= _DEEPEST:
+        inner = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level, depth = [value for values in inner for value in values], depth + 1
+    return depth

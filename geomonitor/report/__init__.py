@@ -15,6 +15,7 @@ import numpy as np
 
 from geomonitor.alarms.panel import panel_of
 from geomonitor.errors import InputError
+from geomonitor.history.printable import printable
 from geomonitor.history.records import ALARM
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from geomonitor.report.figures import Curve
 
 PAGE = Path(__file__).parent
+MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
+"""What a page shows: more layers, markers, alarms and settings than these are counted, and left out."""
 
 
 def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Run] = ()) -> Path:
@@ -45,7 +48,7 @@ def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Ru
         raise InputError(f"{path} is a directory: name a file, such as {path / 'report.html'}")
     page = render_report(run, compare=compare)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -62,20 +65,36 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
 
     runs = [run, *compare]
     labels = _labels(runs)
-    drawn = figures.curves(runs, labels)
+    curves, every_marker = figures.curves(runs, labels), _markers(runs)
+    drawn, names = curves[:MOST_CURVES], every_marker[:MOST_MARKERS]
     x = figures.clock(runs)
     panel = panel_of(run.panel)
-    alarms = findings.alarms(run.history, panel)
+    raised = findings.alarms(run.history, panel)
+    alarms = raised if len(raised) <= MOST_ALARMS else [*raised[: MOST_ALARMS // 2], *raised[-MOST_ALARMS // 2 :]]
     places = [alarm.epoch if x == "epoch" and alarm.epoch is not None else alarm.step for alarm in alarms]
-    names = _markers(runs)
-    parts = [p for layer in run.history.layers if (p := findings.decomposition(run.history, layer, panel))]
+    shown_layers = [curve.layer for curve in drawn if curve.run == 0]
+    parts = [p for layer in shown_layers if (p := findings.decomposition(run.history, layer, panel))]
+    protocol = _protocol(runs)
+    longest = max((run_.history.longest for run_ in runs), default=0)
     scripts = {"plotly": get_plotlyjs(), "page": (PAGE / "page.js").read_text(encoding="utf-8")}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         labels=labels,
-        summary=findings.summary(run.history, panel),
+        summary=findings.summary(run.history, panel, raised),
+        left_out=[
+            f"{count - most} of {count} {what}"
+            for what, count, most in (
+                ("layers", len(curves), MOST_CURVES),
+                ("markers", len(every_marker), MOST_MARKERS),
+                ("alarms (those in the middle)", len(raised), MOST_ALARMS),
+                ("settings", len(protocol), MOST_SETTINGS),
+                ("measurements, evenly spread", longest, figures.MOST_POINTS),
+            )
+            if count > most
+        ],
         alarms=[
             (alarm, findings.moment(alarm.step, alarm.epoch), *findings.words(run.history, alarm, panel))
             for alarm in alarms
@@ -83,7 +102,7 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         judged=any(ALARM in run.history.markers(layer) for layer in run.history.layers),
         curves=drawn,
         band=figures.BAND_ERRORS,
-        figures={name: figures.marker_figure(runs, drawn, name, x, places) for name in names},
+        figures={printable(name): figures.marker_figure(runs, drawn, name, x, places) for name in names},
         about={name: MARKERS[name].description if name in MARKERS else "" for name in names},
         shown=[name for name in names if name in MARKER_GROUPS["default"]],
         folded=[name for name in names if name not in MARKER_GROUPS["default"]],
@@ -92,7 +111,7 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
             for p in parts
         ],
         ends=[_end(runs, curve, name) for name in names for curve in drawn],
-        protocol=_protocol(runs),
+        protocol=protocol[:MOST_SETTINGS],
         overheads=[(label, findings.overhead(r.history)) for label, r in zip(labels, runs, strict=True)],
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
         scripts={name: Markup(text) for name, text in scripts.items()},
@@ -133,7 +152,7 @@ def _terms(run: Run, parts: findings.Decomposition) -> dict[str, Any]:
     return {
         "reference": findings.moment(int(series.steps[place]), int(epoch) if math.isfinite(epoch) else None),
         "total": float(parts.total[-1]),
-        "factor": math.exp(float(parts.total[-1])),
+        "factor": float(np.exp(parts.total[-1])),  # infinity, not an error, if it is too large
         "rows": [(name, float(term[-1])) for name, term in zip(findings.TERMS, parts.terms, strict=True)],
     }
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from geomonitor.history.printable import printable
 from geomonitor.history.records import Series
 from geomonitor.history.runs import Run
 from geomonitor.report.findings import TERMS, Decomposition
 
 BAND_ERRORS = 2
 """Half the height of a band, in standard errors: about 95 % of a normal distribution."""
+MOST_POINTS = 1000
+"""Measurements that a curve shows: a page is not much wider in pixels."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -61,53 +62,82 @@ def marker_figure(
     runs: Sequence[Run], drawn: Sequence[Curve], marker: str, x: str, alarms: Sequence[float]
 ) -> dict[str, Any]:
     """A marker over the run, with bands of ``BAND_ERRORS`` standard errors and a line at each alarm."""
-    figure = go.Figure()
+    traces: list[dict[str, Any]] = []
     for curve in drawn:
-        series = runs[curve.run].history.series(curve.layer, marker)
+        series = thinned(runs[curve.run].history.series(curve.layer, marker))
         if not np.isfinite(series.values).any():
             continue
         time = times(series, x)
         if np.isfinite(series.standard_errors).any():
             band_x, band_y = _band(time, series)
-            figure.add_scatter(
-                x=band_x, y=band_y, fill="toself", mode="lines", line_width=0, hoverinfo="skip", showlegend=False,
-                meta={"color": curve.color, "band": True},
-            )  # fmt: skip
-        name = html.escape(curve.label, quote=False)  # Plotly reads some tags in names
-        figure.add_scatter(
-            x=time.tolist(), y=_display(series.values), mode="lines+markers", name=name,
-            line_dash=curve.dash, meta={"color": curve.color},
-        )  # fmt: skip
-    return _finished(figure, x, alarms)
+            traces.append({
+                "type": "scatter", "x": band_x, "y": band_y, "fill": "toself", "mode": "lines", "line": {"width": 0},
+                "hoverinfo": "skip", "showlegend": False, "meta": {"color": curve.color, "band": True},
+            })  # fmt: skip
+        name = html.escape(printable(curve.label), quote=False)  # Plotly reads some tags in names
+        traces.append({
+            "type": "scatter", "x": time.tolist(), "y": _display(series.values), "mode": "lines+markers", "name": name,
+            "line": {"dash": curve.dash}, "meta": {"color": curve.color},
+        })  # fmt: skip
+    return _figure(traces, x, [_line(place) for place in alarms])
 
 
 def decomposition_figure(parts: Decomposition, series: Series, x: str, alarms: Sequence[float]) -> dict[str, Any]:
     """The change of log capacity since the reference, and its three terms."""
-    figure = go.Figure()
-    time = times(series, x)[parts.places].tolist()
-    figure.add_scatter(
-        x=time, y=_display(parts.total), name="log capacity", mode="lines", line_width=4, meta={"color": "text"}
-    )
+    kept = _kept(len(parts.places))
+    time = times(series, x)[parts.places][kept].tolist()
+    traces: list[dict[str, Any]] = [{
+        "type": "scatter", "x": time, "y": _display(parts.total[kept]), "name": "log capacity", "mode": "lines",
+        "line": {"width": 4}, "meta": {"color": "text"},
+    }]  # fmt: skip
     for number, (name, values) in enumerate(zip(TERMS, parts.terms, strict=True)):
-        figure.add_scatter(
-            x=time, y=_display(values), name=name, mode="lines+markers", line_dash=DASHES[number],
-            meta={"color": number},
-        )  # fmt: skip
-    figure.add_hline(y=0, line_width=1, line_dash="dot")
-    return _finished(figure, x, alarms)
+        traces.append({
+            "type": "scatter", "x": time, "y": _display(values[kept]), "name": name, "mode": "lines+markers",
+            "line": {"dash": DASHES[number]}, "meta": {"color": number},
+        })  # fmt: skip
+    zero = {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"width": 1, "dash": "dot"}}
+    return _figure(traces, x, [zero, *(_line(place) for place in alarms)])
 
 
 def times(series: Series, x: str) -> NDArray[np.float64]:
-    """Where the measurements lie on the axis ``"epoch"`` or ``"step"``."""
+    """Position of the measurements on the axis ``"epoch"`` or ``"step"``."""
     return series.epochs if x == "epoch" else series.steps.astype(np.float64)
 
 
-def _finished(figure: go.Figure, x: str, alarms: Sequence[float]) -> dict[str, Any]:
-    for place in alarms:
-        figure.add_vline(x=place, line_width=2, line_dash="dash", name="alarm")
-    figure.update_layout(template="none", xaxis_title=x)
-    parsed: dict[str, Any] = json.loads(figure.to_json())  # NaN has become null
-    return parsed
+def thinned(series: Series) -> Series:
+    """At most ``MOST_POINTS`` measurements of a series, evenly spread, with the first and the last one."""
+    kept = _kept(len(series.steps))
+    return series._replace(
+        steps=series.steps[kept],
+        epochs=series.epochs[kept],
+        values=series.values[kept],
+        standard_errors=series.standard_errors[kept],
+    )
+
+
+def _kept(count: int) -> NDArray[np.int64]:
+    if count <= MOST_POINTS:
+        return np.arange(count)
+    return np.linspace(0, count - 1, MOST_POINTS).astype(np.int64)
+
+
+def _figure(traces: list[dict[str, Any]], x: str, shapes: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"data": traces, "layout": {"shapes": shapes, "xaxis": {"title": {"text": x}}}}
+
+
+def _line(place: float) -> dict[str, Any]:
+    """A line at an alarm, over the whole height."""
+    line = {"width": 2, "dash": "dash"}
+    return {
+        "type": "line",
+        "name": "alarm",
+        "yref": "y domain",
+        "x0": place,
+        "x1": place,
+        "y0": 0,
+        "y1": 1,
+        "line": line,
+    }
 
 
 def _band(x: NDArray[np.float64], series: Series) -> tuple[list[float | None], list[float | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from geomonitor.history.records import SECONDS
 
 TERMS = ("log utility", "log (1 + radius^-2)", "-log dimension")
 """They add up to log capacity."""
+_MOST_VALUES = 12
+"""Layers whose value the summary names."""
 
 
 class Decomposition(NamedTuple):
@@ -76,8 +79,7 @@ def alarms(history: History, panel: Panel) -> list[Alarm]:
 def words(history: History, alarm: Alarm, panel: Panel) -> tuple[str, list[str]]:
     """Title and paragraphs of an alarm."""
     if alarm.verdict is not None and alarm.verdict.since_step is not None:
-        seen = History(record for record in history if record.step <= alarm.step)
-        text = explain(alarm.verdict, what_changed(seen, alarm.verdict.since_step))
+        text = explain(alarm.verdict, what_changed(history, alarm.verdict.since_step))
         return headline(alarm.verdict), text.splitlines()[1:]
     title = f"The detector of the run raised an alarm on {alarm.layer!r}"
     if panel.custom:
@@ -92,10 +94,16 @@ def words(history: History, alarm: Alarm, panel: Panel) -> tuple[str, list[str]]
     ]
 
 
-def summary(history: History, panel: Panel) -> str:
-    """The state of the run in one sentence."""
+def summary(history: History, panel: Panel, raised: Sequence[Alarm] | None = None) -> str:
+    """The state of the run in one sentence.
+
+    Args:
+        history: of the run.
+        panel: judges its end.
+        raised: its alarms, from :func:`alarms`, if they are known.
+    """
     found = [verdict for layer in history.layers if (verdict := verdict_of(history, layer, panel)) is not None]
-    raised = alarms(history, panel)
+    raised = alarms(history, panel) if raised is None else raised
     declined = max((v for v in found if v.declined), key=lambda v: v.sigmas, default=None)
     when = moment(*_last_moment(history))
     if declined is not None:
@@ -110,7 +118,8 @@ def summary(history: History, panel: Panel) -> str:
     known = [v for layer in history.layers if (v := _leading(history, layer, panel)) and math.isfinite(v.value)]
     if not known:
         return f"Nothing to judge: no watched marker is defined up to {when}."
-    values = ", ".join(f"{v.marker} is {v.value:.3g} in {v.layer!r}" for v in known)
+    values = ", ".join(f"{v.marker} is {v.value:.3g} in {v.layer!r}" for v in known[:_MOST_VALUES])
+    values += f" and {len(known) - _MOST_VALUES} other layers" if len(known) > _MOST_VALUES else ""
     if raised:
         return f"{len(raised)} alarm(s), all cleared by {when}; the {values}."
     if all(math.isnan(v.reference) for v in known):
@@ -159,7 +168,7 @@ def overhead(history: History) -> Overhead | None:
     seconds, times = np.array([r.value for r in rows]), np.array([r.time for r in rows])
     span = float(times[-1] - times[0])  # times are those of the beginning of a measurement
     share = float(seconds[:-1].sum()) / span if span > 0 else math.nan
-    return Overhead(len(rows), float(seconds.sum()), float(np.median(seconds)), float(seconds.max()), share)
+    return Overhead(len(seconds), float(seconds.sum()), float(np.median(seconds)), float(seconds.max()), share)
 
 
 def moment(step: int, epoch: int | None) -> str:

@@ -49,6 +49,7 @@ class GeometryHooks:
         name: str = "",
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
+        checkpoint_history: bool = True,
         figures_every_n: int | None = None,
         on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
         pool: Pool = "auto",
@@ -80,6 +81,7 @@ class GeometryHooks:
             every_n_steps=every_n_steps,
             name=name,
             allow_protocol_change=allow_protocol_change,
+            checkpoint_history=checkpoint_history,
             on_alarm=on_alarm,
         )
         self.output = LoggerOutput(figures_every_n, name)

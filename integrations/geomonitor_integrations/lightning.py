@@ -43,6 +43,8 @@ class GeometryCallback(GeometryHooks, Callback):
             ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
         directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
         allow_protocol_change: start a new series if a checkpoint was measured by another protocol, not an error.
+        checkpoint_history: False: a checkpoint holds the last record of each marker only, and a run that goes on in
+            the same directory reads the others from ``geometry.csv``.
         figures_every_n: measurements between two sets of figures (spectrum, class centres, class clouds, class
             dimensions) for TensorBoard, W&B or MLflow, from the first one on; 0 for none. By default every tenth if
             matplotlib is installed.

@@ -45,7 +45,7 @@ def test_a_run_that_cannot_write_trains_on_and_keeps_its_history_in_checkpoints(
     assert len([w for w in told if w.category is gm.GeomonitorWarning]) == 1
     assert trainer.global_step == 18
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["GeometryCallback"]["history"]
-    assert len(saved["records"]) == len(geometry.monitor.history) > 15
+    assert len(saved["values"]) == len(geometry.monitor.history) > 15
 
 
 def named_pair(detector: Any = None) -> list[Any]:

@@ -32,7 +32,9 @@ def rows(path: Path) -> list[list[str]]:
 def saved_rows(directory: Path) -> list[list[str]]:
     """Records in the last checkpoint, which loads without pickles."""
     state = torch.load(directory / "last.ckpt", weights_only=True)["callbacks"]["GeometryCallback"]
-    kept = [record for row in state["history"]["records"] if (record := gm.Record(*row)).layer]
+    history = gm.History()
+    history.load_state_dict(state["history"])
+    kept = [record for record in history if record.layer]
     return [[repr(part) for part in record._replace(time=0.0)] for record in kept]
 
 
