@@ -22,9 +22,9 @@ GLUE_ORDER = (
     *("nnls.gram_problem", "nnls.block_pivoting", "nnls.block_pivoting_loops", "nnls.block_pivoting_compiled"),
     *("nnls.lawson_hanson", "nnls.semismooth_newton", "nnls.minimal_norm", "nnls.solve"),
     *("pseudo_inverse", "cosines", "ranks", "draws", "points", "anchors", "centers", "center_slopes", "scalars"),
-    *("chunks", "joint", "pairwise", "estimates", "result", "manifolds"),
+    *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options"),
 )
-"""Files of ``glue/`` from the ground up: the solvers, then what they are used for, at the end the definition."""
+"""Files of ``glue/`` from the ground up: the solvers, then what they are used for, then the definition, and its options."""
 CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}
 """``metric.plot()`` and ``history.plot()`` import the pictures when they are called; nothing else looks down."""
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "keras", "skorch", "fastai"}

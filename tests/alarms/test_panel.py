@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, History, InputError, Record, ReferenceRuns, Trend
 from geomonitor.alarms.detectors import AgreeingDrop
-from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, PANEL, VOTES, Panel, panel_of
+from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, VOTES, Panel, panel_of
 from geomonitor.alarms.votes import enough_votes
 from tests.alarms.detectors.simulated_runs import as_series, healthy_run
 from tests.alarms.detectors.synthetic import COUNT, FAULT, ONSET, TIME, series
@@ -109,7 +109,7 @@ def test_a_panel_has_plain_values_and_does_not_change():
 def test_a_panel_comes_back_from_a_file(panel):
     text = json.dumps(panel.to_dict(), allow_nan=False)
     assert Panel.from_dict(json.loads(text)) == panel
-    assert panel_of({PANEL: json.loads(text)}) == panel
+    assert panel_of(json.loads(text)) == panel
 
 
 def test_a_detector_is_written_by_its_name_and_settings():
@@ -156,7 +156,7 @@ def test_reference_runs_are_written_as_paths(tmp_path):
 def test_what_is_no_panel_is_refused(saved):
     with pytest.raises(InputError, match="a panel has watch, votes and detector"):
         Panel.from_dict(saved)
-    assert panel_of({}) == Panel()
+    assert panel_of(None) == Panel()
 
 
 def healthy(seed: int) -> dict[str, np.ndarray]:
