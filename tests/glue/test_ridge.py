@@ -86,13 +86,26 @@ class TestEveryAlgorithmSolvesIt:
             assert_optimal(torch.from_numpy(by_newton[0])[None], problem.select(torch.tensor([row])))
 
 
-@pytest.mark.parametrize("small", [0, 2**16])
-def test_the_fallback_solves_the_problem_with_the_ridge(monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+def test_newton_goes_on_while_the_gradient_grows() -> None:
+    """400 random points in 192 dimensions: from one ridge to one a hundredth of it the gradient grows for 20 steps."""
+    stream = torch.Generator().manual_seed(0)
+    problem, units, targets = unit_problem(torch.randn(400, 192, generator=stream), torch.arange(400) // 40, 6)
+    problem = problem._replace(ridge=1e-4)
+    found = [
+        semismooth_newton((units * y[:, None]).numpy().T, t.numpy(), 1e-4)
+        for y, t in zip(problem.signs, targets, strict=True)
+    ]
+    assert_optimal(torch.from_numpy(np.stack([one[0] for one in found if one is not None])), problem)
+
+
+@pytest.mark.parametrize("newton", [True, False])
+def test_the_fallback_solves_the_problem_with_the_ridge(monkeypatch: pytest.MonkeyPatch, newton: bool) -> None:
     problem, units, targets = unit_problem(*CASES["rank 5"](), 4)
     problem = problem._replace(ridge=1e-3)
     monkeypatch.setattr(solve_module, "suits", lambda problem: False)
     monkeypatch.setattr(solve_module, "solve_batch", lambda problem: solve_batch(problem, rounds=1))
-    monkeypatch.setattr(solve_module, "SMALL", small)
+    if not newton:
+        monkeypatch.setattr(solve_module, "semismooth_newton", lambda signed, target, ridge: None)
     found = solve(problem, FeatureSpace(lambda group: units, lambda row: targets[row]))
     assert bool(found.converged.all())
     assert_optimal(found.sets.dense(len(units)), problem)

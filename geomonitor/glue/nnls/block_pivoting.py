@@ -43,8 +43,8 @@ REFINEMENTS = 2
 
 
 def most_active(problem: GramProblem, share: float = SATURATED_SHARE) -> float:
-    """Active columns of a direction beyond which another method is faster; with a ridge it never is."""
-    if problem.ridge or problem.units is None or len(problem.units) <= problem.units.shape[1]:
+    """Active columns of a direction beyond which another method is faster."""
+    if problem.units is None or len(problem.units) <= problem.units.shape[1]:
         return torch.inf
     return max(SATURATED_LEAST, share * problem.units.shape[1])
 

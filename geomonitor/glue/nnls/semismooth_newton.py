@@ -31,12 +31,14 @@ SAME_DIRECTION = 1e-12
 EXCHANGES = 20
 # Newton's matrix is singular where few columns are positive; this part of its trace makes it regular.
 DAMPING = 1e-12
-# The weights must give the same projection to this part of its length.
-EXACT = 1e-13
+# The weights must give the same projection to this part of its length, with a ridge to the second one: the conditions
+# of optimality are then met to ten times this.
+EXACT, EXACT_WITH_RIDGE = 1e-13, 1e-12
 # Newton's method on a piecewise quadratic function ends in a few steps; this is only a stop.
 STEPS = 100
-# So many steps without a shorter gradient (by a tenth): what is left is rounding of nearly dependent columns.
-STALLED, SHORTER = 20, 0.9
+# So many steps without a shorter gradient (by a tenth): what is left is rounding of nearly dependent columns. Far from
+# the solution of a small ridge it is not: there the function falls at every step, but the gradient may grow for long.
+STALLED, SHORTER, NEAR = 20, 0.9, 1e-6
 # A step must bring this part of the decrease that its slope promises, or it is halved, so many times at most.
 SUFFICIENT, HALVINGS = 1e-4, 30
 
@@ -60,7 +62,8 @@ def semismooth_newton(signed: Array, target: Array, ridge: float = 0.0) -> tuple
     rows = np.ascontiguousarray(signed.T)
     w = falling_ridge(rows, target, ridge)
     if ridge:
-        return np.maximum(rows @ minimise(rows, target, w, ridge=ridge), 0.0), True
+        w = minimise(rows, target, w, ridge=ridge, accuracy=EXACT_WITH_RIDGE, near=NEAR)
+        return np.maximum(rows @ w, 0.0), True
     if np.linalg.norm(w) * RIDGES[-1] < INSIDE:
         weights = np.maximum(rows @ minimise(rows, target, w), 0.0)
         if np.linalg.norm(weights @ rows - target) <= SAME_DIRECTION:
@@ -78,7 +81,15 @@ def falling_ridge(rows: Array, target: Array, ridge: float = 0.0) -> Array:
     return w
 
 
-def minimise(rows: Array, target: Array, start: Array, *, ridge: float = 0.0, accuracy: float = EXACT) -> Array:
+def minimise(
+    rows: Array,
+    target: Array,
+    start: Array,
+    *,
+    ridge: float = 0.0,
+    accuracy: float = EXACT,
+    near: float = np.inf,
+) -> Array:
     """The ``w`` that minimises ``1/2 |max(0, rows w)|^2 + ridge/2 |w|^2 - w^T target``, by Newton's method.
 
     Args:
@@ -87,16 +98,18 @@ def minimise(rows: Array, target: Array, start: Array, *, ridge: float = 0.0, ac
         start: ``(r,)``.
         ridge: not negative.
         accuracy: length of the remaining gradient as a part of the target's.
+        near: a stop for lack of progress needs a gradient below this part of the target's length.
     """
     w, active, matrix = start, np.zeros(len(rows), dtype=bool), np.zeros((len(target), len(target)))
-    least = accuracy * float(np.linalg.norm(target))
+    length = float(np.linalg.norm(target))
     shortest, stalled = np.inf, 0
     for _ in range(STEPS):
         image = rows @ w
         gradient = rows.T @ np.maximum(image, 0.0) + ridge * w - target
         size = float(np.linalg.norm(gradient))
-        shortest, stalled = (size, 0) if size < SHORTER * shortest else (shortest, stalled + 1)
-        if size <= least or stalled > STALLED:
+        closer = size < SHORTER * shortest or size > near * length
+        shortest, stalled = (size, 0) if closer else (shortest, stalled + 1)
+        if size <= accuracy * length or stalled > STALLED:
             break
         matrix, active = _updated(matrix, rows, active, image > 0)
         regular = matrix.copy()

@@ -5,7 +5,7 @@
 | 1 | on the CPU, and numba can be used | `block_pivoting_compiled` | direction by direction, factors changed in place |
 | 1 | otherwise | `block_pivoting` | batched operations; also on a GPU |
 | 2 | a direction of a small problem is not exact | `lawson_hanson` | SciPy is done before Newton's method has begun |
-| 2 | a direction of a large problem is not exact | `semismooth_newton` | its cost does not grow with the active set |
+| 2 | the same of a large one, or with a ridge | `semismooth_newton` | its cost does not grow with the active set |
 | 3 | weights are not unique (only without a ridge) | `minimal_norm` | one answer, whatever the order of the points |
 
 Step 2 is for directions with nearly dependent or very many active columns. If its first method finds no exact answer,
@@ -108,7 +108,7 @@ def _first_exact(signed: Array, target: Array, ridge: float) -> tuple[Array, boo
         return None if weights is None else (weights, False)
 
     last = np.full(signed.shape[1], np.nan), False
-    for method in (scipy, newton) if signed.size <= SMALL else (newton, scipy):
+    for method in (scipy, newton) if signed.size <= SMALL and not ridge else (newton, scipy):
         found = method()
         if found is not None:
             gradient = (target - signed @ found[0]) @ signed - ridge * found[0]
