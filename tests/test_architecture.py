@@ -24,7 +24,7 @@ GLUE_ORDER = (
     *("pseudo_inverse", "cosines", "ranks", "draws", "points", "anchors", "centers", "center_slopes", "scalars"),
     *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options"),
 )
-"""Files of ``glue/`` from the ground up: the solvers, then what they are used for, then the definition, and its options."""
+"""Files of ``glue/`` from the ground up: solvers, what they are used for, the definition, its options."""
 CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}
 """``metric.plot()`` and ``history.plot()`` import the pictures when they are called; nothing else looks down."""
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "keras", "skorch", "fastai"}
