@@ -18,7 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples", "tools", ".github")
-FOLDERS: tuple[str, ...] = ()
+FOLDERS: tuple[str, ...] = (
+    "geomonitor/features",
+    "geomonitor/glue",
+    "geomonitor/markers",
+    "geomonitor/measure",
+    "geomonitor/metrics",
+    "geomonitor/probe",
+)
 """Folders of code that are clean, and stay so."""
 
 RULES = (
@@ -46,7 +53,8 @@ ALLOWED = ("ends where it was",)
 """Phrases in which a rule is mistaken."""
 GENERATED = ("docs/markers.md",)
 """Pages made from strings in the code, in which they are read."""
-_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`\n]*`|https?://\S+|>>> [^\n]*", re.DOTALL)
+_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`\n]*`|https?://\S+|>>> [^\n]*|(?m:^ +\w+:)", re.DOTALL)
+"""Code, and the name of an argument before its description."""
 _FIELD = re.compile(r"\{[^{}]*\}")
 """A value in an f-string, which is part of the string before Python 3.12."""
 
