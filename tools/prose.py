@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples", "tools", ".github")
 FOLDERS: tuple[str, ...] = (
-    *("geomonitor/alarms", "geomonitor/plots", "geomonitor/monitor.py", "geomonitor/run.py", "geomonitor/errors.py"),
-    "integrations",
+    *("geomonitor/probe", "geomonitor/features", "geomonitor/markers", "geomonitor/glue", "geomonitor/metrics"),
+    *("geomonitor/measure", "geomonitor/alarms", "geomonitor/plots", "geomonitor/monitor.py", "geomonitor/run.py"),
+    *("geomonitor/errors.py", "integrations"),
 )
 """Folders of code that are clean, and stay so."""
 
@@ -49,7 +50,8 @@ ALLOWED = ("ends where it was",)
 """Phrases in which a rule is mistaken."""
 GENERATED = ("docs/markers.md",)
 """Pages made from strings in the code, in which they are read."""
-_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`\n]*`|https?://\S+|>>> [^\n]*", re.DOTALL)
+_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`\n]*`|https?://\S+|>>> [^\n]*|(?m:^ +\w+:)", re.DOTALL)
+"""Code, and the name of an argument before its description."""
 _FIELD = re.compile(r"\{[^{}]*\}")
 """A value in an f-string, which is part of the string before Python 3.12."""
 

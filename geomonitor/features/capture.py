@@ -35,7 +35,7 @@ _LENGTH_LAST = (
     *(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm),
     *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
 )
-# Where a module that takes or returns several named tensors usually has its features.
+# Usual names of the features in a module that takes or returns several named tensors.
 _USUAL_NAMES = ("last_hidden_state", "hidden_states", "input", "x")
 
 
@@ -53,16 +53,16 @@ def captured(
     layout (channels last, a block of 1-d convolutions, length first) give a function of (tensor, mask).
 
     A module that runs several times in one forward pass gives the features of its last run. Of a module that
-    returns several tensors the first is taken, or ``last_hidden_state`` where there is one. Code from
+    returns several tensors the first is taken, or ``last_hidden_state`` if it exists. Code from
     ``torch.compile`` runs uncompiled inside the block, since hooks do not run in compiled code, and is used
     again afterwards without a recompilation; the fused path of ``nn.TransformerEncoder`` is off for the same
-    reason. Modes, gradients and random numbers are not this function's business: see ``undisturbed``.
+    reason. This function does not restore modes, gradients and random numbers: see ``undisturbed``.
 
     Args:
         model: the model, wrapped or not; call it inside the block, once.
         layers: as for ``resolve_layers``, or what that returned.
         pool: ``"auto"``, ``"mean"``, ``"first"``, ``"last"``, ``"flatten"``, or a function.
-        mask: (B, L), nonzero where there is a token and 0 where there is padding, like ``attention_mask``.
+        mask: (B, L), nonzero at tokens and 0 at padding, like ``attention_mask``.
 
     Yields:
         Alias to features (B, N), filled in as the layers run: detached copies in the dtype of the
@@ -112,7 +112,7 @@ def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
     if mask is None:
         return
     if mask.ndim != 2:
-        raise InputError(f"expected a mask (B, L), nonzero where there is a token, found shape {tuple(mask.shape)}")
+        raise InputError(f"expected a mask (B, L), nonzero at tokens, found shape {tuple(mask.shape)}")
     empty = int((~mask.bool().any(dim=1)).sum().item())
     if empty:
         raise InputError(
@@ -128,7 +128,7 @@ def _observe(
     def pooled(value: Any) -> None:
         try:
             keep(pooling.features(value, layer, module))
-        except Exception as error:  # noqa: BLE001 - raised after the forward pass, which may be that of a validation loop
+        except Exception as error:  # noqa: BLE001 - raised after the forward pass (maybe of a validation loop)
             failures.append(error)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

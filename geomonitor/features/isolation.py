@@ -17,8 +17,6 @@ from torch.nn.parameter import is_lazy
 from geomonitor._random import preserved_rng
 from geomonitor.errors import GeomonitorWarning, MeasurementError
 
-# Random steps inside the block (a transform, noise in the forward pass) start here, so that the same model
-# gives the same features at every measurement.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
 _CONTAINERS = (list, dict, set, deque)
 _ABSENT = object()
@@ -43,7 +41,7 @@ def undisturbed(model: nn.Module, tell: Callable[[str, str], None] | None = None
 
     Args:
         model: any module; one that is wrapped (``torch.compile``, DDP) may be given wrapped.
-        tell: is told what ``forward`` changed, and the names again as the cause; by default a warning is given.
+        tell: takes a message of what ``forward`` changed, and the names again as the cause; None: a warning is given.
 
     Yields:
         Nothing: call the model inside the block.

@@ -38,9 +38,9 @@ def resolve_layers(model: nn.Module, layers: Layers = PENULTIMATE) -> dict[str, 
     """Turn what a user writes into layers that exist in the model.
 
     A name is ``"penultimate"`` (the input of the model's last ``nn.Linear``), a module path such as
-    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Paths are those of
-    the plain model: what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and Fabric
-    add to them is left out.
+    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Paths refer to
+    the plain model, without what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and Fabric
+    add to them.
 
     Args:
         model: the model, wrapped or not.
@@ -89,7 +89,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _unwrapped(module: nn.Module) -> nn.Module:
     children = dict(module._modules.items())
     inner = next((children[key] for key in _WRAPPED_AS if children.get(key) is not None), None)
-    # DDP, DataParallel, AveragedModel, DeepSpeed. A user's own child may be called "module", too.
+    # DDP, DataParallel, AveragedModel, DeepSpeed. A user's own child may also be called "module".
     if set(children) == {"module"} and type(module).__module__.startswith(("torch.", "deepspeed.")):
         inner = children["module"]
     return module if inner is None else _unwrapped(inner)
@@ -140,7 +140,7 @@ def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _head(modules: Mapping[str, nn.Module]) -> str:
-    """The path of the last linear layer, unless its place says that it is only one of several heads."""
+    """The path of the last linear layer, unless it is only one of several heads by its place."""
     linears = linear_paths(modules)
     if not linears:
         raise InputError(
@@ -156,7 +156,7 @@ def _head(modules: Mapping[str, nn.Module]) -> str:
 
 
 def _refuse_parallel_heads(container: str, modules: Mapping[str, nn.Module], linears: list[str]) -> None:
-    """Tell heads side by side from blocks in a row: a block takes in what the block before it gives out."""
+    """Refuse heads side by side, not blocks in a row: a block takes in what the block before it gives out."""
     children: dict[str, list[str]] = {}
     start = f"{container}."
     for path in linears:
@@ -180,7 +180,7 @@ def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 30) -> str:
-    """Names for an error message, cut off where a message would become unreadable."""
+    """Names for an error message, at most ``most``, so that the message stays readable."""
     every = list(names)
     more = f" and {len(every) - most} more (see model.named_modules())" if len(every) > most else ""
     return (", ".join(every[:most]) or "no layers") + more

@@ -1,4 +1,4 @@
-"""What else a forward pass tells: the logits in what the model returned, and the linear head that a layer feeds."""
+"""What else a forward pass gives: the logits in what the model returned, and the linear head that a layer feeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geomonitor.features.layers import Layer, plain_modules
 
 
 class Head(NamedTuple):
-    """The rows of a linear head for the probe's classes; ``weight`` is None where there is no such head."""
+    """The rows of a linear head for the probe's classes; ``weight`` is None if there is no such head."""
 
     weight: Tensor | None = None
     """``(P, N)``"""
@@ -28,7 +28,7 @@ def logits_in(output: Any, labels: Sequence[int]) -> Tensor | None:
         labels: labels of the data; each must be a column.
 
     Returns:
-        ``(B, C)``, at least two columns; None where there is nothing of that kind.
+        ``(B, C)``, at least two columns; None if there are no such logits.
 
     >>> logits_in({"logits": torch.zeros(2, 3)}, labels=[0, 2]).shape
     torch.Size([2, 3])
@@ -50,8 +50,8 @@ def logits_in(output: Any, labels: Sequence[int]) -> Tensor | None:
 def head_of(model: nn.Module, layer: Layer, labels: Sequence[int]) -> Head:
     """The head behind a layer: the layer is the input of an ``nn.Linear`` that has one row for each label.
 
-    Weights that are spread over processes as ``DTensor`` (FSDP2) are gathered, so all processes have to call this; of
-    those that FSDP1 has flattened there is no head.
+    Weights that are spread over processes as ``DTensor`` (FSDP2) are gathered, so all processes have to call this;
+    weights that FSDP1 has flattened give no head.
     """
     module = plain_modules(model)[layer.path]
     if layer.side != "input" or not isinstance(module, nn.Linear):

@@ -5,7 +5,7 @@ For a direction ``t`` and a dichotomy ``y`` the dual of
     min_v  1/2 ||v - t||^2    subject to   y_mu <z, v>  <= 0   for every point z of every class mu
 
 is a non-negative least-squares problem. The anchor of a class is the mean of its points under the dual weights, and
-zero where the class has none.
+zero if the class has none.
 
 Source: Chou, Le, Wang, Chung, ICML 2025 (arXiv:2503.18114), Algorithm 2. It solves the primal problem; the dual solved
 here gives the weights exactly, with exact zeros.

@@ -6,7 +6,7 @@ other direction. Standard errors need the derivatives of the sums by ``S0``. All
     X^T S + (Y + Y^T) S0 - v t^T
 
 with ``X``, ``Y`` of shape ``(P, P)`` and ``v`` of shape ``(P,)`` per direction, so that they cost one product with the
-Gram matrix for all six fields together, where backward passes take one each.
+Gram matrix for all six fields together; backward passes would take one each.
 """
 
 from __future__ import annotations

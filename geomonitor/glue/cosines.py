@@ -11,7 +11,7 @@ from geomonitor.glue.pseudo_inverse import ZERO_ROW
 
 
 def norms_of_rows(gram: Tensor, scale: Tensor) -> Tensor:
-    """Norms of rows, zero where they are rounding error."""
+    """Norms of rows; zero if they are rounding error."""
     squares = gram.diagonal(dim1=1, dim2=2)
     return torch.where(squares > ZERO_ROW * scale[:, None], squares, 0.0).sqrt()
 
@@ -19,8 +19,8 @@ def norms_of_rows(gram: Tensor, scale: Tensor) -> Tensor:
 class Cosines(NamedTuple):
     """Cosines of ordered pairs ``mu != nu``."""
 
-    values: Tensor  # (B, P, P), 0 where a norm is zero
-    defined: Tensor  # (B, P, P), float64, 1 where no norm is zero
+    values: Tensor  # (B, P, P), 0 if a norm is zero
+    defined: Tensor  # (B, P, P), float64, 1 if no norm is zero
 
     def both(self) -> tuple[Tensor, Tensor]:
         """Signed and absolute cosines ``(2, B, P, P)``, and signs whose products with the norms' inverses they are."""
@@ -43,7 +43,7 @@ def cosines(products: Tensor, left: Tensor, right: Tensor) -> Cosines:
 
 
 def inverse_of(norms: Tensor) -> Tensor:
-    """``1 / norm``, and 0 where there is no row."""
+    """``1 / norm``, and 0 for rows of norm zero."""
     return torch.where(norms > 0, 1 / norms, 0.0)
 
 
@@ -51,10 +51,10 @@ def cosine_slopes(cosines: Tensor, left: Tensor, right: Tensor, signs: Tensor) -
     """Of a sum of cosines ``<l_mu, r_nu> / (|l_mu| |r_nu|)``: derivatives by the products and by ``|l|^2``, ``|r|^2``.
 
     Args:
-        cosines: ``(..., B, P, P)``, 0 where there is none; their absolute values for the sum of these.
+        cosines: ``(..., B, P, P)``, 0 if a cosine is undefined; their absolute values for the sum of these.
         left: ``(B, P)``, inverse norms; 0: no such row.
         right: ``(B, P)``.
-        signs: ``(..., B, P, P)``, +1 or -1 (for the sum of absolute cosines) where there is a cosine, else 0.
+        signs: ``(..., B, P, P)``, +1 or -1 (for the sum of absolute cosines) if the cosine is defined, else 0.
     """
     return (
         signs * left[:, :, None] * right[:, None, :],

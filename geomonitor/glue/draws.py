@@ -73,7 +73,7 @@ def draw_dichotomies(count: int, classes: int, kind: Dichotomies, *, seed: int) 
 
 
 def draw_pairs(classes: int, count: int | None, *, seed: int) -> Tensor:
-    """Class pairs ``(i, j)``, ``i < j``: all of them in order, or a seeded sample without repetition.
+    """Class pairs ``(i, j)``, ``i < j``: all of them in order, or a seeded choice without repetition.
 
     Args:
         classes: ``P``, number of classes.
@@ -123,7 +123,7 @@ def given_or_drawn_directions(directions: int | Tensor, dimension: int, *, seed:
 
 @lru_cache(maxsize=8)
 def _kept_directions(count: int, dimension: int, seed: int) -> Tensor:
-    """Directions of the last protocols, for a monitor draws the same ones at each measurement. Never written to."""
+    """Directions of the last protocols, since a monitor draws the same ones at each measurement. Never written to."""
     with torch.inference_mode(mode=False):
         return draw_directions(count, dimension, seed=seed)
 

@@ -1,4 +1,4 @@
-"""Measures as functions of means over samples, their standard errors, and errors of differences."""
+"""Measures as functions of means over directions, their standard errors, and errors of differences."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def estimate(samples: DirectionScalars, classes: int) -> Estimates:
     """Measures of every problem, averaged over the problems in which they are defined.
 
     Args:
-        samples: ``G`` problems of ``T`` samples.
+        samples: ``G`` problems of ``T`` directions.
         classes: classes in a problem.
     """
     values, influence = _per_problem(samples, classes)  # (G, 10), (G, T, 10)
@@ -60,7 +60,7 @@ def standard_errors(influence: Tensor) -> Tensor:
 def _per_problem(samples: DirectionScalars, classes: int) -> tuple[Tensor, Tensor]:
     s = samples.scalars
     weight = s.converged.to(s.a.dtype)
-    weight = weight / weight.mean(dim=1, keepdim=True)  # (G, T), mean one, zero for samples that are left out
+    weight = weight / weight.mean(dim=1, keepdim=True)  # (G, T), mean one, zero for directions that are left out
     means = _centred(s, weight)
     a, b, c = means["a"], means["b"], means["c"]
     nothing = a.mean == 0  # no point is ever active: all features are zero, or none was ever on the wrong side

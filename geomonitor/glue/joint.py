@@ -85,7 +85,7 @@ def anchor_points(features: Tensor, labels: Tensor, directions: Tensor, signs: T
 
     Returns:
         ``(T, P, N)``, float64, in the scale of the features: rows of ``S`` in
-        :func:`geomonitor.manifold_geometry`. Zero where a class has no dual mass; NaN for a direction that did not
+        :func:`geomonitor.manifold_geometry`. Zero if a class has no dual mass; NaN for a direction that did not
         converge.
 
     Raises:
@@ -117,7 +117,7 @@ class _Batch(NamedTuple):
 class _JointPoints(NamedTuple):
     """What the directions of the joint mode share."""
 
-    units: Tensor  # (C, N), zero where padded
+    units: Tensor  # (C, N), zero if padded
     norms: Tensor  # (1, C)
     class_of: Tensor  # (1, C)
     gram: Tensor  # (1, C, C)

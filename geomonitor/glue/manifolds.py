@@ -66,7 +66,7 @@ def manifold_geometry(
     Alignments are means of cosines over ordered class pairs and directions: of centres (rows of ``S0``), of axes (rows
     of ``S1``), and of a centre with an axis; the absolute ones are means of absolute cosines.
 
-    Where many dual weights are optimal (identical points in two classes; a direction inside the cone of more points
+    If many dual weights are optimal (identical points in two classes; a direction inside the cone of more points
     than dimensions) the smallest are taken, the limit of a vanishing ridge: capacity does not depend on that choice,
     the other measures do. On features of low rank that were rounded (float32, bfloat16) the choice follows the
     rounding; a ridge makes the measures well posed. It changes the dual weights, and so the anchors; ``a``, ``b``,

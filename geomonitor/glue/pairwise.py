@@ -51,7 +51,7 @@ def pairwise_scalars(
 
 
 class _PairPoints(NamedTuple):
-    """What the pairs share: products with the directions, and where the points of a class are."""
+    """What the pairs share: products with the directions, and the positions of the points of a class."""
 
     points: Points
     unit_directions: Tensor  # (T, N)

@@ -44,8 +44,8 @@ def projection(gram: Tensor, products: Tensor, scale: Tensor) -> tuple[Tensor, T
 def _coefficients(gram: Tensor, products: Tensor, scale: Tensor) -> Tensor:
     """``(R R^T)^+ (R t)``, shape ``(..., P)``.
 
-    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer, and an
-    eigendecomposition where the rows are dependent.
+    Rows that are zero are left out, the others scaled to length one; a Cholesky factor then gives the answer, or an
+    eigendecomposition if the rows are dependent.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     present = squares > ZERO_ROW * scale[..., None]

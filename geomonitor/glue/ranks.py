@@ -1,4 +1,4 @@
-"""Who does which part of the samples, and how the parts come together."""
+"""Which rank does which part of the work, and how the parts are joined."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Protocol(NamedTuple):
 
 
 class GeometrySamples(NamedTuple):
-    """The scalars of every sample: ``(T,)`` for the joint mode, ``(pairs, T)`` for the pairwise one."""
+    """The scalars of every direction: ``(T,)`` for the joint mode, ``(pairs, T)`` for the pairwise one."""
 
     a: Tensor
     b: Tensor
@@ -68,10 +68,10 @@ class EffectiveGeometry(NamedTuple):
     max_kkt_residual: Tensor
     """largest violation of the optimality conditions, for points and directions of length one"""
     converged: Tensor
-    """bool: every sample was solved: a residual of at most 1e-8, or, where features of low rank were rounded to float32
+    """bool: every direction was solved: a residual of at most 1e-8, or, if features of low rank were rounded to float32
     and the smallest weights are taken, 1e-6 (those weights solve the problem of the features before rounding)"""
     excluded: Tensor
-    """int64: number of samples that were not, and are in no mean"""
+    """int64: number of directions that were not solved; no mean includes them"""
 
     @property
     def measures(self) -> Measures:
@@ -79,7 +79,7 @@ class EffectiveGeometry(NamedTuple):
         return Measures(**{name: getattr(self, name) for name in Measures._fields})
 
     def difference(self, earlier: EffectiveGeometry) -> GeometryDifference:
-        """Change since an earlier result, with the standard error of paired samples.
+        """Change since an earlier result, with the standard error over common directions.
 
         Both results must come from the same draws (same seed, ``N``, ``T``, classes, points per class, mode): what the
         draws have in common then cancels.
@@ -125,10 +125,10 @@ def effective_geometry(samples: DirectionScalars, estimates: Estimates, protocol
 
 
 def _warn(estimates: Estimates, excluded: int, samples: int, problems: int) -> None:
-    """One warning for all that the user should know."""
+    """One warning for all undefined measures and excluded directions."""
     said = []
     if excluded:
-        said.append(f"{excluded} of {samples} samples did not converge and are left out")
+        said.append(f"{excluded} of {samples} directions did not converge and are left out")
     undefined = estimates.undefined_problems.tolist()
     names = [name for name, n in zip(Measures._fields, undefined, strict=True) if n]
     if names:

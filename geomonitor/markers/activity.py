@@ -69,7 +69,7 @@ def mean_covariance(spectrum: Spectrum) -> Tensor:
     The covariance is divided by ``Q``, as everywhere in this package.
 
     Args:
-        spectrum: of the features. Beyond 4096 units the mean is that of 4096 of them, evenly spaced.
+        spectrum: of the features. If there are more than 4096 units, 4096 evenly spaced ones are used.
 
     Returns:
         0-dim float64, ``>= 0``, in squared units of the features; NaN for one unit.
@@ -83,7 +83,7 @@ def mean_covariance(spectrum: Spectrum) -> Tensor:
     units = x.shape[1]
     if units < 2:
         return x.new_tensor(torch.nan)
-    if units == len(spectrum.gram) < len(x):  # the Gram matrix is that of the units
+    if units == len(spectrum.gram) < len(x):  # `gram` holds the products of the units
         total = spectrum.gram.abs().sum()
     else:
         total = torch.stack([(rows @ x).abs().sum() for rows in torch.split(x.T, BLOCK)]).sum()
@@ -116,7 +116,7 @@ def norm_variation(features: Tensor) -> Tensor:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64, ``>= 0``; NaN where all features are zero.
+        0-dim float64, ``>= 0``; NaN if all features are zero.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.

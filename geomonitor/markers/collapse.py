@@ -56,7 +56,7 @@ def neural_collapse(features: Tensor, labels: Tensor, *, weight: Tensor | None =
         weight: ``(P, N)`` weights of a linear head on these features, one row for each class in ascending order.
 
     Returns:
-        ``NeuralCollapse``, all ``>= 0``; NaN where all class means coincide (``cdnv``: where any two do).
+        ``NeuralCollapse``, all ``>= 0``; NaN if all class means coincide (``cdnv``: if any two coincide).
 
     Raises:
         InputError: fewer than two classes, mismatched lengths, NaN or infinite features, weights of another shape.
@@ -80,7 +80,7 @@ def classifier_disagreement(features: Tensor, labels: Tensor, weight: Tensor, bi
 
     Args:
         features: ``(Q, N)``.
-        labels: ``(Q,)`` integers; the class means are those of these points.
+        labels: ``(Q,)`` integers; the class means are computed from these points.
         weight: ``(P, N)``, one row for each class in ascending order.
         bias: ``(P,)``.
 
@@ -104,7 +104,7 @@ def classifier_disagreement(features: Tensor, labels: Tensor, weight: Tensor, bi
 
 
 def disagreement_of(x: Tensor, moments: Moments, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """NC4 from checked float64 features and their class moments, one group a class."""
+    """NC4 from checked float64 features and their ``Moments``, one group a class."""
     w = _weight_like(weight, moments.means)
     scores = x @ w.T if bias is None else x @ w.T + bias.detach().to(x)
     center = moments.means.mean(dim=0)
@@ -113,7 +113,7 @@ def disagreement_of(x: Tensor, moments: Moments, weight: Tensor, bias: Tensor | 
 
 
 def collapse_of(moments: Moments, weight: Tensor | None = None) -> NeuralCollapse:
-    """Neural collapse from class moments, one group a class.
+    """Neural collapse from ``Moments``, one group a class.
 
     Raises:
         InputError: fewer than two classes, a class without points, or weights of another shape.

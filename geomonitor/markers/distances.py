@@ -70,8 +70,8 @@ def angle(features: Tensor) -> Tensor:
     .. math::
         \operatorname{mean}_{q<r} 2\arcsin\tfrac12 \|u_q - u_r\|, \quad u = z / \|z\|
 
-    The arc sine of half the chord has no trouble with rounding at small angles, where the arc cosine of the product
-    has. An offset of all features changes the angle.
+    The arc sine of half the chord is accurate at small angles; the arc cosine of the product loses digits there. An
+    offset of all features changes the angle.
 
     Args:
         features: ``(Q, N)``.

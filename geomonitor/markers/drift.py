@@ -22,7 +22,7 @@ def linear_cka(features: Tensor, reference: Tensor) -> Tensor:
         reference: ``(Q, K)``, the same points in the same order.
 
     Returns:
-        0-dim float64 in ``[0, 1]``; 1 for the same representation up to rotation, scale and offset; NaN where all
+        0-dim float64 in ``[0, 1]``; 1 for the same representation up to rotation, scale and offset; NaN if all
         points of one of them are equal.
 
     Raises:
@@ -38,7 +38,7 @@ def linear_cka(features: Tensor, reference: Tensor) -> Tensor:
 
 
 def drift(features: Tensor, reference: Tensor) -> Tensor:
-    """``1 - CKA``: 0 for an unchanged representation, up to 1 for one that has nothing to do with the reference.
+    """``1 - CKA``: 0 for an unchanged representation, up to 1 for one without any linear relation to it.
 
     >>> drift(torch.eye(4), -2 * torch.eye(4)).item()
     0.0
@@ -85,6 +85,6 @@ def _alignment(one: Spectrum, other: Spectrum) -> Tensor:
         raise InputError(f"CKA compares the same points twice; got {len(x)} points and {len(y)}")
     of_points = len(x) <= min(one.units, other.units)  # both Gram matrices are Q x Q
     shared = (one.gram * other.gram).sum() if of_points else (x.T @ y).square().sum()
-    norm = torch.linalg.vector_norm  # of X^T X it is that of X X^T
+    norm = torch.linalg.vector_norm  # X^T X and X X^T have the same norm
     alignment: Tensor = shared / (norm(one.gram) * norm(other.gram))
     return alignment.clamp(0, 1)

@@ -58,14 +58,14 @@ FEATURE_FORMULAS: MappingProxyType[str, Callable[[LayerPoints], Tensor]] = Mappi
 
 
 def feature_markers(points: LayerPoints, markers: Collection[str]) -> dict[str, Tensor]:
-    """The markers that are functions of features and labels, by name: exactly those asked for.
+    """The markers that are functions of features and labels, by name: exactly the requested ones.
 
     Args:
         points: of one layer.
         markers: names, of ``FEATURE_FORMULAS`` and of :class:`.collapse.NeuralCollapse`.
 
     Returns:
-        0-dim float64 each; NaN where a marker is undefined, and for what needs a head or a reference without one.
+        0-dim float64 each; NaN if a marker is undefined, or needs a head or a reference that is missing.
 
     Raises:
         InputError: mismatched shapes.

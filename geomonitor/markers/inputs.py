@@ -58,5 +58,5 @@ def require_labels(labels: Tensor, points: int) -> None:
 
 
 def on_float64_device(tensor: Tensor) -> Tensor:
-    """Move a tensor to the CPU where its device has no float64 (Apple's MPS); elsewhere leave it."""
+    """Move a tensor to the CPU if its device has no float64 (Apple's MPS); otherwise return it unchanged."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor

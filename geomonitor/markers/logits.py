@@ -1,4 +1,4 @@
-r"""Markers of the logits on the probe set: how right, how sure, and whether the two go together."""
+r"""Markers of the logits on the probe set: accuracy, confidence, and the relation of the two."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LogitMarkers(NamedTuple):
     """Markers of the logits, each a 0-dim float64 tensor."""
 
     accuracy: Tensor
-    """share of points whose largest logit is that of their class"""
+    """share of points whose largest logit belongs to their class"""
     confidence: Tensor
     """mean largest softmax probability"""
     entropy: Tensor
@@ -36,7 +36,7 @@ class LogitMarkers(NamedTuple):
     auroc: Tensor
     """area under the ROC curve of the confidence as a test for a right answer; NaN if all or none are right"""
     confident_accuracy: Tensor
-    """share of right answers where the confidence is at least 0.95; NaN if it nowhere is; the paper's ATC score"""
+    """accuracy on points with a confidence of at least 0.95; NaN if there are none; the paper's ATC score"""
     calibration_error: Tensor
     """expected calibration error, 15 bins"""
 

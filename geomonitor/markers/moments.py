@@ -1,7 +1,7 @@
-r"""First and second moments of grouped features: what can be added up batch by batch and rank by rank.
+r"""Counts, means and scatter of grouped features, which can be added up batch by batch and rank by rank.
 
-The second moment is kept as a *factor* :math:`F` with :math:`F^\top F = \sum_i (x_i - \mu_{g(i)})(x_i -
-\mu_{g(i)})^\top`, never as that product: singular values of :math:`F` keep all digits, where eigenvalues of a
+The scatter is kept as a *factor* :math:`F` with :math:`F^\top F = \sum_i (x_i - \mu_{g(i)})(x_i -
+\mu_{g(i)})^\top`, never as that product: singular values of :math:`F` keep all digits, but eigenvalues of a
 product lose half of them. :math:`F` has as many rows as points were seen and is cut back to ``N`` rows by a QR
 decomposition whenever there are twice as many, so the state is bounded by ``2 N x N`` numbers.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 class Moments(NamedTuple):
-    """Moments of points in ``G`` groups, all float64."""
+    """Counts, means and scatter of points in ``G`` groups, all float64."""
 
     counts: Tensor
     """``(G,)`` points in each group."""
     means: Tensor
-    """``(G, N)`` mean of each group; zero where a group is empty."""
+    """``(G, N)`` mean of each group; zero if a group is empty."""
     factor: Tensor
     """``(R, N)`` with ``factor.T @ factor`` = scatter of all points around the mean of their own group."""
     spread: Tensor
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 def empty_moments(groups: int, features: Tensor) -> Moments:
-    """Moments of no points, on the device and of the width of ``features (B, N)``."""
+    """``Moments`` of no points, on the device and of the width of ``features (B, N)``."""
     width = features.shape[1]
     new = features.new_zeros
     return Moments(
@@ -40,7 +40,7 @@ def empty_moments(groups: int, features: Tensor) -> Moments:
 
 
 def moments_of(x: Tensor, groups: Tensor, count: int) -> Moments:
-    """Moments of points that are all at hand; their differences from the means are the factor.
+    """``Moments`` of points that are all in memory; their differences from the means are the factor.
 
     Args:
         x: ``(Q, N)`` float64.
@@ -60,14 +60,14 @@ def moments_of(x: Tensor, groups: Tensor, count: int) -> Moments:
 
 
 def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
-    r"""Moments after some more points; every shape is known beforehand, so nothing waits for the device.
+    r"""``Moments`` after some more points; every shape is known beforehand, so nothing waits for the device.
 
     A batch of group ``g`` with mean :math:`m_2` and count :math:`n_2` joins :math:`(n_1, m_1)`. The cross term
     :math:`\frac{n_1 n_2}{n_1 + n_2} (m_2 - m_1)(m_2 - m_1)^\top` (Chan, Golub, LeVeque 1983) is spread over the
     rows of the batch, which is exact because they sum to zero once :math:`m_2` is subtracted.
 
     Args:
-        moments: the moments so far, ``G`` groups.
+        moments: of the points so far, ``G`` groups.
         features: ``(B, N)``.
         groups: ``(B,)`` group of each point; points of a group outside ``0 .. G-1`` are left out.
     """
@@ -94,7 +94,7 @@ def add_points(moments: Moments, features: Tensor, groups: Tensor) -> Moments:
 
 
 def merge_moments(parts: list[Moments]) -> Moments:
-    """Moments of the union of disjoint sets of points, for instance those that two ranks saw."""
+    """``Moments`` of the union of disjoint sets of points, for instance of the points that two ranks saw."""
     merged = parts[0]
     for part in parts[1:]:
         total = merged.counts + part.counts

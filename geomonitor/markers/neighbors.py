@@ -26,13 +26,13 @@ def intrinsic_dimension(features: Tensor) -> Tensor:
         features: ``(Q, N)``. Of equal points one is kept.
 
     Returns:
-        0-dim float64, positive; NaN with fewer than 3 different points, or where all ratios are 1.
+        0-dim float64, positive; NaN with fewer than 3 different points, or if all ratios are 1.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.
 
     Source: Facco, d'Errico, Rodriguez, Laio 2017, which fits a line to the trimmed distribution. This is the maximum
-    likelihood of the same trimmed sample, in which a trimmed point counts as "at least x_k"; the plain
+    likelihood of the same trimmed distribution, in which a trimmed point counts as "at least x_k"; the plain
     ``k / sum x`` would read a third too high.
 
     >>> line = torch.rand(400, 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, 5)

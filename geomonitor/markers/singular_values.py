@@ -52,7 +52,7 @@ class Spectrum:
         # A difference that is only the rounding of the mean counts as none.
         self._rounding = ROUNDING * torch.linalg.vector_norm(self._row / self.scale)
         self.matrix = torch.where(torch.linalg.vector_norm(matrix) > self._rounding, matrix, 0.0)
-        """``(R, N)`` the centred points, exactly zero where all points are equal"""
+        """``(R, N)`` the centred points, exactly zero if all points are equal"""
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
@@ -89,7 +89,7 @@ class Spectrum:
         return min(self.points, self.units)
 
     def _without_rounding(self, values: Tensor) -> Tensor:
-        """Zeros for values that are rounding; the largest stays, since ``matrix`` is zero where it is rounding."""
+        """Zeros for values that are rounding; the largest stays, since ``matrix`` is zero if that one is rounding."""
         kept = values > torch.maximum(self._rounding, ROUNDING * values[0])
         kept[0] = True
         return torch.where(kept, values, 0.0)

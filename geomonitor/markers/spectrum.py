@@ -1,8 +1,8 @@
 r"""Markers of the spectrum of the features: how many directions they use, and how evenly.
 
 All are functions of the singular values :math:`s_i` of the centred features, or (RankMe, stable rank) of the features
-as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. :mod:`.singular_values` says which
-decomposition is accurate enough for which marker.
+as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. :mod:`.singular_values` documents
+which decomposition is accurate enough for which marker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RANKME_EPSILON = 1e-7
 DECAY_RANKS = (11, 100)
 """First and last rank of the eigenvalues to which the power law is fitted (Ghosh et al. 2022)."""
 FEWEST_DECAY_RANKS = 3
-"""Two points lie on a line whatever the spectrum is; with fewer than three, slope and R^2 say nothing."""
+"""Two points lie on a line whatever the spectrum is; with fewer than three, slope and R^2 have no meaning."""
 
 
 def participation_ratio(features: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def participation_ratio(features: Tensor) -> Tensor:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64 in ``[1, min(Q - 1, N)]``; NaN where all points are equal.
+        0-dim float64 in ``[1, min(Q - 1, N)]``; NaN if all points are equal.
 
     Source: Gao et al. 2017; Chou et al. 2026.
 
@@ -53,7 +53,7 @@ def numerical_rank(features: Tensor, *, tolerance: float = PAPER_RANK_TOLERANCE)
         tolerance: share of the largest singular value, in ``(0, 1)``.
 
     Returns:
-        0-dim float64, a whole number in ``[0, min(Q - 1, N)]``; 0 where all points are equal (the rank is 0 then).
+        0-dim float64, a whole number in ``[0, min(Q - 1, N)]``; 0 if all points are equal (the rank is 0 then).
 
     Source: Masarczyk et al. 2023 (tunnel effect); Chou et al. 2026 with 1e-3.
 
@@ -70,7 +70,7 @@ def effective_rank(features: Tensor) -> Tensor:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64 in ``[1, min(Q - 1, N)]``; NaN where all points are equal.
+        0-dim float64 in ``[1, min(Q - 1, N)]``; NaN if all points are equal.
 
     Source: Roy and Vetterli 2007, on eigenvalues of the covariance as in Del Giudice 2021.
 
@@ -87,7 +87,7 @@ def stable_rank(features: Tensor) -> Tensor:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64 in ``[1, min(Q, N)]``; NaN where all features are zero.
+        0-dim float64 in ``[1, min(Q, N)]``; NaN if all features are zero.
 
     Source: Rudelson and Vershynin 2007.
 
@@ -104,7 +104,7 @@ def rankme(features: Tensor) -> Tensor:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64 in ``[1, min(Q, N)]`` up to the 1e-7; NaN where all features are zero.
+        0-dim float64 in ``[1, min(Q, N)]`` up to the 1e-7; NaN if all features are zero.
 
     Source: Garrido et al. 2023, arXiv:2210.02885, eq. 1.
 
@@ -126,14 +126,14 @@ class SpectralDecay(NamedTuple):
 def spectral_decay(features: Tensor) -> SpectralDecay:
     r"""Exponent alpha of a power law :math:`\lambda_i \propto i^{-\alpha}`, and how well it fits.
 
-    Weighted least squares of :math:`\log\lambda_i` on :math:`\log i` with weights :math:`1/i` (ranks are dense where
-    the logarithm is large), over ranks 11 to 100 as far as the eigenvalues are positive.
+    Weighted least squares of :math:`\log\lambda_i` on :math:`\log i` with weights :math:`1/i` (ranks are dense at
+    large logarithms), over ranks 11 to 100 as far as the eigenvalues are positive.
 
     Args:
         features: ``(Q, N)``.
 
     Returns:
-        ``SpectralDecay(exponent, r2)``; NaN where fewer than three eigenvalues are left (Q or N below 14).
+        ``SpectralDecay(exponent, r2)``; NaN if fewer than three eigenvalues are left (Q or N below 14).
 
     Source: Agrawal et al. 2022 (alpha-ReQ), arXiv:2202.05808; ranks as geometry.md 2.
 
@@ -147,13 +147,13 @@ def spectral_outliers(features: Tensor) -> Tensor:
     r"""Number of eigenvalues of the covariance above what noise of the same total variance can give.
 
     :math:`\lambda_i > \sigma^2 (1 + \sqrt{N / Q})^2` (Marchenko-Pastur edge), with :math:`\sigma^2` the mean
-    eigenvalue: the variance an entry has. Signals raise it, too, so that the count errs on the low side.
+    eigenvalue: the variance an entry has. Signals also raise it, so that the count errs on the low side.
 
     Args:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64, a whole number; NaN where all points are equal.
+        0-dim float64, a whole number; NaN if all points are equal.
 
     Source: Marchenko and Pastur 1967; Baik, Ben Arous, Peche 2005.
 
@@ -166,7 +166,7 @@ def spectral_outliers(features: Tensor) -> Tensor:
 
 
 def _participation_ratio(spectrum: Spectrum) -> Tensor:
-    # The sum of the eigenvalues is the trace of the Gram matrix, that of their squares its squared norm.
+    # The sum of the eigenvalues is the trace of the Gram matrix, the sum of their squares its squared norm.
     return spectrum.gram.trace().square() / spectrum.gram.square().sum()
 
 

@@ -14,14 +14,14 @@ class Marker(NamedTuple):
 
     description: str
     state: State
-    """the kind of state it is computed from, that is, which Metric gives it"""
+    """the state it is computed from, that is, which Metric computes it"""
     cost: Cost
     """``"low"``: sums over the features; ``"medium"``: a decomposition or all pairs of points, shared by all markers of
     its state; ``"high"``: an optimisation problem for each direction; ``"forward"``: one more forward pass of the probe
     set"""
     worse: Literal["lower", "higher", None]
-    """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None where
-    neither holds, or it is not known. Taken from the paper where the sign is the same in 15 of its 16 groups; of
+    """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None if
+    neither holds, or it is not known. Taken from the paper if the sign is the same in 15 of its 16 groups; for
     ``cdnv`` from its source, which bounds the error of few shots on new classes by it"""
     source: str
 
@@ -142,9 +142,9 @@ _LOGITS = MappingProxyType(
         "entropy": Marker("mean entropy of the softmax, nats", "logits", "low", None, _GLUE),
         "energy": Marker("mean of -logsumexp of the logits", "logits", "low", None, "Liu et al. 2020"),
         "margin": Marker("logit of the class less the largest other one", "logits", "low", None, _GLUE),
-        "auroc": Marker("how well confidence tells right answers from wrong ones", "logits", "low", "lower", _GLUE),
+        "auroc": Marker("how well confidence separates right answers from wrong ones", "logits", "low", "lower", _GLUE),
         "confident_accuracy": Marker(
-            'accuracy where the confidence is at least 0.95 (the paper\'s "ATC score")', "logits", "low", "lower", _GLUE
+            'accuracy at a confidence of at least 0.95 (the paper\'s "ATC score")', "logits", "low", "lower", _GLUE
         ),
         "calibration_error": Marker(
             "expected calibration error, 15 bins", "logits", "low", "higher", "Naeini et al. 2015; Guo et al. 2017"
@@ -180,8 +180,8 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("participation_ratio", "participation_ratio_per_class", "numerical_rank"),
             *("nc1", "cdnv", "mean_norm", "dead_units", "accuracy"),
         ),
-        # The eighteen columns of the paper's figure 4. Two differ: accuracy is that of the held-out probe set (its
-        # acc_test), and capacity stands where it has acc_train, which held-out points cannot give.
+        # The eighteen columns of the paper's figure 4. Two differ: accuracy is measured on the held-out probe set (its
+        # acc_test), and capacity replaces its acc_train, which held-out points cannot give.
         "paper": (
             *("capacity", "dimension", "radius", "utility"),
             *("center_alignment", "axis_alignment", "center_axis_alignment"),

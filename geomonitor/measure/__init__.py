@@ -1,4 +1,4 @@
-"""One measurement: where its points come from, what is computed from them, what it may cost.
+"""One measurement: the source of its points, what is computed from them, what it may cost.
 
 - ``probe_pass``: the probe set goes through the model.
 - ``passive``: the points come from the validation loop's own forward passes instead.

@@ -15,17 +15,17 @@ from geomonitor._distributed import largest, rank_and_world_size
 
 CPU = torch.device("cpu")
 RECENT = 3
-"""Latest measurements whose median cost counts: a slow first one (compilation, cold caches) is soon forgotten."""
+"""Latest measurements whose median cost counts: a slow first one (compilation, cold caches) soon drops out."""
 
 
 class Budget:
-    """Counts the occasions on which one would measure, and lets every ``every``-th pass.
+    """Counts the scheduled measurements, and makes every ``every``-th one due.
 
-    Occasions are counted, not seconds, so that a series stays evenly spaced and all processes decide alike without
-    talking, as long as they are given the same costs.
+    Measurements are counted, not seconds, so that a series stays evenly spaced and all processes decide alike
+    without communication, as long as they get the same costs.
 
     Args:
-        max_overhead: seconds of measuring per second of training, above 0; None: no limit, every occasion passes.
+        max_overhead: seconds of measuring per second of training, above 0; None: no limit, all are due.
 
     Raises:
         InputError: ``max_overhead`` not positive.
@@ -33,7 +33,7 @@ class Budget:
     >>> budget = Budget(max_overhead=0.02)
     >>> budget.due()  # the first one always
     True
-    >>> budget.spend(seconds=0.5, training_seconds=10.0)  # 5 % of the time since the last occasion
+    >>> budget.spend(seconds=0.5, training_seconds=10.0)  # 5 % of the training time since the last one
     (0.5, 0.05)
     >>> budget.every, [budget.due() for _ in range(3)]
     (3, [False, False, True])
@@ -42,38 +42,38 @@ class Budget:
     def __init__(self, max_overhead: float | None = None) -> None:
         self.max_overhead = None if max_overhead is None else _options.Range(0).number("max_overhead", max_overhead)
         self.every = 1
-        """occasions from one measurement to the next"""
-        self._waited = math.inf  # occasions since the latest measurement; infinite before the first
-        self._timed = 0  # those of them that lie within the training time that is known
+        """every how many scheduled measurements one is made"""
+        self._waited = math.inf  # scheduled since the latest one that was made; infinite before the first
+        self._timed = 0  # those of them within the known training time
         self._costs: list[float] = []
         self._periods: list[float] = []
         self._since: float | None = None
 
     def start(self) -> None:
-        """Training goes on now: time counts from here."""
+        """Training continues now: time counts from here."""
         self._since, self._timed = perf_counter(), 0
 
     def due(self) -> bool:
-        """Count an occasion; True if it is one to measure on."""
+        """Count a scheduled measurement; True if it is to be made."""
         self._waited += 1
         self._timed += 1
         return self._waited >= self.every
 
     @property
     def training_seconds(self) -> float:
-        """Wall-clock time since the latest measurement or :meth:`start`; NaN if there was neither."""
+        """Wall-clock time since the latest measurement or :meth:`start`; NaN before the first of either."""
         return math.nan if self._since is None else perf_counter() - self._since
 
     def spend(self, seconds: float, training_seconds: float, device: torch.device = CPU) -> tuple[float, float]:
-        """Note a measurement; time counts from here again. All processes have to call this together.
+        """Record a measurement; time counts from here again. All processes have to call this together.
 
         Args:
             seconds: what it cost this process.
-            training_seconds: time before it, since the one before; NaN where that is not known.
-            device: from where the process group can send.
+            training_seconds: training time between the measurement before and this one; NaN if it is not known.
+            device: from which the process group can send.
 
         Returns:
-            Cost in seconds, and the same as a share of the training time (NaN where that is not known): those of the
+            Cost in seconds, and the same as a share of the training time (NaN if that is not known), both of the
             slowest process, so that all decide alike.
         """
         seconds, training_seconds = largest([seconds, training_seconds if training_seconds > 0 else 0.0], device)
@@ -89,7 +89,7 @@ class Budget:
     def record(
         self, seconds: float, training_seconds: float, device: torch.device, warn: Callable[[str, str], None]
     ) -> tuple[float, float]:
-        """As :meth:`spend`, with a warning once if a measurement is too expensive for every occasion.
+        """As :meth:`spend`, with one warning if a measurement is too expensive to be made every time.
 
         Args:
             seconds: as in :meth:`spend`.
@@ -101,18 +101,18 @@ class Budget:
         if self.every > 1 and rank_and_world_size()[0] == 0:
             warn(
                 f"a measurement takes {seconds:.2g} s, more than max_overhead={self.max_overhead:.2%} of the "
-                f"training time between two: from now on only every {self.every}-th occasion is measured. This "
+                f"training time between two: from now on only every {self.every}-th measurement is made. This "
                 "follows the cost, and is not repeated; patience and warm-up of detectors count measurements.",
                 "over budget",
             )
         return seconds, overhead
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: a resumed run measures on the occasions on which the unbroken one would."""
+        """Plain numbers: a resumed run measures at the same steps as an unbroken one."""
         return {"every": self.every, "waited": self._waited, "costs": self._costs, "periods": self._periods}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a saved budget stopped; without a limit of its own it goes on without one."""
+        """Continue from the state of a saved budget; without a limit of its own it continues without one."""
         self._waited = state["waited"]
         if self.max_overhead is not None:
             self.every, self._costs, self._periods = state["every"], list(state["costs"]), list(state["periods"])

@@ -1,4 +1,4 @@
-"""What gives each marker of a layer: the geometry, or a formula of its features, or one of the logits."""
+"""The markers of a layer: by the geometry, by a formula of its features, or by one of the logits."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LayerMarkers(NamedTuple):
     """The markers of one layer."""
 
     values: dict[str, tuple[float, float]]
-    """marker and standard error (NaN where there is none) by name"""
+    """marker and standard error (NaN if it has none) by name"""
     influence: Tensor | None
-    """``(T, 10)``: what each direction adds to the errors of the geometry; None where no marker of it was asked for"""
+    """``(T, 10)``: what each direction adds to the errors of the geometry; None if no marker of it was requested"""
 
 
 def compute_markers(

@@ -25,7 +25,7 @@ from geomonitor.measure.points import PointBuffer
 NONFINITE_ROWS = "nonfinite_rows"
 """Marker name of how many points of the probe have NaN or infinite features; those points are left out."""
 FEWEST_POINTS = 2
-"""Finite points that each class has to keep for a layer to be measured: a class of one point has no shape."""
+"""Finite points that each class has to keep for a layer to be measured: a class of one point has no variance."""
 
 
 class ElsewhereError(MeasurementError):
@@ -46,14 +46,14 @@ class Plan(NamedTuple):
 
 
 class Measurement:
-    """Collects what one measurement needs; every process makes the same calls, whatever happens to it.
+    """Collects what one measurement needs; every process makes the same calls, whatever happens in it.
 
     Args:
         plan: what to measure.
         heads: the linear head that a layer feeds, by alias of the layer; its keys are the layers.
         references: features to which the drift is measured, by layer.
-        device: where the model is.
-        warn: warns the user: takes the message and, in short, its cause, the same words for the same cause.
+        device: of the model.
+        warn: warns the user: takes the message and a key of its cause, the same key for the same cause.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Measurement:
 
         Args:
             features: ``(B, N)`` by layer, each on any device; rows with NaN or infinite values are counted and left
-                out. Passed over where ``labels`` is empty: those rows were borrowed to keep processes in lockstep.
+                out. Ignored if ``labels`` is empty: those rows were borrowed to keep processes in lockstep.
             outputs: what the model returned: under ``""`` for the inputs as they are, else by name of the shift.
             labels: ``(B,)`` labels of the data.
             ids: ``(B,)`` ids of the points.
@@ -185,7 +185,7 @@ class Measurement:
         return not few
 
     def _of_logits(self, statistics: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-        """Markers of the logits; none, and a warning, where the model gives no logits: an encoder has no accuracy."""
+        """Markers of the logits; none, and a warning, if the model gives no logits: an encoder has no accuracy."""
         if not statistics:
             self.warn(
                 "the model's output holds no logits (B, C) with a column for each of the labels "

@@ -31,19 +31,19 @@ LOGITS = ":logits"
 class ValidationProbe:
     """Measure on points of the validation loop, in its own forward passes: no extra forward (passive mode).
 
-    What it costs you: validation data with random augmentation gives other features at each epoch, as a held-out
-    ``ProbeSet`` without transforms does not; whether the points are trained on is not checked; input shifts cannot be
-    measured, and logits only where the layer is the input of the ``nn.Linear`` that gives them (``"penultimate"``);
-    a model compiled by ``torch.compile`` runs uncompiled in the validations that are measured.
+    Limits: validation data with random augmentation gives other features at each epoch, unlike a held-out ``ProbeSet``
+    without transforms; whether the points are trained on is not checked; input shifts cannot be measured, and logits
+    only if the layer is the input of the ``nn.Linear`` that gives them (``"penultimate"``); a model compiled by
+    ``torch.compile`` runs uncompiled in the validations that are measured.
 
     Args:
-        classes: labels to measure, or how many, counted from 0. Points of other classes are passed over.
+        classes: labels to measure, or how many, counted from 0. Points of other classes are ignored.
         per_class: points ``M`` of each class; classes with fewer points have all of them.
         seed: which points.
         labels: gives the labels ``(B,)`` of a batch; by default the last part of a pair or the field ``"label"``,
             ``"labels"``, ``"target"``, ...
-        ids: gives integers ``(B,)`` that name the samples of a batch, the same at every epoch. Needed where the
-            validation loader shuffles; by default a point is named by its position.
+        ids: gives integers ``(B,)`` that name the points of a batch, the same at every epoch. Needed if the
+            validation loader shuffles; by default the id of a point is its position.
         label_key: place of the label in a batch, instead of ``labels``.
 
     Raises:
@@ -100,16 +100,16 @@ class ValidationProbe:
 class ValidationPass:
     """Collects the points of one validation; see :meth:`geomonitor.GeometryMonitor.validation_pass`.
 
-    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of ours in between is kept and raised by
-    the measurement, so that the validation goes on.
+    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of this class in between is kept and raised
+    by the measurement, so that the validation continues.
 
     Args:
         model: whose forward is watched.
-        layers: where to take features, by alias.
+        layers: from which to take features, by alias.
         probe: which points.
         pool: see :func:`geomonitor.features.capture.captured`.
-        dataset_length: samples of the validation set where it is known and read in order: what a distributed sampler
-            repeats at the end to make its parts even counts once.
+        dataset_length: items of the validation set, if their number is known and they are read in order: what a
+            distributed sampler repeats at the end to make its parts even counts once.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class ValidationPass:
         self._block = ExitStack()
         self._features: dict[str, Tensor] | None = None
         self.failure: Exception | None = None
-        """what went wrong first, if anything did"""
+        """the first error, if there was one"""
         self.seconds = 0.0
         """time spent here, beyond the validation's own"""
         self.points = ""
@@ -174,7 +174,7 @@ class ValidationPass:
             if features is not None:
                 with torch.inference_mode(False), torch.no_grad():
                     self._keep(features, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
-        except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation goes on
+        except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
             self.failure = self.failure or error
         self.seconds += perf_counter() - started
 
@@ -190,12 +190,12 @@ class ValidationPass:
         All processes have to call this together.
 
         Args:
-            measurement: where the points go.
+            measurement: that takes the points.
             known: ``points`` of the measurement before, if there was one.
 
         Raises:
             MeasurementError: no process has seen a point of the classes; other points than the known ones.
-            Exception: what went wrong while collecting, here; other processes go on to the measurement's own check.
+            Exception: an error while collecting in this process; other processes go on to the measurement's own check.
         """
         held = self._reservoir
         parts = gathered(None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths))
@@ -214,7 +214,7 @@ class ValidationPass:
             raise MeasurementError(
                 "the validation loop gave other points than at the measurements before, with which these cannot be "
                 "compared: does the loader shuffle, or was limit_val_batches or the data set changed? Give "
-                "ValidationProbe(ids=...) names of the samples that do not change."
+                "ValidationProbe(ids=...) names of the points that do not change."
             )
         filled = torch.nonzero(merged.priorities != EMPTY)
         rank, world_size = rank_and_world_size()
@@ -257,5 +257,5 @@ class ValidationPass:
 
 
 def _logits_alone(output: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits as they are; of logits for each token there is no one row a point, and no accuracy."""
+    """Logits as they are; logits for each token are not one row a point, and have no accuracy."""
     return output if output.ndim == 2 else output.new_zeros(len(output), 1)

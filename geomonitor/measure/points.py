@@ -30,7 +30,7 @@ class PointBuffer:
     """Rows of this process's points, by name of what they describe; one class and one id for all rows of a point.
 
     Args:
-        device: where the gathered rows go.
+        device: of the gathered rows.
 
     >>> buffer = PointBuffer(torch.device("cpu"))
     >>> buffer.add({"layer": torch.eye(2)}, classes=torch.tensor([1, 0]), ids=torch.tensor([4, 7]))
@@ -56,7 +56,7 @@ class PointBuffer:
 
         Raises:
             InputError: rows that are no real matrix, or of another width than before: here, not in :meth:`gather`,
-                where the other processes would wait.
+                in which the other processes would wait.
         """
         if not len(classes):
             return

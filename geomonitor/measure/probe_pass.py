@@ -37,9 +37,9 @@ def probe_pass(
 
     Args:
         model: left exactly as it was, see :func:`geomonitor.features.isolation.undisturbed`.
-        layers: where to take features, by alias.
-        probe: where the points come from.
-        measurement: where features and outputs go.
+        layers: from which to take features, by alias.
+        probe: the source of the points.
+        measurement: that takes features and outputs.
         forward: runs the model on a batch.
         batch_size: points in one forward pass.
         pool: see :func:`geomonitor.features.capture.captured`.
@@ -96,8 +96,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
         if isinstance(error, TypeError) and not missing and _takes(model.forward, arguments, named):
             raise  # an error within the model
         raise MeasurementError(
-            f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Say how to run it with "
-            "forward=, a function of (model, inputs)"
+            f"{type(model).__name__} cannot be called on the inputs of the probe set: {error}. Give "
+            "forward=, a function of (model, inputs) that runs it"
         ) from error
 
 
@@ -110,12 +110,12 @@ def _takes(function: Callable[..., Any], arguments: Sequence[Any], named: Mappin
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where inputs go: the device of the first parameter, also of a model spread over several devices."""
+    """The device for inputs: of the first parameter, also of a model spread over several devices."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """Inputs on a device; tuples and mappings are gone through, what cannot be moved stays."""
+    """Inputs on a device; recursive in tuples and mappings; what cannot be moved stays."""
     if isinstance(inputs, Mapping):
         return {name: to_device(value, device) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):

@@ -24,7 +24,7 @@ def protocol_of(
 
     Args:
         probe: which points.
-        layers: where features are taken.
+        layers: from which features are taken.
         pool: how they become one row a point.
         geometry: of the manifold geometry.
         shifts: names of the input shifts.

@@ -35,7 +35,7 @@ class Plane(NamedTuple):
     """
 
     share: Tensor
-    """``(2,)`` share of the variance of the centres along each axis; zeros where all centres are equal"""
+    """``(2,)`` share of the variance of the centres along each axis; zeros if all centres are equal"""
     points: Tensor
     """``(q, 2)``"""
     point_classes: Tensor
@@ -43,7 +43,7 @@ class Plane(NamedTuple):
     centers: Tensor
     """``(p, 2)`` class means"""
     anchors: Tensor
-    """``(t, p, 2)``; NaN where a class has no anchor for a direction"""
+    """``(t, p, 2)``; NaN if a class has no anchor for a direction"""
 
 
 class Snapshot(NamedTuple):
@@ -58,7 +58,7 @@ class Snapshot(NamedTuple):
     eigenvalues: Tensor
     """``(min(Q, N),)`` of the covariance of all points, descending"""
     class_dimensions: Tensor
-    """``(P,)`` participation ratio of the points of each class; NaN where they are all equal"""
+    """``(P,)`` participation ratio of the points of each class; NaN if they are all equal"""
     center_cosines: Tensor | None
     """``(P, P)`` cosines of the class means less their mean; NaN for a mean that lies there. None: not kept"""
     plane: Plane | None
@@ -91,9 +91,9 @@ def take_snapshot(
 ) -> Snapshot:
     """A snapshot of features.
 
-    The anchors in the plane are those of the joint problem of the classes that are shown, for the first
-    ``MOST_DIRECTIONS`` of the measurement's directions: with no more than ``MOST_CLASSES`` classes in the joint mode
-    they are the very ones that the measures are made of.
+    The anchors in the plane solve the joint problem of the shown classes, for the first ``MOST_DIRECTIONS`` of the
+    measurement's directions: with at most ``MOST_CLASSES`` classes in the joint mode they are the same anchors that the
+    measures are computed from.
 
     Args:
         features: ``(Q, N)``, one point a row.
@@ -150,7 +150,7 @@ def take_snapshots(
     Args:
         points: points ``(Q, N)`` and class numbers ``(Q,)`` by layer, of all processes.
         classes: label of each class number.
-        warn: warns the user: takes the message and, in short, its cause.
+        warn: warns the user: takes the message and a key of its cause.
         step: optimiser steps done.
         epoch: epoch, from 0.
         options: directions, dichotomies and seed among them, see :func:`take_snapshot`.
@@ -180,7 +180,7 @@ def _cosines(rows: Tensor) -> Tensor:
 def _plane(x: Tensor, class_of: Tensor, means: Tensor, directions: Tensor, signs: Tensor) -> Plane:
     origin = means.mean(dim=0)
     _, sizes, axes = torch.linalg.svd(means - origin, full_matrices=False)
-    # Two axes also where there is one unit only, or two classes, whose centres span one direction.
+    # Two axes also for a single unit, or for two classes, whose centres span one direction.
     axes = torch.nn.functional.pad(axes[:2], (0, 0, 0, 2 - len(axes[:2])))
     variances = torch.nn.functional.pad(sizes.square(), (0, 2))
     shown = min(len(means), MOST_CLASSES)

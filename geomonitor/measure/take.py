@@ -63,7 +63,7 @@ def take_measurement(
     known: Known,
     warn: Callable[[str, str], None],
 ) -> Taken:
-    """Measure a model; every process makes the same calls, whatever happens to it.
+    """Measure a model; every process makes the same calls, whatever happens in it.
 
     Args:
         model: left exactly as it was. Its code, parametrisations of weights included, runs in isolation only.

@@ -1,4 +1,4 @@
-"""Metrics of the spectrum and of class structure: their state is moments, bounded however many points come."""
+"""Metrics of the spectrum and of class structure: their state has a bounded size, whatever the number of points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from geomonitor.metrics.states import FeatureMetric, require_width
 
 
 class MomentMetric(FeatureMetric):
-    """A metric whose state is the moments of the points in each class: at most ``2 N x N`` numbers."""
+    """A metric whose state is counts, means and scatter of the points in each class: at most ``2 N x N`` numbers."""
 
     counts: list[Tensor]
     means: list[Tensor]
@@ -71,7 +71,7 @@ class FeatureSpectrum(MomentMetric):
     """Markers of the spectrum of all features: participation ratio, numerical, effective and stable rank,
     RankMe, power law, outliers.
 
-    State: mergeable float64 moments, at most ``2 N x N`` numbers, however many points come.
+    State: mergeable float64 mean and scatter, at most ``2 N x N`` numbers, whatever the number of points.
 
     >>> metric = FeatureSpectrum()
     >>> metric.update(torch.eye(4))
@@ -86,7 +86,7 @@ class FeatureSpectrum(MomentMetric):
         super().__init__(num_classes=1, **kwargs)
 
     def update(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Add points ``(B, N)``; labels are taken for the sake of collections of metrics, and ignored."""
+        """Add points ``(B, N)``; labels are accepted because collections of metrics pass them, and ignored."""
         require_matrix(features)
         self._add(*self._checked(features, features.new_zeros(len(features), dtype=torch.int64)))
 
@@ -99,7 +99,7 @@ class FeatureSpectrum(MomentMetric):
 class ClassStructure(MomentMetric):
     """Markers of class structure: neural collapse (NC1 to NC3), class-distance normalised variance.
 
-    State: mergeable float64 moments, at most ``P x N + 2 N x N`` numbers, however many points come.
+    State: mergeable float64 means and scatter, at most ``P x N + 2 N x N`` numbers, whatever the number of points.
 
     Args:
         num_classes: labels are integers in ``0 .. num_classes - 1``.

@@ -64,7 +64,7 @@ class ManifoldGeometry(PointMetric):
         self.pairs = pairs
 
     def geometry(self) -> EffectiveGeometry:
-        """The whole result for the points so far: also samples, residuals, and differences to other results.
+        """The whole result for the points so far: also scalars, residuals, and differences to other results.
 
         With several processes, every one of them has to call this.
 
@@ -88,7 +88,7 @@ class ManifoldGeometry(PointMetric):
             pairs=self.pairs,
             seed=self.seed,
             ridge=self.ridge,
-            # After a sync all ranks hold the same points: each solves its share of the samples.
+            # After a sync all ranks hold the same points: each solves its share of the directions.
             ranks=ProcessGroup(self.process_group) if self._is_synced else None,
         )
 

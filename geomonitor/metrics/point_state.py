@@ -18,7 +18,7 @@ from geomonitor.probe.reservoir import Reservoir
 class PointMetric(FeatureMetric):
     """A metric whose state is at most ``per_class`` points of each class, chosen by ``seed`` and id.
 
-    The same points in any batch split, in any order, on any number of processes. Points with ids count once, also where
+    The same points in any batch split, in any order, on any number of processes. Points with ids count once, also when
     states are merged; without ids every point of two merged states counts, since each has numbered its own from 0.
     """
 

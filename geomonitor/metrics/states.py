@@ -100,7 +100,7 @@ class FeatureMetric(Metric):
         if not self._batch_alone:
             return self._values()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GeomonitorWarning)  # that markers are undefined on a batch is no news
+            warnings.simplefilter("ignore", GeomonitorWarning)  # undefined markers of a single batch are expected
             try:
                 return self._values()
             except InputError:
@@ -111,7 +111,7 @@ class FeatureMetric(Metric):
 
         A batch for which ``compute`` would raise an error (a class without points, NaN features) gives NaN for every
         marker; the error comes at ``compute``, if it holds for all points. It costs a ``compute`` a batch: call
-        ``update`` where the values of batches are not needed.
+        ``update`` if the values of batches are not needed.
 
         Returns:
             0-dim float64 by name of the marker.

@@ -1,4 +1,4 @@
-"""What a map-style dataset tells: the labels of its items, without loading them where possible."""
+"""The labels of the items of a map-style dataset, without loading the items if possible."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
 
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")
-# Where torchvision-like datasets keep the labels of all items.
+# Attributes in which torchvision-like datasets keep the labels of all items.
 _STORED_IN = ("targets", "labels")
 # Under these names a wrapper, such as one that adds a transform, keeps the dataset that it wraps.
 _WRAPPED_AS = ("dataset", "subset")
-# Stored labels are compared with this many loaded items, of different classes, before they are believed.
+# Stored labels are compared with this many loaded items, of different classes, before they are used.
 _CHECKED_ITEMS = 32
 
 Indices = NDArray[np.int64]
@@ -49,11 +49,11 @@ def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:
 
     Args:
         item: a pair (x, y); a longer tuple; a mapping with one of ``LABEL_NAMES``; or an input alone.
-        label_key: the place of the label where it is not the usual one: a field, or a position in a tuple.
+        label_key: the place of the label if it is not the usual one: a field, or a position in a tuple.
 
     Returns:
         Inputs and label; inputs are what is left: a mapping, a tuple, or the item itself if only one is left.
-        The label is None where there is none.
+        The label is None if the item has none.
 
     Raises:
         InputError: a tuple of more than two without a ``label_key``, or a ``label_key`` that is not there.
@@ -74,7 +74,7 @@ def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:
         return item, None
     if label_key is None and len(item) > 2:
         raise InputError(
-            f"an item has {len(item)} parts, and nothing says which is the label: give its position, such as "
+            f"an item has {len(item)} parts, and which is the label is not known: give its position, such as "
             "label_key=-1 for the last"
         )
     position = 1 if label_key is None else label_key
@@ -168,7 +168,7 @@ def _agrees(dataset: Any, stored: Indices, label_key: LabelKey) -> bool:
 
 
 class _NoLabelError(InputError):
-    """Items are inputs alone; that is fine where the labels are stored elsewhere."""
+    """Items are inputs alone; that is allowed if the labels are stored elsewhere."""
 
 
 def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
@@ -180,7 +180,7 @@ def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
             if label is None:
                 raise _NoLabelError(
                     f"item {index} of {type(dataset).__name__} has no label: expected (x, y), or a mapping "
-                    f"with one of {', '.join(LABEL_NAMES)}; otherwise say where it is with label_key"
+                    f"with one of {', '.join(LABEL_NAMES)}; otherwise give its place as label_key"
                 )
             found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
     return _as_labels(found)

@@ -1,4 +1,4 @@
-"""Where the items of a dataset come from, so that a probe point in the training set can be told."""
+"""The origins of the items of a dataset, by which probe points in the training set are recognised."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from geomonitor.probe.datasets import Indices, map_style, wrapped
 
 
 class Origins(NamedTuple):
-    """Where items come from, through ``Subset``, ``ConcatDataset`` and wrappers."""
+    """Origins of items, through ``Subset``, ``ConcatDataset`` and wrappers."""
 
     sources: list[Any]  # the datasets at the bottom
     rows: Indices  # (n, 2): number of the source, index in it
 
 
 def origins(dataset: Any) -> Origins:
-    """Where the items of a dataset come from.
+    """The origins of the items of a dataset.
 
     Args:
         dataset: map-style.

@@ -60,8 +60,7 @@ class ProbeSet:
 
         A smaller ``per_class`` chooses among the points of a larger one; a point that a ``Subset`` repeats
         counts once; the order of a ``Subset`` does not matter. The labels come from ``targets``, ``labels``,
-        ``tensors`` or a column if there is one, also behind a ``Subset``; otherwise every item is loaded
-        once.
+        ``tensors`` or a column if there is one, also behind a ``Subset``; otherwise every item is loaded once.
 
         Args:
             dataset: map-style, with items (x, y), longer tuples or mappings, or the ``DataLoader`` of one. It
@@ -72,7 +71,7 @@ class ProbeSet:
             train: the training dataset, its ``DataLoader``, or its indices into the dataset at the bottom of
                 ``dataset``: no probe point may be in it. Recognised are parts of one dataset object, of two
                 objects with equal ``data`` or ``samples``, and of one tensor; not copies of the content.
-            allow_fewer: where a class has fewer than ``per_class`` points, lower M for all classes.
+            allow_fewer: if a class has fewer than ``per_class`` points, lower M for all classes.
             label_key: field or position of the label in an item, if it is not the usual one.
             collate_fn: makes a batch of items; by default that of the ``DataLoader``, or torch's own.
 
@@ -192,7 +191,7 @@ def _chosen_classes(labels: Indices, classes: int | Sequence[int] | None, seed: 
         classes = MOST_CLASSES
     if isinstance(classes, int):
         if classes > len(known):
-            raise InputError(f"classes={classes} were asked for, but the dataset has {len(known)}")
+            raise InputError(f"classes={classes} were requested, but the dataset has {len(known)}")
         wanted = np.sort(np.argsort(_random(len(known), 0, seed), kind="stable")[:classes])
         chosen = [known[place] for place in wanted]
     else:
@@ -210,7 +209,7 @@ def _few(labels: list[int]) -> str:
 
 
 def _distinct(positions: Indices, rows: Indices) -> Indices:
-    """Positions of different points, in the order of where the points come from."""
+    """Positions of different points, in the order of their origins."""
     _, first = np.unique(rows[positions], axis=0, return_index=True)
     return positions[first]
 

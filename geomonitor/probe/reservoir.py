@@ -1,8 +1,8 @@
 """A bounded, repeatable choice of points per class: the same points in any order, batch split or number of processes.
 
-Each sample id gets a pseudo-random priority that depends on the seed and the id alone; each class keeps its ``M``
-points of lowest priority (a bottom-k sample). Such samples can be merged: the lowest of the lowest are the lowest of
-all. A sample that comes twice, as padding samplers make it, counts once.
+The id of a point gives it a pseudo-random priority that depends on the seed and the id alone; each class keeps its
+``M`` points of lowest priority (bottom-k sampling). Such choices can be merged: the lowest of the lowest are the lowest
+of all. A point that comes twice, as from padding samplers, counts once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Reservoir(NamedTuple):
     """Up to ``M`` points of each of ``P`` classes, lowest priority first."""
 
     features: Tensor
-    """``(P, M, N)``; what stands in an empty slot means nothing"""
+    """``(P, M, N)``; the content of an empty slot has no meaning"""
     priorities: Tensor
-    """``(P, M)`` int64, ``EMPTY`` where there is no point"""
+    """``(P, M)`` int64, ``EMPTY`` for a slot without a point"""
 
 
 def priority(ids: Tensor, seed: int) -> Tensor:
-    """Pseudo-random 63-bit priorities of sample ids; distinct ids collide with probability below ``Q^2 / 2^64``.
+    """Pseudo-random 63-bit priorities of ids of points; distinct ids collide with probability below ``Q^2 / 2^64``.
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), in wrapping 64-bit integers.
 

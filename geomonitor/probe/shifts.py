@@ -1,4 +1,4 @@
-"""Shifts of the input under which to ask for the accuracy again, since the geometry says nothing of corruptions.
+"""Shifts of the input under which the accuracy is measured again, since the geometry does not cover corruptions.
 
 The built-in ones change float images ``(B, C, H, W)`` by amounts that are relative to each image, so that they mean the
 same whatever normalisation the images have. Each costs one more forward pass of the probe set.
@@ -42,7 +42,7 @@ def shifted(name: str, shift: Shift | None, inputs: Any, ids: Tensor) -> Any:
         shift: a user's function of the whole batch of inputs; None for the built-in one of this name, which changes
             the images among the inputs.
         inputs: a batch as the model gets it.
-        ids: ``(B,)`` names of the samples: the noise on a sample depends on its id alone.
+        ids: ``(B,)`` ids of the points: the noise on a point depends on its id alone.
 
     Raises:
         InputError: a built-in shift without float images ``(B, C, H, W)`` among the inputs.
@@ -80,7 +80,7 @@ def named_shifts(shifts: Sequence[str] | Mapping[str, Shift]) -> dict[str, Shift
 
 
 def _noise(images: Tensor, ids: Tensor) -> Tensor:
-    # One stream a sample: the same noise in any batch split and on any number of processes.
+    # One stream a point: the same noise in any batch split and on any number of processes.
     streams = [torch.Generator().manual_seed(int(i)) for i in ids.tolist()]
     drawn = [torch.randn(images.shape[1:], generator=stream) for stream in streams]
     drawn += [torch.zeros(images.shape[1:])] * (len(images) - len(drawn))  # borrowed inputs have no id
@@ -125,7 +125,7 @@ def _rotation(images: Tensor, ids: Tensor) -> Tensor:
 BUILT_IN: MappingProxyType[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {"noise": _noise, "blur": _blur, "brightness": _brightness, "contrast": _contrast, "rotation": _rotation}
 )
-"""Built-in shifts: functions of images ``(B, C, H, W)`` and sample ids ``(B,)``."""
+"""Built-in shifts: functions of images ``(B, C, H, W)`` and ids of points ``(B,)``."""
 
 
 def _deviation(images: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class TestUnsolved:
             return anchors._replace(converged=torch.arange(20) != 3)
 
         monkeypatch.setattr("geomonitor.glue.joint.solve_anchors", unsolved)
-        with pytest.warns(UserWarning, match="1 of 20 samples did not converge") as caught:
+        with pytest.warns(UserWarning, match="1 of 20 directions did not converge") as caught:
             g = manifold_geometry(features, labels, directions=20)
         assert len(caught) == 1
         assert not bool(g.converged)

@@ -275,7 +275,7 @@ def test_dict_batches_a_forward_of_its_own_and_two_manual_optimisers(tmp_path):
 
 
 def test_a_module_without_forward_is_told_what_to_give(tmp_path):
-    with pytest.warns(gm.GeomonitorWarning, match=r"Dicts cannot be called.*Say how to run it with forward="):
+    with pytest.warns(gm.GeomonitorWarning, match=r"Dicts cannot be called.*Give forward="):
         geometry, trainer = fit_dicts(tmp_path)
     assert trainer.global_step == 24
     assert math.isnan(trainer.callback_metrics[KEY])

@@ -80,7 +80,7 @@ def test_seconds_and_overhead_are_those_of_the_clock(tmp_path, clock):
 @pytest.mark.parametrize("validated", [0, 3])
 def test_over_budget_it_measures_less_often_but_the_last_epoch_and_says_so_once(tmp_path, clock, validated):
     watcher = timed(clock, max_overhead=0.02)
-    with pytest.warns(gm.GeomonitorWarning, match=r"only every 3-th occasion is measured") as told:
+    with pytest.warns(gm.GeomonitorWarning, match=r"only every 3-th measurement is made") as told:
         fit(tmp_path, watcher, Timed(clock), limit_val_batches=validated)
     assert measured_steps(watcher) == [STEPS * epoch for epoch in (1, 4, 7, 9)]
     assert len([w for w in told if "max_overhead" in str(w.message)]) == 1
@@ -95,7 +95,7 @@ def test_a_run_that_ends_early_is_measured_at_its_end(tmp_path, clock):
 
 def test_between_steps_the_budget_counts_steps(tmp_path, clock):
     watcher = timed(clock, max_overhead=0.02, every_n_steps=2)
-    with pytest.warns(gm.GeomonitorWarning, match="every 7-th occasion"):  # 0.5 s in 4 s
+    with pytest.warns(gm.GeomonitorWarning, match="every 7-th measurement"):  # 0.5 s in 4 s
         fit(tmp_path, watcher, Timed(clock), max_epochs=4, accumulate_grad_batches=1)
     assert measured_steps(watcher) == [2, 16, 24]
 

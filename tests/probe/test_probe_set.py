@@ -111,7 +111,7 @@ class TestClasses:
         ("classes", "message"),
         [
             ([1, 9], "no points of classes 9; it has 0, 1, 2, 3"),
-            (5, "classes=5 were asked for, but the dataset has 4"),
+            (5, "classes=5 were requested, but the dataset has 4"),
             ([2], "two classes or more"),
             (1, "two classes or more"),
             (0, "two classes or more"),

@@ -47,7 +47,7 @@ def test_every_rule_finds_its_example():
     [
         "too many points", "the two clouds are told apart by a readout", "`where the mask is`", "the second moment",
         "P, where P > 1", "kindly", "Validation accuracy ends where it was.", "see https://host/that-is-told",
-        "```\nmarkers told\n```", "one sample size", "where to start reading",
+        "```\nmarkers told\n```", "Args:\n    tell: takes a message.", "one sample size", "where to start reading",
     ],
 )  # fmt: skip
 def test_other_words_are_left_alone(text):

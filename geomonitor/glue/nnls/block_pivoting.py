@@ -31,8 +31,8 @@ DONE_SHARE = 0.1
 # After a careful round only columns enter that are violated by this part of the worst violation; the part falls by the
 # same factor with every round that descends. Without it nearly all rounds at the end of a hard problem are careful.
 SHARE = 0.5
-# After so many rounds the rest goes to a method that needs no luck. Ordinary batches need 5 to 30, random points more
-# than twice as many as dimensions 200.
+# After this number of rounds the open directions go to a method that always ends. Ordinary batches need 5 to 30 rounds,
+# more than twice as many random points as dimensions 200.
 ROUNDS = 300
 # With more points than dimensions a direction with this share of as many active columns as dimensions grows slowly and
 # ends in factors of full size, a new one in every pass: another method then takes less than half of the time. Small
@@ -126,7 +126,7 @@ def _hide_active(gradient: Tensor, columns: Tensor) -> None:
 
 
 def _enlarge(problem: GramProblem, state: _State, candidates: Tensor, values: Tensor, used: int) -> _State:
-    """One round: add candidates, solve, drop; keep the result where the objective fell."""
+    """One round: add candidates, solve, drop; keep the result if the objective fell."""
     worst = values.amax(dim=1, keepdim=True)
     best = values == worst
     small = values < state.share[:, None] * worst
@@ -155,13 +155,13 @@ def _enlarge(problem: GramProblem, state: _State, candidates: Tensor, values: Te
 def drop_until_positive(
     problem: GramProblem, columns: Tensor, weights: Tensor, careful: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solves on the columns, drops what is not positive, and so on; each pass asks the device once how it went.
+    """Solves on the columns, drops what is not positive, and so on; each pass waits for the device once.
 
     Ordinary directions drop every negative column at once. Careful ones step from the present weights towards the
     solution until the first weight is zero, and drop only that.
 
     Returns:
-        solution and right-hand side, ``(B, n)``; the solution is zero where a column was dropped.
+        solution and right-hand side, ``(B, n)``; the solution is zero for dropped columns.
     """
     part, right, _ = solve_on(problem, columns)
     solution = part.clone()
@@ -184,7 +184,7 @@ def drop_until_positive(
 
 
 def _places_of(mask: Tensor, count: int) -> Tensor:
-    """Where the mask ``(B,)`` holds, ascending; ``count`` is how often, which `nonzero` would ask the device for."""
+    """Positions at which the mask ``(B,)`` holds, ascending; ``count`` of them, for which `nonzero` would wait."""
     return mask.to(torch.int8).argsort(descending=True, stable=True)[:count]
 
 

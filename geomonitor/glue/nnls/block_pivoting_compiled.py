@@ -1,7 +1,7 @@
 """The loops of `block_pivoting_loops`, compiled by numba if it is installed: a tenth of the time of the batches.
 
 numba is optional (``pip install "geomonitor[fast]"``). The first measurement on a machine compiles for some seconds;
-the result is kept beside the source, or where numba keeps such files if that folder is read-only.
+the result is kept beside the source, or in numba's cache folder if that one is read-only.
 """
 
 from __future__ import annotations

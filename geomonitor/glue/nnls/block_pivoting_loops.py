@@ -1,9 +1,9 @@
 """Block principal pivoting for one direction after the other, written as loops for a compiler.
 
-The rounds are those of `block_pivoting`: add the worst violated column of each class, solve, drop what is not positive;
-if the objective did not fall, go back and take one careful step of Lawson and Hanson. Here the triangular factor is
-kept and changed column by column, which costs ``n^2`` where a new factor costs ``n^3``. `block_pivoting_compiled` hands
-these functions to numba; without a compiler they give the same numbers, slowly.
+The rounds are the same as in `block_pivoting`: add the worst violated column of each class, solve, drop what is not
+positive; if the objective did not fall, go back and take one careful step of Lawson and Hanson. Here the triangular
+factor is kept and changed column by column, which costs ``n^2`` instead of ``n^3`` for a new factor.
+`block_pivoting_compiled` hands these functions to numba; without a compiler they give the same numbers, slowly.
 
 The factor ``R`` is upper triangular, ``R^T R`` the Gram matrix of the signed active columns plus the ridge, and
 ``z = R^-T b``.
@@ -58,7 +58,7 @@ class Results(NamedTuple):
 
     columns: Index  # (B, n), active columns; -1 where unused
     weights: Array  # (B, n), theirs; 0 where unused
-    pivots: Array  # (B,), smallest squared diagonal entry of the factor; -1 where another method is needed
+    pivots: Array  # (B,), smallest squared diagonal entry of the factor; -1 if another method is needed
 
 
 def solve_directions(

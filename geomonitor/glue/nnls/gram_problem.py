@@ -56,7 +56,7 @@ class ActiveSets(NamedTuple):
         return ActiveSets(*(field[rows] for field in self))
 
     def with_rows(self, rows: Tensor, part: ActiveSets) -> ActiveSets:
-        """A copy, wider where needed, in which some rows are those of other sets."""
+        """A copy, wider if needed, in which some rows are replaced by those of other sets."""
         width = max(self.columns.shape[1], part.columns.shape[1])
         whole, part = self._widened(width), part._widened(width)
         return ActiveSets(*(old.index_copy(0, rows, new) for old, new in zip(whole, part, strict=True)))
@@ -114,7 +114,7 @@ def active_blocks(problem: GramProblem, columns: Tensor, rows: Tensor | None = N
 class LeastSquares(NamedTuple):
     """Solutions on given columns, signs free."""
 
-    solution: Tensor  # (B, n), zero where unused, NaN where the factor failed
+    solution: Tensor  # (B, n), zero where unused, NaN if the factor failed
     right: Tensor  # (B, n), right-hand side of the normal equations
     pivot: Tensor  # (B,), smallest squared distance of a column to the span of those before it
 

@@ -1,4 +1,4 @@
-"""The minimal-norm solution: one answer where many dual weights are optimal.
+"""The minimal-norm solution: one answer if many dual weights are optimal.
 
 If columns with a zero gradient depend on the active ones (identical points in two classes, or a direction inside the
 cone of more points than dimensions), many weights give the same projection of ``t``. Of these the one with the least
@@ -36,7 +36,7 @@ def are_dependent(gram: Array) -> bool:
 def minimal_norm(gram: Array, weights: Array) -> Array:
     """Of all non-negative weights ``x`` with the same sum of columns, the one with the least ``|x|``.
 
-    With ``gram = L L^T`` it is ``max(0, L w)``, where ``w`` minimises ``1/2 |max(0, L w)|^2 - w^T L^T weights``: as
+    With ``gram = L L^T`` it is ``max(0, L w)``; ``w`` minimises ``1/2 |max(0, L w)|^2 - w^T L^T weights``: as
     many unknowns as the columns have dimensions.
 
     Args:

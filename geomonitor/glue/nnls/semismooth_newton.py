@@ -1,4 +1,4 @@
-"""Semismooth Newton for one direction: for hundreds of active columns, where active sets grow slowly.
+"""Semismooth Newton for one direction: for hundreds of active columns, at which active sets grow slowly.
 
 With a ridge the optimal weights are ``x = max(0, A^T w)``, where ``w`` solves ``A max(0, A^T w) + ridge w = t``. The
 left side less the right is the gradient of a convex, piecewise quadratic function with as many unknowns as features
@@ -29,17 +29,17 @@ INSIDE = 1e-5
 SAME_DIRECTION = 1e-12
 # Exchanges of the active set after Newton's method; it is exact or nearly so.
 EXCHANGES = 20
-# Newton's matrix is singular where few columns are positive; this part of its trace makes it regular.
+# Newton's matrix is singular if few columns are positive; this part of its trace makes it regular.
 DAMPING = 1e-12
 # The weights must give the same projection to this part of its length, with a ridge to the second one: the conditions
 # of optimality are then met to ten times this.
 EXACT, EXACT_WITH_RIDGE = 1e-13, 1e-12
 # Newton's method on a piecewise quadratic function ends in a few steps; this is only a stop.
 STEPS = 100
-# So many steps without a shorter gradient (by a tenth): what is left is rounding of nearly dependent columns. Far from
+# STALLED steps without a shorter gradient (by a tenth): what is left is rounding of nearly dependent columns. Far from
 # the solution of a small ridge it is not: there the function falls at every step, but the gradient may grow for long.
 STALLED, SHORTER, NEAR = 20, 0.9, 1e-6
-# A step must bring this part of the decrease that its slope promises, or it is halved, so many times at most.
+# A step that brings less than SUFFICIENT of the decrease that its slope promises is halved, at most HALVINGS times.
 SUFFICIENT, HALVINGS = 1e-4, 30
 
 

@@ -9,7 +9,7 @@
 | 3 | weights are not unique (only without a ridge) | `minimal_norm` | one answer, whatever the order of the points |
 
 Step 2 is for directions with nearly dependent or very many active columns. If its first method finds no exact answer,
-the other one is tried. All agree to rounding where weights are unique.
+the other one is tried. All agree to rounding if weights are unique.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from geomonitor.glue.nnls.lawson_hanson import Array, lawson_hanson
 from geomonitor.glue.nnls.minimal_norm import DEPENDENT, are_dependent, minimal_norm
 from geomonitor.glue.nnls.semismooth_newton import semismooth_newton
 
-# A problem is small if its columns hold at most so many numbers.
+# A problem is small if its columns hold at most this many numbers.
 SMALL = 1 << 16
 # Unit columns and targets of a well-posed problem leave a smaller violation; a direction with more is solved again.
 RETRIED_RESIDUAL = 1e-11
@@ -40,7 +40,7 @@ ROUNDED_RESIDUAL = 1e-6
 
 
 class FeatureSpace(NamedTuple):
-    """Where the Gram matrices came from, for directions that are solved there."""
+    """Columns and targets behind the Gram matrices, for directions that are solved in feature space."""
 
     columns: Callable[[int], Tensor]  # of a group, (C, N), of length one or zero
     target: Callable[[int], Tensor]  # of a row of the batch, (N,), of length one
