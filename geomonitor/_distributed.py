@@ -26,7 +26,7 @@ def all_processes(succeeded: bool, device: torch.device) -> bool:
 
 
 def total(tensor: Tensor, device: torch.device) -> Tensor:
-    """Sum over the processes, on the CPU; ``device`` is where the process group can send from."""
+    """Sum over the processes, on the CPU; ``device``: the one that the process group can send from."""
     if not _distributed():
         return tensor.cpu()
     shared = tensor.to(device, copy=True)

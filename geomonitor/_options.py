@@ -1,4 +1,4 @@
-"""Checks of options where they are given: type, finiteness and range, with a sentence that says what to write.
+"""Checks of options at the place that takes them: type, finiteness and range; an error names what to write.
 
 NumPy numbers count as numbers and become Python's own, so that they can be saved; ``True`` is no number.
 """
@@ -127,7 +127,7 @@ def function(name: str, value: Any, arguments: str) -> Callable[..., Any]:
         raise InputError(f"{wanted}; got {value!r}")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # some built-in functions do not tell
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return cast(Callable[..., Any], value)
     try:
         signature.bind(*[None] * len(arguments.split(",")))

@@ -21,7 +21,7 @@ def threads_for(points: int, device: torch.device) -> Iterator[None]:
 
     Args:
         points: points in one problem.
-        device: where the work is done.
+        device: of the work.
 
     >>> before = torch.get_num_threads()
     >>> with threads_for(100, torch.device("cpu")):

@@ -16,7 +16,7 @@ def markers(
     group: Annotated[str, typer.Option(help=f"only those of a group: {', '.join(MARKER_GROUPS)}")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/markers.md")] = False,
 ) -> None:
-    """Print every marker: what it is, what it costs, which direction is worse, where it comes from."""
+    """Print every marker: what it is, what it costs, which direction is worse, its source."""
     if group and group not in MARKER_GROUPS:
         raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
     if markdown:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def target(name: str, option: str) -> Any:
-    """Import what a name stands for; the working directory is searched, too.
+    """Import what a name stands for; the working directory is also searched.
 
     Args:
         name: ``package.module:name``, where ``name`` may have dots.
@@ -38,7 +38,7 @@ def target(name: str, option: str) -> Any:
 
 
 def own_code(what: str, function: Callable[..., T], *args: Any) -> T:
-    """Call a user's code; an error in it is told in one line, with its place.
+    """Call a user's code; an error in it is printed in one line, with its place.
 
     Raises:
         InputError: the user's code failed.

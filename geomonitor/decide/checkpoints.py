@@ -1,4 +1,4 @@
-"""Saved checkpoints: the weights, and the moment of training at which they were saved. Never runs code from a file."""
+"""Saved checkpoints: the weights, and the step of training at which they were saved. Never runs code from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from geomonitor.errors import InputError
 
-# Where a training script keeps the weights in what it saves.
+# Keys under which a training script keeps the weights in what it saves.
 _WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model", "weights", "net")
 _STEP_NAMES = ("global_step", "step", "iteration", "iter")
 # epoch=3-step=96.ckpt, step_1000.pt, checkpoint-500/model.safetensors, model.ep3.pt
@@ -28,13 +28,13 @@ _LARGEST_COUNT = 2**63 - 1
 
 
 class Checkpoint(NamedTuple):
-    """Weights of a model at one moment of training."""
+    """Weights of a model at one step of training."""
 
     path: Path
     weights: dict[str, Tensor]
     """by name, on the CPU"""
     step: int | None
-    """optimiser steps; None where neither the content nor the name of the file tells"""
+    """optimiser steps; None if neither the content nor the name of the file has it"""
     epoch: int | None
 
 

@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
     @property
     def change(self) -> float:
-        """Relative to the reference, for instance -0.25; NaN where there is none."""
+        """Relative to the reference, for instance -0.25; NaN if there is none."""
         return self.value / self.reference - 1 if self.reference else math.nan
 
 

@@ -42,10 +42,10 @@ def moments(paths: Sequence[str]) -> list[Moment]:
 
     Returns:
         Each once, by step. A second checkpoint of a step (the ``last.ckpt`` beside ``epoch=9.ckpt``) is left out with a
-        warning. Where no file tells a step, the epoch stands in, and else the place in ``paths``.
+        warning. If no file has a step, the epoch replaces it, or else the place in ``paths``.
 
     Raises:
-        InputError: no files, a file that cannot be read, or steps that only some files tell.
+        InputError: no files, a file that cannot be read, or steps that only some files have.
     """
     if not paths:
         raise InputError("no checkpoints given: name .ckpt, .pt or .safetensors files")
@@ -55,19 +55,19 @@ def moments(paths: Sequence[str]) -> list[Moment]:
     clock = next((name for name in ("step", "epoch") if told[name]), None)
     if clock and len(told[clock]) < len(found):
         silent = next(path for path, *_ in found if path not in told[clock])
-        raise InputError(f"{silent} does not tell its {clock}, others do: rename it to something like step_1000.pt")
+        raise InputError(f"{silent} has no {clock}, others have one: rename it to something like step_1000.pt")
     if clock != "step":
         warnings.warn(
-            f"no checkpoint tells its step: {clock or 'the order in which they are given'} stands in for it",
+            f"no checkpoint has its step: {clock or 'the order in which they are given'} stands in for it",
             GeomonitorWarning,
             stacklevel=2,
         )
     ordered: dict[int, Moment] = {}
     for place, (path, step, epoch) in enumerate(found):
         when = {"step": step, "epoch": epoch}.get(clock or "", place)
-        assert when is not None  # of the chosen clock, all are told
+        assert when is not None  # of the chosen clock, all have one
         if when in ordered:
-            warnings.warn(f"{path} is left out: {ordered[when].path} has step {when}, too", GeomonitorWarning, 2)
+            warnings.warn(f"{path} is left out: {ordered[when].path} also has step {when}", GeomonitorWarning, 2)
             continue
         ordered[when] = Moment(path, when, epoch)
     return [ordered[when] for when in sorted(ordered)]
@@ -78,13 +78,13 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
 
     A checkpoint is measured by one process, whole, so the numbers do not depend on how many there are. Each takes a
     stretch of them, and measures again what its own are compared with: the checkpoint before (errors of changes) and
-    the first one (drift). Processes are those of ``torchrun`` (its environment variables tell); the process group must
+    the first one (drift). Processes come from ``torchrun`` (by its environment variables); the process group must
     not be initialised, as the metrics would then wait for one another. The first process collects everything in its
     ``monitor.history``, in order, and judges it as the run would have been judged.
 
     Args:
         monitor: what to measure; its history is appended to, in the first process only.
-        model: takes the weights of each checkpoint in turn; on the device where it is to be measured.
+        model: takes the weights of each checkpoint in turn; on the device on which to measure.
         checkpoints: from :func:`moments`.
 
     Yields:
@@ -100,7 +100,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
         raise InputError("scan shares out the checkpoints itself: call it without an initialised process group")
     exchange = _Exchange(rank, processes)
     judge, history = monitor.judge, monitor.history
-    monitor.judge = LiveJudge(None, "raise", WarnOnce())  # judged here, where all measurements come together
+    monitor.judge = LiveJudge(None, "raise", WarnOnce())  # judged here, with all measurements
     try:
         mine = _stretch(len(checkpoints), rank, processes)
         if rank and mine:
@@ -120,7 +120,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
             yield _judged(judge, history, records, moment)
         if not rank and not measured:
-            raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings tell why")
+            raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings give the reasons")
     finally:
         monitor.judge = judge
 

@@ -33,7 +33,7 @@ class Curve(NamedTuple):
 
 
 def curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Curve]:
-    """One curve a layer and run: with one run the colours tell layers, with several the runs, and dashes the layers."""
+    """One curve a layer and run: with one run the colours are layers, with several the runs, and dashes the layers."""
     layers = list(dict.fromkeys(layer for run in runs for layer in run.history.layers))
     drawn = []
     for number, run in enumerate(runs):

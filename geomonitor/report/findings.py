@@ -1,4 +1,4 @@
-"""What a report tells: alarms, the sentence at its top, where the change of the capacity comes from, what it cost."""
+"""Content of a report: alarms, the sentence at its top, terms of the change of the capacity, cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Decomposition(NamedTuple):
 
     layer: str
     places: NDArray[np.int64]
-    """of the measurements (n,), in the layer's series of capacity, where all terms are defined"""
+    """of the measurements (n,), in the layer's series of capacity, at which all terms are defined"""
     reference: int
     """which of ``places`` is the reference"""
     before_decline: bool
@@ -48,7 +48,7 @@ class Overhead(NamedTuple):
     median: float
     largest: float
     share: float
-    """of the time from the first to the last measurement; NaN where the times are not known"""
+    """of the time from the first to the last measurement; NaN if the times are not known"""
 
 
 def judged_by(history: History, layer: str, panel: Panel) -> Panel | None:
@@ -136,8 +136,8 @@ def decomposition(history: History, layer: str, panel: Panel) -> Decomposition |
         panel: judges whether and since when the layer declines.
 
     Returns:
-        The terms against the last measurement before a decline, or against the first one where nothing declines; None
-        where the four markers were not all measured, twice at least.
+        The terms against the last measurement before a decline, or against the first one if nothing declines; None
+        if the four markers were not all measured, twice at least.
     """
     capacity, utility, radius, dimension = (
         dict(zip((s := history.series(layer, name)).steps.tolist(), s.values, strict=True))
@@ -161,18 +161,18 @@ def decomposition(history: History, layer: str, panel: Panel) -> Decomposition |
 
 
 def overhead(history: History) -> Overhead | None:
-    """Cost of the measurements, where it was recorded."""
+    """Cost of the measurements, if it was recorded."""
     rows = sorted((r for r in history if r.marker == SECONDS and not r.layer), key=lambda r: r.step)
     if not rows:
         return None
     seconds, times = np.array([r.value for r in rows]), np.array([r.time for r in rows])
-    span = float(times[-1] - times[0])  # times are those of the beginning of a measurement
+    span = float(times[-1] - times[0])  # a time is the beginning of a measurement
     share = float(seconds[:-1].sum()) / span if span > 0 else math.nan
     return Overhead(len(seconds), float(seconds.sum()), float(np.median(seconds)), float(seconds.max()), share)
 
 
 def moment(step: int, epoch: int | None) -> str:
-    """A moment of training in words."""
+    """Step and epoch in words."""
     return f"step {step}" if epoch is None else f"epoch {epoch} (step {step})"
 
 

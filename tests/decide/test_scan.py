@@ -92,7 +92,7 @@ def test_files_that_tell_no_step_keep_their_order(tmp_path):
         ordered = moments([str(tmp_path / "second.pt"), str(tmp_path / "first.pt")])
     assert [(Path(m.path).name, m.step) for m in ordered] == [("second.pt", 0), ("first.pt", 1)]
     torch.save(Net().state_dict(), tmp_path / "step_5.pt")
-    with pytest.raises(InputError, match=r"first.pt does not tell its step, others do"):
+    with pytest.raises(InputError, match=r"first.pt has no step, others have one"):
         moments([str(tmp_path / "step_5.pt"), str(tmp_path / "first.pt")])
     with pytest.raises(InputError, match="no checkpoints given"):
         moments([])
