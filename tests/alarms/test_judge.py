@@ -111,6 +111,14 @@ def test_a_repeated_part_of_a_run_is_judged_by_the_history():
     assert judge.update("fc", 300, 30, at(30)) == judge.verdict("fc")  # goes on after the last step
 
 
+def test_a_measurement_that_is_made_twice_counts_once():
+    judge, history = judged(30), history_of(**{name: values[:30] for name, values in VALUES.items()})
+    again = judge.update("fc", 290, 29, at(29), history=history)
+    assert repr(again) == repr(judged(30).verdict("fc"))
+    with pytest.raises(InputError, match="step 290 does not come after step 290"):
+        judge.update("fc", 290, 29, at(29))
+
+
 @pytest.mark.parametrize("state", [None, {"version": 0}, Judge(Panel(("dimension",), Cusum())).state_dict()])
 def test_a_state_that_does_not_fit_is_made_anew_by_the_history(state):
     history, judge = history_of(**VALUES), Judge(PANEL)

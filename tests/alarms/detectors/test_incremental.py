@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats  # type: ignore[import-untyped]
 
 from geomonitor import Cusum, DropFromReference, History, Record, ReferenceRuns, Series, Trend
 from geomonitor.alarms.detectors import AgreeingDrop, Measured
@@ -106,3 +107,38 @@ def test_a_function_of_a_series_becomes_incremental():
     mine = incremental(lambda one: drop(one))
     whole = series(WARM_UP * FAULT)
     assert list(map(repr, mine.verdicts(whole))) == list(map(repr, drop.verdicts(whole)))
+
+
+@pytest.mark.parametrize("count", [8, 21, 60, 131])
+def test_the_expected_level_is_the_theil_sen_line_through_the_recent_half(count):
+    values = noisy(3 * 0.995 ** np.arange(count + 1), 4, 0.002)
+    levels = np.log(values)
+    recent = np.arange(max(count // 2, count - 40), count)
+    slope, intercept, *_ = scipy.stats.theilslopes(levels[recent], recent)
+    intercept = np.median(levels[recent] - slope * recent)
+    verdict = DropFromReference(follow_trend=True, settled=0.5)(series(values))
+    assert math.log(verdict.reference) == pytest.approx(slope * count + intercept, rel=1e-12)
+
+
+def test_a_dead_marker_with_a_sampling_error_has_declined():
+    """Relative to 0 an error has no size: it must not hide that all is gone."""
+    values = np.where(TIME < 20, 2.0, 0.0)
+    whole = series(values)._replace(standard_errors=np.full(len(values), 0.02))
+    assert DropFromReference().declines(whole).tolist() == (TIME >= 21).tolist()
+
+
+def test_a_trend_begins_where_its_window_begins():
+    fall = np.where(TIME < 20, 2.0, 2.0 * 0.95 ** (TIME - 19.0))
+    first = next(v for v in Trend().verdicts(series(fall)) if v.declined)
+    found = int(np.argmax(Trend().declines(series(fall))))
+    assert (first.since_epoch, first.since_step) == (found - 5, 10 * (found - 5))
+
+
+def test_the_line_goes_on_for_as_long_again_as_it_was_seen():
+    values = noisy(np.where(np.arange(120) < 40, 3.0, 1.5) * 0.99 ** np.arange(120), 4, 0.002)
+    recent, end = np.arange(20, 40), 40
+    slope, *_ = scipy.stats.theilslopes(np.log(values)[recent], recent)
+    intercept = np.median(np.log(values)[recent] - slope * recent)
+    verdict = DropFromReference(follow_trend=True, settled=0.5)(series(values))
+    assert (verdict.declined, verdict.since_epoch) == (True, end)
+    assert math.log(verdict.reference) == pytest.approx(intercept + slope * (2 * end - recent.mean()), rel=1e-12)
