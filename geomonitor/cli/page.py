@@ -17,8 +17,8 @@ The formulas stand in the docstrings of `geomonitor/markers/`.
   `ClassStructure`, `points` `PointStatistics`, `logits` `LogitStatistics`; `shifts` the latter on shifted inputs.
 - **cost**: `low` sums over the features; `medium` a decomposition or all pairs of points, shared by the markers of a
   state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set.
-- **worse**: the direction that is associated with worse transfer to *new classes*, or that is plainly worse (accuracy); a
-  dash if neither is, or it is not known. It does not cover corrupted images of known classes: measure those with
+- **worse**: the direction that is associated with worse transfer to *new classes*, or that is plainly worse (accuracy);
+  a dash if neither is, or it is not known. It does not cover corrupted images of known classes: measure those with
   `GeometryMonitor(..., shifts=["noise", "blur"])`.
 - **groups**: what `markers="default"` and `markers="paper"` take. `"all"` takes everything but cost `forward`.
 - NaN means undefined: no logits in the model's output, no linear head behind the layer, all features equal.
