@@ -232,3 +232,40 @@ def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
     )
     restored.load_state_dict(monitor.state_dict())
     assert as_text(restored.history) == as_text(monitor.history)
+
+
+ANYTHING = st.one_of(
+    st.integers(-3, 3), st.floats(), st.booleans(), st.none(), st.text(max_size=3), st.just(np.int64(2)),
+    st.just(np.float32(0.5)), st.lists(st.integers(0, 3), max_size=2),
+)  # fmt: skip
+
+
+@PROFILE
+@given(st.sampled_from(["directions", "dichotomies", "mode", "pairs", "seed", "ridge"]), ANYTHING)
+def test_options_of_the_geometry_are_plain_values_or_refused(name, value):
+    options = measured(gm.GeometryOptions, **{name: value})
+    if options is not None:
+        assert options == gm.GeometryOptions.of(options.as_dict())
+        assert all(type(v) in (int, float, str, type(None)) for v in options.as_dict().values())
+
+
+@PROFILE
+@given(
+    st.sampled_from(["every_n_epochs", "every_n_steps", "name", "allow_protocol_change", "on_alarm"]), ANYTHING,
+    st.lists(st.integers(0, 3), max_size=8),
+)  # fmt: skip
+def test_a_run_takes_an_option_or_refuses_it_and_counts(name, value, steps):
+    data = TensorDataset(torch.randn(12, 4), torch.arange(12) % 3)
+    monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=2), markers=["mean_norm"], panel=None)
+    run = measured(gm.MonitoredRun, monitor, **{name: value})
+    if run is None:
+        return
+    run.start(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
+    at, due = 0, []
+    for step in steps:  # a batch of any number of optimiser steps
+        at += step
+        due += [at] if run.due_after_batch(at) else []
+    every = run.every_n_steps
+    multiples = 0 if every is None else at // every
+    assert len(due) <= multiples
+    assert every is not None or not due

@@ -134,7 +134,9 @@ def measured(name: str) -> dict[str, gm.Record]:
         torch.manual_seed(0)
         model, probe = {"digits": digits, "tokens": tokens}[name]()
         shifts = ("noise", "blur", "brightness", "contrast", "rotation") if name == "digits" else ()
-        watcher = gm.GeometryMonitor(probe, markers="all", directions=100, shifts=shifts, on_error="raise")
+        watcher = gm.GeometryMonitor(
+            probe, markers="all", geometry={"directions": 100}, shifts=shifts, on_error="raise"
+        )
         return {r.marker: r for r in watcher.measure(model, step=1) if r.marker in watcher.markers}
 
 
