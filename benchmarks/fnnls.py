@@ -12,15 +12,14 @@ from functools import cache
 import numpy as np
 
 
-def fnnls(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """``argmin 1/2 x^T K x - h^T x`` over ``x >= 0``."""
+def fnnls(gram: np.ndarray, signs: np.ndarray, products: np.ndarray, tolerance: float) -> np.ndarray:
+    """``argmin 1/2 (y x)^T K (y x) - h^T x`` over ``x >= 0``, for signs ``y`` of the points."""
     size = len(products)
     weights, active = np.zeros(size), np.zeros(size, np.bool_)
-    tolerance = 10 * 2.2e-16 * np.abs(gram).sum(axis=0).max() * size
     for _ in range(30 * size):
         gradient = products.copy()
         for i in np.flatnonzero(active):
-            gradient -= weights[i] * gram[i]
+            gradient -= weights[i] * signs[i] * signs * gram[i]
         best = -1
         for j in range(size):
             if not active[j] and gradient[j] > tolerance and (best < 0 or gradient[j] > gradient[best]):
@@ -30,7 +29,11 @@ def fnnls(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
         active[best] = True
         while True:
             own = np.flatnonzero(active)
-            solution = np.linalg.solve(gram[own][:, own], products[own])
+            block = np.empty((len(own), len(own)))
+            for i in range(len(own)):
+                for j in range(len(own)):
+                    block[i, j] = signs[own[i]] * signs[own[j]] * gram[own[i], own[j]]
+            solution = np.linalg.solve(block, products[own])
             if solution.min() > 0:
                 break
             step = np.inf
@@ -50,9 +53,9 @@ def fnnls(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
 
 
 @cache
-def compiled() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def compiled() -> Callable[..., np.ndarray]:
     import numba
 
     function = numba.njit(fnnls)
-    function(np.eye(2), np.ones(2))
+    function(np.eye(2), np.ones(2), np.ones(2), 1e-12)
     return function

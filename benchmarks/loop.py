@@ -31,7 +31,8 @@ def by_scipy(points: np.ndarray) -> Solver:
 
 def by_fnnls(points: np.ndarray) -> Solver:
     gram, fnnls = points @ points.T, compiled()
-    return lambda signs, t: fnnls(gram * signs[:, None] * signs, signs * (points @ t))
+    tolerance = 10 * np.finfo(float).eps * float(np.abs(gram).sum(axis=0).max()) * len(gram)
+    return lambda signs, t: fnnls(gram, signs, signs * (points @ t), tolerance)
 
 
 def loop_seconds(
