@@ -117,7 +117,7 @@ class GeometryMonitor:
         self.budget = Budget(self.budget.max_overhead)
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
-        self._points: str | None = None  # fingerprint of the points that a validation loop gave
+        self._points: str | None = None  # fingerprint of the points of a validation loop
         self._aliases: tuple[str, ...] = ()  # layers of this run, from its first measurement on
 
     @property
@@ -182,8 +182,7 @@ class GeometryMonitor:
         ]
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*markers, *known])
-        judged = self.judge.update(step, epoch, taken.values, changes, self.history)
-        alarms = [record._replace(time=now) for record in judged]
+        alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
         self.judge.warn_of_alarms(self.history)
         self.snapshots = {}
         if snapshots and taken.points:
@@ -239,18 +238,15 @@ class GeometryMonitor:
         """Measure the drift from now on to another representation than that of the first measurement.
 
         Args:
-            references: features of the probe by layer, as ``state_dict()["references"]`` has them; by default those of
-                the latest measurement, for instance when it was the best one.
+            references: features of the probe by layer, as in ``state_dict()["references"]``; by default the latest.
         """
         self.references = dict(self._latest_points if references is None else references)
         self._reference_given = True
 
     def state_dict(self, *, history: bool = True) -> dict[str, Any]:
-        """History, protocol, judge and references in plain Python and tensors: it loads with ``weights_only=True``.
+        """All that a run goes on from; loads with ``weights_only=True``.
 
-        Args:
-            history: False for the last record of each marker alone; :meth:`open_history` reads the others from the
-                file of the run.
+        With ``history=False`` the last record of each marker alone; :meth:`open_history` reads the others.
         """
         return {
             "protocol": self.protocol,
@@ -258,8 +254,7 @@ class GeometryMonitor:
             "judge": self.judge.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
             "budget": self.budget.state_dict(),
-            "points": self._points,
-            "influences": dict(self._influences),
+            **{"points": self._points, "influences": dict(self._influences)},
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
@@ -267,19 +262,17 @@ class GeometryMonitor:
 
         Args:
             state: from :meth:`state_dict`.
-            allow_protocol_change: start a new series if the protocol differs, instead of refusing.
+            allow_protocol_change: start a new series if the protocol differs.
 
         Raises:
-            InputError: another protocol: numbers from two protocols are never joined in one series.
+            InputError: another protocol: its numbers are never joined with these.
         """
         self.reset()
         if not same_protocol(self.protocol, state["protocol"], required=not allow_protocol_change):
             return
         self.history.load_state_dict(state["history"])
-        self.references = dict(state.get("references", {}))
-        self._influences = dict(state.get("influences", {}))
-        self._points = state.get("points")
-        self._aliases = self.history.layers
+        self.references, self._influences = dict(state.get("references", {})), dict(state.get("influences", {}))
+        self._points, self._aliases = state.get("points"), self.history.layers
         if "budget" in state:
             self.budget.load_state_dict(state["budget"])
         self.judge.load_state_dict(state.get("judge"), self.history)

@@ -44,10 +44,8 @@ class MonitoredRun:
         name: keeps two monitors of one run apart: keys become ``geometry/<name>/<layer>/<marker>``, the file
             ``geometry_<name>.csv``.
         allow_protocol_change: start a new series if a saved state was measured by another protocol, not an error.
-        checkpoint_history: False: a saved state holds the last record of each marker only, and a run that goes on in
-            the same directory reads the others from ``geometry.csv``.
-        on_alarm: functions of (verdict, text) that are called once for each new alarm, on rank 0: to send a message.
-            One that fails is warned of.
+        checkpoint_history: False: a saved state holds the last record of each marker; the rest is in the file.
+        on_alarm: functions of (verdict, text), called once for each new alarm, on rank 0; a failure is a warning.
 
     Raises:
         InputError: an option of the wrong type or range.
@@ -97,14 +95,12 @@ class MonitoredRun:
         self.on_alarm = [_options.function("on_alarm", each, "verdict, text") for each in listed]
         self.records: list[Record] = []
         """of the latest measurement"""
-        self._warn = WarnOnce()
-        self._restored = False
+        self._warn, self._restored = WarnOnce(), False
         self._context = TrainingContext(self._warn)
         self._directory: Path | None = None
-        self._steps_seen = 0
+        self._steps_seen, self._skipped = 0, False  # skipped: the budget passed over the latest chance to measure
         self._last_epoch: int | None = None
         self._last_step: int | None = None
-        self._skipped = False  # the budget passed over the latest chance to measure
         self._asked: tuple[str, int] | None = None
 
     def start(self, model: nn.Module, directory: str | os.PathLike[str] | None = None, *, step: int = 0) -> None:
@@ -275,9 +271,9 @@ class MonitoredRun:
         return f"geometry{separator}{self.name}{key.removeprefix('geometry')}" if self.name else key
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the monitor, and when it measured last: loads with ``weights_only=True``."""
-        saved = self.monitor.state_dict(history=self.checkpoint_history)
-        return {**saved, "run": {"last_epoch": self._last_epoch, "last_step": self._last_step}}
+        """The state of the monitor, and when it measured last: loads with ``weights_only=True``."""
+        last = {"last_epoch": self._last_epoch, "last_step": self._last_step}
+        return {**self.monitor.state_dict(history=self.checkpoint_history), "run": last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved run; to be called before :meth:`start`.
@@ -286,9 +282,8 @@ class MonitoredRun:
             InputError: another protocol, unless ``allow_protocol_change``.
         """
         self.monitor.load_state_dict(dict(state), allow_protocol_change=self.allow_protocol_change)
-        run = state.get("run") or {}
+        run, self._restored = state.get("run") or {}, True
         self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")
-        self._restored = True
 
     def _within_budget(self, kind: str, number: int) -> bool:
         """Ask the budget once for each chance to measure: to ask is to count."""
