@@ -140,7 +140,7 @@ def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _head(modules: Mapping[str, nn.Module]) -> str:
-    """The path of the last linear layer, unless it is only one of several heads by its place."""
+    """The path of the last linear layer, unless its container holds several heads."""
     linears = linear_paths(modules)
     if not linears:
         raise InputError(

@@ -100,8 +100,8 @@ class ValidationProbe:
 class ValidationPass:
     """Collects the points of one validation; see :meth:`geomonitor.GeometryMonitor.validation_pass`.
 
-    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of this class in between is kept and raised
-    by the measurement, so that the validation continues.
+    Hooks live from :meth:`open` to :meth:`close`, one batch; an error of this object's own in between is kept and
+    raised by the measurement, so that the validation continues.
 
     Args:
         model: whose forward is watched.

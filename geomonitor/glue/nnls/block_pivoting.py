@@ -31,8 +31,8 @@ DONE_SHARE = 0.1
 # After a careful round only columns enter that are violated by this part of the worst violation; the part falls by the
 # same factor with every round that descends. Without it nearly all rounds at the end of a hard problem are careful.
 SHARE = 0.5
-# After this number of rounds the open directions go to a method that always ends. Ordinary batches need 5 to 30 rounds,
-# more than twice as many random points as dimensions 200.
+# After this number of rounds the open directions go to another method. Ordinary batches need 5 to 30 rounds, random
+# points 200 if there are more than twice as many points as dimensions.
 ROUNDS = 300
 # With more points than dimensions a direction with this share of as many active columns as dimensions grows slowly and
 # ends in factors of full size, a new one in every pass: another method then takes less than half of the time. Small
