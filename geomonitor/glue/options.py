@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, get_args
 
 from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.glue.draws import Dichotomies
-from geomonitor.glue.manifolds import Mode, manifold_geometry
+from geomonitor.glue.manifolds import Mode
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,20 @@ class GeometryOptions:
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
+        _options.one_of("dichotomies", self.dichotomies, get_args(Dichotomies))
+        _options.one_of("mode", self.mode, get_args(Mode))
+        # Nothing is computed: a default of a signature is made on import, and a process that has used the threads of
+        # torch cannot be forked safely.
         checked = {
             "directions": _options.whole("directions", self.directions, least=2),
             "pairs": _options.whole_or_none("pairs", self.pairs),
             "seed": _options.whole("seed", self.seed, least=0),
             "ridge": float(_options.NOT_NEGATIVE.number("ridge", self.ridge)),
         }
+        if self.pairs is not None and self.mode != "pairwise":
+            raise InputError(f'pairs are drawn in mode="pairwise" only; got pairs={self.pairs!r}, mode={self.mode!r}')
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        # Tried once on four points: what cannot work is an error here, not NaN for a whole run.
-        manifold_geometry(torch.eye(4), torch.tensor([0, 0, 1, 1]), **self.as_dict())
 
     @classmethod
     def of(cls, given: GeometryOptions | Mapping[str, Any]) -> GeometryOptions:
