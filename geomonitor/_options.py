@@ -39,14 +39,15 @@ class Range(NamedTuple):
             InputError: no number of this range; ``True`` and ``False`` are no numbers.
         """
         if self.whole:
-            if not isinstance(value, Integral) or isinstance(value, bool) or not self._holds(float(value)):
-                raise InputError(f"{name} is a whole number, {self.low:g} or more; got {value!r}")
+            if not isinstance(value, Integral) or isinstance(value, bool) or not self._holds(int(value)):
+                allowed = f", {self.low:g} or more" if self.high == math.inf else f" in {self}"
+                raise InputError(f"{name} is a whole number{allowed}; got {value!r}")
             return int(value)
         if not isinstance(value, Real) or isinstance(value, bool) or not self._holds(float(value)):
             raise InputError(f"{name} lies in {self}; got {value!r}")
         return int(value) if isinstance(value, Integral) else float(value)
 
-    def _holds(self, value: float) -> bool:
+    def _holds(self, value: float) -> bool:  # an int may be too large for a float
         above = value >= self.low if self.ends[0] == "[" else value > self.low
         below = value <= self.high if self.ends[1] == "]" else value < self.high
         return above and below  # NaN is in no range

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomonitor import _options
 from geomonitor._distributed import gathered, rank_and_world_size
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Pool, captured
 from geomonitor.features.layers import Layer, linear_paths, plain_modules
 from geomonitor.measure.measurement import Measurement
-from geomonitor.probe.datasets import LabelKey, split_label
+from geomonitor.probe.choice import SEED, checked_classes
+from geomonitor.probe.datasets import LabelKey, checked_label_key, split_label
 from geomonitor.probe.reservoir import EMPTY, Reservoir, add_points, empty_reservoir, merge_reservoirs, priority
 
 LOGITS = ":logits"
@@ -47,7 +49,7 @@ class ValidationProbe:
         label_key: place of the label in a batch, instead of ``labels``.
 
     Raises:
-        InputError: fewer than two classes, or no points.
+        InputError: fewer than two classes, or another option of the wrong type or range.
 
     >>> ValidationProbe(classes=10, per_class=20)
     ValidationProbe(10 classes x 20 points, seed=0)
@@ -65,18 +67,15 @@ class ValidationProbe:
         ids: Callable[[Any], Tensor] | None = None,
         label_key: LabelKey = None,
     ) -> None:
-        chosen = range(classes) if isinstance(classes, int) else {int(label) for label in classes}
-        self.classes = tuple(sorted(chosen))
-        if len(self.classes) < 2 or per_class < 2 or seed < 0:
-            raise InputError(
-                "expected two classes or more, per_class of 2 or more and a seed of 0 or more; "
-                f"got classes={classes}, per_class={per_class}, seed={seed}"
-            )
-        self.per_class = per_class
-        self.seed = seed
-        self.labels = labels
-        self.ids = ids
-        self.label_key = label_key
+        chosen = checked_classes(classes)
+        self.classes = tuple(range(chosen)) if isinstance(chosen, int) else chosen
+        if len(self.classes) < 2:
+            raise InputError(f"a validation probe needs two classes or more; got classes={classes!r}")
+        self.per_class = _options.whole("per_class", per_class, least=2)
+        self.seed = int(SEED.number("seed", seed))
+        self.labels = None if labels is None else _options.function("labels", labels, "batch")
+        self.ids = None if ids is None else _options.function("ids", ids, "batch")
+        self.label_key = checked_label_key(label_key)
 
     def __repr__(self) -> str:
         return f"ValidationProbe({len(self.classes)} classes x {self.per_class} points, seed={self.seed})"

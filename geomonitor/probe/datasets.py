@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ def map_style(data: Any) -> Any:
             "of a stream can be kept in a list: list(itertools.islice(stream, 5000))"
         )
     return data
+
+
+def checked_label_key(key: Any) -> LabelKey:
+    """The field or position of a label; NumPy's integers become Python's.
+
+    Raises:
+        InputError: neither.
+    """
+    if key is None or isinstance(key, str):
+        return key
+    if not isinstance(key, Integral) or isinstance(key, bool):
+        raise InputError(f"label_key is the name of a field, or a position such as -1 for the last; got {key!r}")
+    return int(key)
 
 
 def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:

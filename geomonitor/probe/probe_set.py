@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from geomonitor.errors import GeomonitorWarning, InputError
-from geomonitor.probe.datasets import Indices, LabelKey, labels_of, map_style, split_label
+from geomonitor import _options
+from geomonitor.errors import InputError
+from geomonitor.probe.choice import SEED, checked_classes, choose
+from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, labels_of, map_style, split_label
 from geomonitor.probe.held_out import Origins, origins, overlap
-
-MOST_CLASSES = 20
-"""Classes taken by default from a dataset that has more: enough for the geometry, and affordable."""
 
 
 class ProbeBatch(NamedTuple):
@@ -93,27 +91,30 @@ class ProbeSet:
             >>> [tuple(batch.inputs.shape) for batch in probe.loader(batch_size=8)]
             [(8, 8), (7, 8)]
         """
-        if per_class < 1 or seed < 0:
-            raise InputError(f"expected per_class >= 1 and seed >= 0, found {per_class} and {seed}")
-        if collate_fn is None and isinstance(dataset, DataLoader) and dataset.batch_size is not None:
+        per_class = _options.whole("per_class", per_class)
+        seed = int(SEED.number("seed", seed))
+        allow_fewer = _options.flag("allow_fewer", allow_fewer)
+        label_key = checked_label_key(label_key)
+        asked = None if classes is None else checked_classes(classes)
+        if collate_fn is not None:
+            collate_fn = _options.function("collate_fn", collate_fn, "items")
+        elif isinstance(dataset, DataLoader) and dataset.batch_size is not None:
             collate_fn = dataset.collate_fn
         dataset = map_style(dataset)
         labels = labels_of(dataset, label_key)
         sources, rows = origins(dataset)
-        chosen_classes = _chosen_classes(labels, classes, seed)
-        candidates = {label: _distinct(np.flatnonzero(labels == label), rows) for label in chosen_classes}
-        per_class = _available(candidates, per_class, allow_fewer)
-        indices = np.concatenate([_chosen(candidates[label], label, per_class, seed) for label in chosen_classes])
+        choice = choose(labels, rows, asked, per_class, seed=seed, allow_fewer=allow_fewer)
+        indices = choice.indices
         if train is not None:
             _refuse_overlap(Origins(sources, rows[indices]), indices, train)
         return cls(
             dataset=dataset,
             indices=torch.from_numpy(indices),
             labels=torch.from_numpy(labels[indices]),
-            classes=chosen_classes,
-            per_class=per_class,
+            classes=choice.classes,
+            per_class=choice.per_class,
             seed=seed,
-            fingerprint=_fingerprint(rows[indices], labels[indices], per_class, seed),
+            fingerprint=_fingerprint(rows[indices], labels[indices], choice.per_class, seed),
             label_key=label_key,
             collate_fn=collate_fn,
         )
@@ -177,70 +178,6 @@ class ProbeSet:
         )
         for ids, batch in zip(parts, loader, strict=True):
             yield ProbeBatch(split_label(batch, self.label_key)[0], self.labels[ids], ids)
-
-
-def _chosen_classes(labels: Indices, classes: int | Sequence[int] | None, seed: int) -> tuple[int, ...]:
-    known: list[int] = np.unique(labels).tolist()
-    if classes is None and len(known) > MOST_CLASSES:
-        warnings.warn(
-            f"the dataset has {len(known)} classes; the probe set takes {MOST_CLASSES} of them, chosen by "
-            "seed. Give classes= (labels, or how many) to choose yourself.",
-            GeomonitorWarning,
-            stacklevel=3,
-        )
-        classes = MOST_CLASSES
-    if isinstance(classes, int):
-        if classes > len(known):
-            raise InputError(f"classes={classes} were requested, but the dataset has {len(known)}")
-        wanted = np.sort(np.argsort(_random(len(known), 0, seed), kind="stable")[:classes])
-        chosen = [known[place] for place in wanted]
-    else:
-        chosen = known if classes is None else sorted({int(label) for label in classes})
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        raise InputError(f"the dataset has no points of classes {_few(unknown)}; it has {_few(known)}")
-    if len(chosen) < 2:
-        raise InputError(f"a probe set needs two classes or more, found {chosen}; the dataset has {_few(known)}")
-    return tuple(chosen)
-
-
-def _few(labels: list[int]) -> str:
-    return ", ".join(map(str, labels[:20])) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-
-
-def _distinct(positions: Indices, rows: Indices) -> Indices:
-    """Positions of different points, in the order of their origins."""
-    _, first = np.unique(rows[positions], axis=0, return_index=True)
-    return positions[first]
-
-
-def _available(candidates: dict[int, Indices], per_class: int, allow_fewer: bool) -> int:
-    counts = {label: len(positions) for label, positions in candidates.items()}
-    short = {label: count for label, count in counts.items() if count < per_class}
-    if not short:
-        return per_class
-    if not allow_fewer:
-        raise InputError(
-            f"per_class={per_class}, but some classes have fewer points (class: points): {short}. Choose "
-            f"per_class={min(counts.values())}, other classes, or allow_fewer=True"
-        )
-    warnings.warn(
-        f"per_class is {min(counts.values())} for all classes, not {per_class}: some have fewer points "
-        f"(class: points): {short}. Values measured with different per_class must not be compared.",
-        GeomonitorWarning,
-        stacklevel=3,
-    )
-    return min(counts.values())
-
-
-def _chosen(positions: Indices, label: int, per_class: int, seed: int) -> Indices:
-    ranking = np.argsort(_random(len(positions), 1, seed, abs(label), int(label < 0)), kind="stable")
-    return positions[np.sort(ranking[:per_class])]
-
-
-def _random(count: int, *seeds: int) -> Any:
-    # The raw stream of a bit generator is the same in every NumPy; permutations drawn from it are not.
-    return np.random.PCG64(seeds).random_raw(count)
 
 
 def _refuse_overlap(chosen: Origins, indices: Indices, train: Any) -> None:

@@ -177,9 +177,17 @@ def test_an_early_linear_layer_gives_no_logits():
         assert math.isnan(measured(watcher, network(), DataLoader(dataset(), batch_size=16))["geometry/early/accuracy"])
 
 
-@pytest.mark.parametrize("options", [{"classes": 1}, {"classes": 3, "per_class": 1}, {"classes": 3, "seed": -1}])
-def test_wrong_options_are_refused(options):
-    with pytest.raises(gm.InputError, match="two classes or more"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 1}, "two classes or more"),
+        ({"classes": [4, 4]}, "two classes or more"),
+        ({"classes": 3, "per_class": 1}, "per_class is a whole number, 2 or more"),
+        ({"classes": 3, "seed": -1}, "seed is a whole number"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(gm.InputError, match=message):
         gm.ValidationProbe(**options)
 
 

@@ -131,9 +131,12 @@ class TestClasses:
         assert probe.per_class == 4
         assert probe.labels.bincount().tolist() == [4, 4, 4]
 
-    @pytest.mark.parametrize("wrong", [{"per_class": 0}, {"seed": -1}])
-    def test_numbers_out_of_range(self, wrong: Any) -> None:
-        with pytest.raises(InputError, match="per_class >= 1 and seed >= 0"):
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [({"per_class": 0}, "per_class is a whole number, 1 or more"), ({"seed": -1}, "seed is a whole number in")],
+    )
+    def test_numbers_out_of_range(self, wrong: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
             ProbeSet.from_dataset(digits(), **wrong)
 
 
