@@ -161,9 +161,15 @@ class ProbeSet:
         return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
 
     def _parts(self, batch_size: int, rank: int, world_size: int, lockstep: bool) -> list[Tensor]:
+        """Ids by batch, dealt out class after class: a batch of ``B`` points has ``B / P`` of each class, to one point.
+
+        Batch statistics (``track_running_stats=False``) of a batch of one class would describe that class alone.
+        """
+        dealt = torch.arange(len(self), device="cpu").reshape(len(self.classes), self.per_class).T.flatten()
         largest_part = -(-len(self) // world_size)
         rounds = -(-largest_part // batch_size)
-        parts = torch.arange(len(self), device="cpu")[rank::world_size].tensor_split(rounds)
+        # Whole stretches for each rank: every n-th id would be of the same few classes.
+        parts = dealt.tensor_split(world_size)[rank].tensor_split(rounds)
         return [part for part in parts if lockstep or len(part)]
 
     def _batches(self, parts: list[Tensor], num_workers: int) -> Iterator[ProbeBatch]:

@@ -86,7 +86,8 @@ class TestChoice:
             return torch.stack([2 * x for x, _ in items]), torch.tensor([int(y) for _, y in items])
 
         probe = ProbeSet.from_dataset(DataLoader(digits(), batch_size=3, collate_fn=doubled), per_class=2)
-        assert torch.equal(whole(probe).inputs[:, 0], 2.0 * probe.indices)
+        found = whole(probe)
+        assert torch.equal(found.inputs[:, 0], 2.0 * probe.indices[found.ids])
 
 
 class TestClasses:
@@ -194,9 +195,9 @@ class TestLoader:
     def test_inputs_labels_and_ids_belong_together(self) -> None:
         probe = ProbeSet.from_dataset(digits(), per_class=7)
         found = whole(probe, batch_size=10)
-        assert torch.equal(found.inputs[:, 0], probe.indices.float())
-        assert torch.equal(found.labels, probe.labels)
-        assert torch.equal(found.ids, torch.arange(28))
+        assert torch.equal(found.inputs[:, 0], probe.indices[found.ids].float())
+        assert torch.equal(found.labels, probe.labels[found.ids])
+        assert torch.equal(found.ids.sort().values, torch.arange(28))
         assert [len(batch.ids) for batch in probe.loader(batch_size=10)] == [10, 9, 9]
 
     @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 40])
@@ -208,6 +209,18 @@ class TestLoader:
         parts = [[i for batch in batches for i in batch.ids.tolist()] for batches in ranks]
         assert sorted(i for part in parts for i in part) == list(range(28))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    @pytest.mark.parametrize(("classes", "per_class"), [(4, 7), (5, 12)])
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+    @pytest.mark.parametrize("batch_size", [4, 10, 100])
+    def test_each_batch_holds_all_classes_in_equal_shares(self, classes, per_class, world_size, batch_size) -> None:
+        probe = ProbeSet.from_dataset(digits(200, classes), per_class=per_class)
+        for rank in range(world_size):
+            once, twice = (list(probe.loader(batch_size, rank=rank, world_size=world_size)) for _ in range(2))
+            assert [batch.ids.tolist() for batch in once] == [batch.ids.tolist() for batch in twice]
+            for batch in once:
+                of_class = batch.labels.bincount(minlength=classes)
+                assert of_class.max() - of_class.min() <= 1
 
     @pytest.mark.parametrize("world_size", [1, 3, 40])
     @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -238,7 +251,7 @@ class TestLoader:
         found = whole(probe, batch_size=10, num_workers=1)
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(found.inputs, whole(probe, batch_size=10).inputs)
-        assert torch.equal(found.ids, torch.arange(28))
+        assert torch.equal(found.ids, whole(probe, batch_size=10).ids)
 
     def test_random_transforms_in_workers_repeat(self) -> None:
         probe = ProbeSet.from_dataset(Augmented(), per_class=3)
@@ -254,7 +267,7 @@ class TestLoader:
         probe = ProbeSet.from_dataset(dataset, per_class=3)
         dataset.loaded.clear()
         list(probe.loader())
-        assert dataset.loaded == probe.indices.tolist()
+        assert sorted(dataset.loaded) == sorted(probe.indices.tolist())
 
     def test_memory_does_not_grow(self) -> None:
         probe = ProbeSet.from_dataset(digits(), per_class=7)
@@ -318,8 +331,8 @@ class TestInputs:
         probe = ProbeSet.from_dataset(data, per_class=3, label_key=-1)
         (batch,) = probe.loader()
         assert isinstance(batch.inputs, tuple)
-        assert torch.equal(batch.inputs[0], probe.indices.float())
-        assert torch.equal(batch.inputs[1], 10.0 * probe.indices)
+        assert torch.equal(batch.inputs[0], probe.indices[batch.ids].float())
+        assert torch.equal(batch.inputs[1], 10.0 * probe.indices[batch.ids])
 
     def test_inputs_alone(self) -> None:
         class Alone(Augmented):
@@ -328,7 +341,7 @@ class TestInputs:
 
         probe = ProbeSet.from_dataset(Alone(), per_class=3)
         (batch,) = probe.loader()
-        assert torch.equal(batch.inputs[:, 0], probe.indices.float())
+        assert torch.equal(batch.inputs[:, 0], probe.indices[batch.ids].float())
 
 
 def test_choosing_from_a_million_items_is_quick_and_quiet() -> None:
