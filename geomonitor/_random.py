@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,7 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+# Random steps inside the block (a transform, noise in the forward pass) start here, so that the same model
+# gives the same features at every measurement.
 _SEED_INSIDE = 0
+# The streams belong to the process: of two threads that save and restore them at the same time, the second to leave
+# would restore what the first one had drawn.
+_STREAMS = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a process forked from another thread must not inherit a lock that stays closed
+    os.register_at_fork(before=_STREAMS.acquire, after_in_parent=_STREAMS.release, after_in_child=_STREAMS.release)
 
 
 @contextmanager
@@ -19,7 +28,8 @@ def preserved_rng() -> Iterator[None]:
     """Give the block random streams of its own, from a fixed seed, and put the caller's back afterwards.
 
     Covers ``random``, ``numpy.random``, and the default generators of torch on the CPU and on every device
-    that has been used so far (a device that has not is not woken up).
+    that has been used so far (a device that has not is not woken up). In one process one such block runs at a time:
+    another thread that enters one waits.
 
     Yields:
         Nothing.
@@ -33,7 +43,7 @@ def preserved_rng() -> Iterator[None]:
         >>> torch.equal(after, torch.rand(3))
         True
     """
-    with ExitStack() as stack:
+    with _STREAMS, ExitStack() as stack:
         seeders: list[Callable[[int], object]] = []
 
         def keep(get: Callable[[], Any], put: Callable[[Any], object], seed: Callable[[int], object]) -> None:

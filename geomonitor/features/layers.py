@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+import torch
 from torch import nn
+from torch.jit._trace import TopLevelTracedModule
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from geomonitor.errors import InputError
@@ -50,8 +52,9 @@ def resolve_layers(model: nn.Module, layers: Layers = PENULTIMATE) -> dict[str, 
         Alias to ``Layer``. Without an alias of your own it is the path, with ``_input`` added for an input.
 
     Raises:
-        InputError: a path that does not exist (with the nearest ones), or a ``"penultimate"`` that is absent
-            or ambiguous: heads next to each other in a ``ModuleList`` or ``ModuleDict`` (candidates listed).
+        InputError: a path that does not exist (with the nearest ones), a module of TorchScript, or a
+            ``"penultimate"`` that is absent or ambiguous: heads next to each other in a ``ModuleList`` or
+            ``ModuleDict`` (candidates listed).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -104,6 +107,7 @@ def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, La
         layer = name if isinstance(name, Layer) else _parsed(modules, name)
         if layer.path not in modules:
             raise InputError(f"the model has no layer {layer.path!r}. {_nearest(layer.path, modules)}")
+        _refuse_script(layer, modules[layer.path])
         alias = wanted_alias or _default_alias(layer)
         if "/" in alias:
             raise InputError(f"the alias {alias!r} has a '/', which is kept for the parts of logged names")
@@ -113,6 +117,15 @@ def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, La
     if not resolved:
         raise InputError("no layer given: expected a name such as 'penultimate', a list of names or a mapping")
     return resolved
+
+
+def _refuse_script(layer: Layer, module: nn.Module) -> None:
+    # Of traced code the outermost module is called from Python, so its hooks run.
+    if isinstance(module, torch.jit.ScriptModule) and not isinstance(module, TopLevelTracedModule):
+        raise InputError(
+            f"layer {layer.path!r} is TorchScript code, which runs no hooks: name a layer outside it that takes its "
+            "output or gives its input, or measure the model before it goes through torch.jit"
+        )
 
 
 def _parsed(modules: Mapping[str, nn.Module], name: str) -> Layer:
@@ -131,12 +144,12 @@ def _default_alias(layer: Layer) -> str:
 
 
 def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Paths of every ``nn.Linear`` that can run: attention's ``out_proj`` only lends its weights."""
-    return [
-        path
-        for path, module in modules.items()
-        if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-    ]
+    """First path of every ``nn.Linear`` that can run: attention's ``out_proj`` only lends its weights."""
+    paths: dict[nn.Module, str] = {}
+    for path, module in modules.items():
+        if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear):
+            paths.setdefault(module, path)  # of several names the one registered first
+    return list(paths.values())
 
 
 def _head(modules: Mapping[str, nn.Module]) -> str:

@@ -73,6 +73,8 @@ class Measurement:
         """features of the probe by layer, for a later drift, after :meth:`compute`"""
         self.influences: dict[str, Tensor] = {}
         """``(T, 10)`` by layer: what each direction adds to the errors of the geometry, after :meth:`compute`"""
+        self.dtypes: dict[str, str] = {}
+        """dtype in which each layer computed"""
         self._where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._heads = heads
         self._references = references

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._distributed import gathered, rank_and_world_size
 from geomonitor.errors import InputError, MeasurementError
-from geomonitor.features.capture import Pool, captured
+from geomonitor.features.capture import Features, Pool, captured
 from geomonitor.features.layers import Layer, linear_paths, plain_modules
 from geomonitor.measure.measurement import Measurement
 from geomonitor.probe.choice import SEED, checked_classes
@@ -133,13 +133,14 @@ class ValidationPass:
         self._widths: dict[str, int] = {}
         self._seen = 0
         self._block = ExitStack()
-        self._features: dict[str, Tensor] | None = None
+        self._features: Features | None = None
         self.failure: Exception | None = None
         """the first error, if there was one"""
         self.seconds = 0.0
         """time spent here, beyond the validation's own"""
         self.points = ""
         """fingerprint of the chosen points, after :meth:`add_to`"""
+        self._dtypes: dict[str, str] = {}
 
     @contextmanager
     def batch(self, batch: Any) -> Iterator[None]:
@@ -171,6 +172,7 @@ class ValidationPass:
         try:
             self._block.close()
             if features is not None:
+                self._dtypes |= features.dtypes
                 with torch.inference_mode(False), torch.no_grad():
                     self._keep(features, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
         except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
@@ -222,6 +224,7 @@ class ValidationPass:
         columns = torch.split(merged.features[classes, slots], list(widths.values()), dim=1)
         rows = dict(zip(widths, columns, strict=True))
         logits = rows.pop(LOGITS, None)
+        measurement.dtypes |= {layer: dtype for layer, dtype in self._dtypes.items() if layer in rows}
         measurement.update(rows, {"": logits}, self._classes[classes], classes * self._probe.per_class + slots)
 
     def _keep(self, features: dict[str, Tensor], labels: Tensor, ids: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geomonitor._distributed import rank_and_world_size
 from geomonitor._random import preserved_rng
@@ -20,6 +20,7 @@ from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
 Forward = Callable[[nn.Module, Any], Any]
+_INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def probe_pass(
@@ -40,12 +41,12 @@ def probe_pass(
         layers: from which to take features, by alias.
         probe: the source of the points.
         measurement: that takes features and outputs.
-        forward: runs the model on a batch.
+        forward: runs the model on a batch, whose floating inputs have the dtype of the model's weights.
         batch_size: points in one forward pass.
         pool: see :func:`geomonitor.features.capture.captured`.
         shifts: input shifts by name, each one more forward pass.
     """
-    device = device_of(model)
+    device, dtype = device_of(model), dtype_of(model)
     rank, world_size = rank_and_world_size()
     with undisturbed(model, measurement.warn):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
@@ -53,9 +54,10 @@ def probe_pass(
             inputs = to_device(batch.inputs, device)
             mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
             with captured(model, layers, pool=pool, mask=mask) as features:
-                outputs = {"": forward(model, inputs)}
+                outputs = {"": forward(model, to_dtype(inputs, dtype))}
+            measurement.dtypes |= features.dtypes
             for name, shift in shifts.items():
-                outputs[name] = forward(model, shifted(name, shift, inputs, batch.ids))
+                outputs[name] = forward(model, to_dtype(shifted(name, shift, inputs, batch.ids), dtype))
             measurement.update(features, outputs, batch.labels, batch.ids)
 
 
@@ -121,3 +123,18 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)):
         return tuple(to_device(value, device) for value in inputs)
     return inputs.to(device) if hasattr(inputs, "to") else inputs
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """What floating inputs are cast to: the dtype of the first floating parameter, which meets them first."""
+    return next((p.dtype for p in model.parameters() if p.dtype in _INPUT_DTYPES), None)
+
+
+def to_dtype(inputs: Any, dtype: torch.dtype | None) -> Any:
+    """Floating inputs in a dtype; tuples and mappings are gone through, all others (integer ids) stay."""
+    if isinstance(inputs, Mapping):
+        return {name: to_dtype(value, dtype) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(to_dtype(value, dtype) for value in inputs)
+    casts = dtype is not None and isinstance(inputs, Tensor) and inputs.dtype in _INPUT_DTYPES
+    return inputs.to(dtype) if casts else inputs

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from geomonitor._distributed import all_processes
+from geomonitor._random import preserved_rng
 from geomonitor.features.capture import Pool, resolve_layers
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
@@ -33,6 +34,8 @@ class Taken(NamedTuple):
     """points ``(Q, N)`` and classes ``(Q,)`` by layer, if they were held"""
     fingerprint: str | None
     """of the points that a validation loop gave"""
+    dtypes: dict[str, str]
+    """dtype in which each layer computed, such as ``"float32"``"""
 
 
 class Known(NamedTuple):
@@ -53,6 +56,7 @@ class HowToRun(NamedTuple):
     shifts: Mapping[str, Shift | None]
 
 
+@preserved_rng()
 def take_measurement(
     model: nn.Module,
     layers: str | Sequence[str] | Mapping[str, str],
@@ -64,6 +68,8 @@ def take_measurement(
     warn: Callable[[str, str], None],
 ) -> Taken:
     """Measure a model; every process makes the same calls, whatever happens in it.
+
+    In one process one measurement runs at a time: a second thread waits.
 
     Args:
         model: left exactly as it was. Its code, parametrisations of weights included, runs in isolation only.
@@ -99,10 +105,11 @@ def take_measurement(
         measurement.influences,
         measurement.points,
         source.points if isinstance(source, ValidationPass) else None,
+        measurement.dtypes,
     )
 
 
 def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known) -> Taken:
     """NaN throughout, in the place of a measurement that failed."""
     undefined = dict.fromkeys([*plan.markers, NONFINITE_ROWS], (math.nan, math.nan))
-    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint)
+    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, {})

@@ -17,6 +17,7 @@ import torch
 from geomonitor.alarms.panel import Panel
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
+from geomonitor.features.isolation import autocast_off
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward
@@ -206,7 +207,7 @@ class GeometryHooks:
         precision = trainer.precision_plugin
 
         def forward(model: Any, inputs: Any) -> Any:
-            with precision.forward_context():
+            with precision.forward_context(), autocast_off(model):  # in the dtype of the weights, see undisturbed
                 return self.monitor.forward(model, precision.convert_input(inputs))
 
         validation, self._validation = self._validation, None

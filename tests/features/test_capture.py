@@ -101,15 +101,32 @@ class TestFeatures:
             model(X)
         assert_close(features["penultimate"], model.body(X).detach())
 
-    def test_of_several_runs_the_last_counts(self) -> None:
+    @pytest.mark.parametrize("layer", ["penultimate", "body", "fc"])
+    def test_several_runs_with_other_features_are_refused(self, layer: str) -> None:
         class Twice(Net):
             def forward(self, x: Tensor) -> Tensor:
                 return self.fc(self.body(x)) + self.fc(self.body(2 * x))
 
         model = Twice()
-        with captured(model) as features:
+        words = rf"layer '{layer}'.*ran several times.*5 rows, then 5.*runs once.*forward="
+        with pytest.raises(MeasurementError, match=words), captured(model, layer):
             model(X)
-        assert_close(features["penultimate"], model.body(2 * X).detach())
+        with captured(model, {"whole": ""}):
+            model(X)
+
+    def test_a_batch_in_parts_is_refused(self) -> None:
+        model = Net()
+        parts = nn.Sequential(model)
+        parts.forward = lambda x: torch.cat([model(part) for part in x.split(3)])  # type: ignore[method-assign]
+        with pytest.raises(MeasurementError, match=r"3 rows, then 2.*on the whole batch"), captured(parts, "0.fc"):
+            parts(X)
+
+    def test_several_runs_on_the_same_inputs_are_one(self) -> None:
+        """A validation step may call the model for the loss and again for the metrics."""
+        model = Net()
+        with captured(model) as features:
+            model(X), model(X)
+        assert_close(features["penultimate"], model.body(X).detach())
 
     def test_layers_already_resolved(self) -> None:
         model = Net()
@@ -415,3 +432,148 @@ def test_a_distributed_model_takes_the_names_of_the_plain_one() -> None:
         assert_close(features["penultimate"], model.body(X).detach())
     finally:
         dist.destroy_process_group()
+
+
+class StepsFirst(nn.Module):
+    """(B, N) in; inside, four time steps come before the points."""
+
+    def __init__(self, inner: nn.Module, steps: int = 4) -> None:
+        super().__init__()
+        self.inner = inner
+        self.norm = nn.LayerNorm(8)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = torch.arange(1.0, self.steps + 1)[:, None, None]
+        value = x * scales
+        found = self.inner(value, value, value) if isinstance(self.inner, nn.MultiheadAttention) else self.inner(value)
+        return self.norm(found[0] if isinstance(found, tuple) else found)
+
+
+def length_first_modules(batch_first: bool) -> dict[str, nn.Module]:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+    return {
+        "LSTM": nn.LSTM(8, 8, batch_first=batch_first),
+        "GRU": nn.GRU(8, 8, batch_first=batch_first),
+        "RNN": nn.RNN(8, 8, batch_first=batch_first),
+        "MultiheadAttention": nn.MultiheadAttention(8, 2, batch_first=batch_first),
+        "TransformerEncoderLayer": layer,
+        "TransformerEncoder": nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+    }
+
+
+class TestTimeStepsFirst:
+    """``batch_first=False`` is the default of torch, and is silent where there are as many steps as points."""
+
+    @pytest.mark.parametrize("side", ["input", "output"])
+    @pytest.mark.parametrize("points", [4, 7])
+    @pytest.mark.parametrize("name", list(length_first_modules(False)))
+    def test_a_layer_that_states_it_is_read_by_points(self, name: str, points: int, side: str) -> None:
+        model, x = StepsFirst(length_first_modules(False)[name]).eval(), torch.randn(points, 8)
+        for pool, steps in (("auto", slice(None)), ("first", slice(1)), ("last", slice(3, None))):
+            with captured(model, {"layer": f"inner:{side}"}, pool=pool) as features:
+                model(x)
+            raw = x * torch.arange(1.0, 5)[:, None, None]
+            if side == "output":
+                inner = model.inner
+                raw = inner(raw, raw, raw)[0] if name == "MultiheadAttention" else inner(raw)
+                raw = raw[0] if isinstance(raw, tuple) else raw
+            assert_close(features["layer"], raw[steps].mean(0).detach())
+
+    def test_batch_first_layers_stay(self) -> None:
+        x = torch.randn(4, 4, 8)
+        for name, inner in length_first_modules(True).items():
+            if name != "MultiheadAttention":
+                with captured(inner.eval(), {"layer": ""}) as features:
+                    raw = inner(x)
+                assert_close(features["layer"], (raw[0] if isinstance(raw, tuple) else raw).mean(1).detach())
+
+    def test_a_layer_that_does_not_is_refused_where_it_cannot_be_seen(self) -> None:
+        model = StepsFirst(nn.GRU(8, 8))
+        words = r"'norm:output'.*\(4, 4, 8\).*batch_first=False.*pool function"
+        with pytest.raises(MeasurementError, match=words), captured(model, "norm"):
+            model(torch.randn(4, 8))
+        with captured(model, "norm", pool=lambda tensor, mask: tensor.mean(0)) as features:
+            model(torch.randn(4, 8))
+        assert features["norm"].shape == (4, 8)
+        model.inner = nn.GRU(8, 8, batch_first=True)
+        with captured(model, "norm"):  # nothing here has its time steps first
+            model(torch.randn(4, 8))
+
+    def test_a_packed_sequence_beside_the_states_is_no_features(self) -> None:
+        model, x = nn.GRU(8, 8, batch_first=True), torch.randn(2, 3, 8)
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True)
+        with pytest.raises(MeasurementError, match="tuple with a PackedSequence"), captured(model, {"layer": ""}):
+            model(packed)
+
+
+class TestWhatTakesNoHooks:
+    @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+    @pytest.mark.parametrize("path", ["body", "body.0", "traced.0"])
+    def test_torchscript_is_refused_by_name(self, path: str) -> None:
+        model = Net()
+        model.body = torch.jit.script(model.body)
+        model.traced = torch.jit.trace(nn.Sequential(nn.Linear(4, 8)), X)
+        with pytest.raises(InputError, match=f"'{path}' is TorchScript code.*outside it.*before it goes"):
+            resolve_layers(model, path)
+        with captured(model) as features:  # around it all is well
+            model(X)
+        assert features["penultimate"].shape == (5, 8)
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+    def test_a_traced_model_as_a_whole(self) -> None:
+        model = torch.jit.trace(Net(), X)
+        with captured(model, {"whole": ""}) as features:
+            out = model(X)
+        assert_close(features["whole"], out.detach())
+
+    @pytest.mark.parametrize("transform", ["vmap", "grad"])
+    def test_transforms_of_torch_func_are_refused_by_name(self, transform: str) -> None:
+        model = Net()
+
+        def loss(x: Tensor) -> Tensor:
+            return model(x[None]).sum()
+
+        words = r"layer 'fc:input' runs inside a transform of torch.func.*forward="
+        with pytest.raises(MeasurementError, match=words), captured(model):
+            torch.vmap(loss)(X) if transform == "vmap" else torch.func.grad(loss)(X[0])
+
+
+class TestOneModuleUnderTwoNames:
+    def test_an_alias_is_not_another_layer(self) -> None:
+        model = Net()
+        model.backbone = model.body
+        with captured(model) as features:
+            model(X)
+        assert_close(features["penultimate"], model.body(X).detach())
+        with captured(model, ["backbone", "body"]) as features:
+            model(X)
+        assert_close(features["backbone"], features["body"])
+
+    def test_a_head_that_another_module_also_holds(self) -> None:
+        model = Net()
+        model.task = nn.ModuleDict({"classifier": model.fc, "encoder": model.body})
+        assert str(resolve_layers(model)["penultimate"]) == "fc:input"
+        with captured(model):
+            model(X)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_dtype_of_the_layer_is_known(dtype: str) -> None:
+    model = Net().to(getattr(torch, dtype))
+    with captured(model, ["fc", "body"]) as features:
+        model(X.to(getattr(torch, dtype)))
+    assert features.dtypes == {"fc": dtype, "body": dtype}
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_blocks_of_two_threads_leave_the_settings_of_the_process(later: bool) -> None:
+    """The first to enter leaves before the second, or after it."""
+    first, second = captured(Net()), captured(Net())
+    first.__enter__()
+    second.__enter__()
+    for block in (second, first) if later else (first, second):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        with pytest.raises(MeasurementError, match="call the model there"):
+            block.__exit__(None, None, None)
+    assert torch.backends.mha.get_fastpath_enabled()

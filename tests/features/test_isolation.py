@@ -114,15 +114,27 @@ class TestModes:
             assert torch.is_inference_mode_enabled()
         assert not inside.is_inference()
 
-    def test_autocast_stays_and_its_cache_keeps_no_weight_without_gradients(self) -> None:
+    def test_autocast_is_off_and_its_cache_keeps_no_weight_without_gradients(self) -> None:
         model = nn.Linear(4, 4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with undisturbed(model):
-                assert model(torch.ones(1, 4)).dtype == torch.bfloat16
+                assert model(torch.ones(1, 4)).dtype == torch.float32
+                with torch.autocast("cpu", dtype=torch.bfloat16):  # a forward of the user may turn it on
+                    assert model(torch.ones(1, 4)).dtype == torch.bfloat16
                 assert not torch.is_autocast_cache_enabled()
             assert torch.is_autocast_cache_enabled()
-            model(torch.ones(1, 4)).sum().backward()
+            out = model(torch.ones(1, 4))
+            assert out.dtype == torch.bfloat16
+            out.sum().backward()
         assert model.weight.grad is not None
+
+    def test_weights_that_parametrize_caches_keep_their_gradients(self) -> None:
+        model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        with nn.utils.parametrize.cached():
+            with undisturbed(model):
+                model(torch.ones(1, 4))
+            model(torch.ones(1, 4)).sum().backward()
+        assert model.parametrizations.weight.original1.grad is not None
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, torch.OutOfMemoryError])

@@ -1,0 +1,127 @@
+"""Parameters are watched during a forward pass, not copied: a copy would double the memory of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor.features.kept import PutBack, sharded
+
+_WORD = 8
+"""Bytes of an ``int64``, in which contiguous weights are summed: one addition for two weights of single precision."""
+_INTEGERS = ((1, torch.uint8), (2, torch.int16), (4, torch.int32), (8, torch.int64))
+
+
+class ParameterState(NamedTuple):
+    """One parameter, without a copy of its values."""
+
+    name: str
+    parameter: Tensor
+    version: int
+    requires_grad: bool
+    grad: Tensor | None
+    grad_version: int
+    values: Tensor | None
+    """a view of its storage, to which it returns if ``.data`` was assigned to; None if it is sharded"""
+    checksum: Tensor | None
+    """of the bits: also finds writes through ``.data``, which the version counter does not count"""
+
+
+def parameter_states(model: nn.Module) -> list[ParameterState]:
+    """What can be known of the parameters without a copy.
+
+    The checksums read the parameters once: 3.4 ms for 11 million on one core, a hundredth of a forward pass of 32
+    images through the ResNet that has them.
+    """
+    whole = not sharded(model)
+    return [
+        ParameterState(
+            name,
+            parameter,
+            _version(parameter),
+            parameter.requires_grad,
+            parameter.grad,
+            _version(parameter.grad),
+            parameter.detach() if whole and type(parameter) is nn.Parameter else None,
+            _checksum(parameter) if whole else None,
+        )
+        for name, parameter in model.named_parameters()
+    ]
+
+
+def put_back_parameters(states: Sequence[ParameterState]) -> PutBack:
+    """Restore flags, gradients and storage. A failure does not stop the others."""
+    restored, failed, first = [], [], None
+    for state in states:
+        try:
+            restored += _put_back(state)
+        except Exception as error:  # noqa: BLE001 - all others have to be put back first
+            failed.append(state.name)
+            first = first or error
+    return PutBack(restored, failed, first)
+
+
+def written_parameters(states: Sequence[ParameterState], restored: Collection[str]) -> list[str]:
+    """Names of the parameters whose values or gradients have changed, which cannot be undone.
+
+    Args:
+        states: from before.
+        restored: names of what has been put back: a write that was counted there is undone.
+    """
+    counted = {
+        state.name
+        for state in states
+        if _version(state.parameter) != state.version or _version(state.grad) != state.grad_version
+    }
+    before = [state.checksum for state in states]
+    now = [None if state.checksum is None else _checksum(state.parameter) for state in states]
+    summed = {
+        state.name for state, one, other in zip(states, _numbers(before), _numbers(now), strict=True) if one != other
+    }
+    return [state.name for state in states if state.name in summed or state.name in counted.difference(restored)]
+
+
+def _put_back(state: ParameterState) -> list[str]:
+    name, parameter, restored = state.name, state.parameter, []
+    if state.values is not None and _place(parameter) != _place(state.values):
+        parameter.data = state.values
+        restored.append(name)
+    if parameter.requires_grad != state.requires_grad or parameter.grad is not state.grad:
+        parameter.requires_grad_(state.requires_grad)
+        parameter.grad = state.grad
+        restored.append(f"the gradient settings of {name}")
+    return restored
+
+
+def _numbers(sums: list[Tensor | None]) -> list[int | None]:
+    """The sums on the CPU, by one transfer for each device."""
+    numbers: dict[int, int] = {}
+    for device in {total.device for total in sums if total is not None}:
+        there = [(place, total) for place, total in enumerate(sums) if total is not None and total.device == device]
+        values = torch.stack([total for _, total in there]).tolist()
+        numbers |= {place: value for (place, _), value in zip(there, values, strict=True)}
+    return [numbers.get(place) for place in range(len(sums))]
+
+
+def _version(tensor: Tensor | None) -> int:
+    # Tensors made in inference mode keep no count.
+    return -1 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    return tensor.data_ptr(), tensor.shape, tensor.dtype
+
+
+def _checksum(parameter: Tensor) -> Tensor | None:
+    """The sum of the bits, exact in any order of addition; None for tensors without plain values."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or parameter.layout != torch.strided:
+        return None
+    bits = parameter.detach()
+    if bits.is_contiguous() and bits.nbytes % _WORD == 0 and bits.storage_offset() * bits.element_size() % _WORD == 0:
+        return bits.view(-1).view(torch.int64).sum()
+    bits = torch.view_as_real(bits) if bits.is_complex() else bits
+    integers = dict(_INTEGERS).get(bits.element_size())
+    return None if integers is None else bits.view(integers).sum()
