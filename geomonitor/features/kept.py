@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
+from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +29,12 @@ _OWN_NAMES = ("_buffers", "_parameters", "_modules")
 _LAYERS = ("torch.nn.modules.", "torch.nn.utils.", "torch.ao.")
 # Classes that shard a model over processes: they exchange parameters and hooks during a forward pass by design.
 _SHARDING = ("torch.distributed.", "deepspeed.")
-# Objects of these classes are shared with the training loop, or have threads of their own.
-_FOREIGN = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_fabric", *sys.stdlib_module_names})
+# Objects of classes that derive from these are shared with the training loop, or have threads of their own.
+_SHARED = frozenset(
+    {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
+    | {"threading", "multiprocessing", "concurrent", "asyncio", "logging", "socket", "queue"}
+)
+_NAMESPACES = (SimpleNamespace, Namespace)
 # Steps from an attribute of a module to a value inside: list or object, object in a list, list of that object.
 _DEPTH = 3
 # Longer containers are kept with their items, but the insides of the items are not: such a list holds data.
@@ -138,8 +144,12 @@ def _plain_class(module: nn.Module) -> type:
 
 
 def _is_plain_object(value: Any) -> bool:
-    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__[:-1]}
-    return hasattr(value, "__dict__") and not roots & _FOREIGN
+    if type(value) in _NAMESPACES:
+        return True
+    own, *others = (base.__module__.partition(".")[0] for base in type(value).__mro__)
+    return (
+        hasattr(value, "__dict__") and own not in sys.stdlib_module_names and not _SHARED.intersection({own, *others})
+    )
 
 
 def _copied(container: Any) -> Any:

@@ -10,8 +10,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from torch.ao import quantization
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -259,3 +262,134 @@ def _measured_with_averaging(path: Any, passive: bool) -> list[float]:
 
     trace(path, [ByHand(), lightning_callbacks.EMAWeightAveraging(decay=0.9)])
     return watcher.history.series("penultimate", "dimension").values.tolist()
+
+
+def logging_run(path: Any, callbacks: list[Any], how: str) -> list[dict[str, float]]:
+    """What a run hands to its logger, geometry left out."""
+    torch.manual_seed(0)
+    handed: list[dict[str, float]] = []
+
+    class Kept(Logger):
+        name, version = "kept", "0"
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            kept = {key: float(value) for key, value in metrics.items() if not key.startswith("geometry/")}
+            if kept.keys() - {"epoch"}:
+                handed.append({**kept, "at": float(step or 0)})
+
+    class Logging(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.means = nn.ModuleDict({"fit": torchmetrics.MeanMetric(), "validation": torchmetrics.MeanMetric()})
+            self.meters = {"norm": Meter()}
+
+        def forward(self, x: Tensor) -> Tensor:
+            norm = self.body(x).norm(dim=1).mean()
+            if how == "log":
+                self.log("norm", norm, on_step=True, on_epoch=True)
+            elif how == "log_dict":
+                self.log_dict({"norm": norm, "twice": 2 * norm}, on_step=False, on_epoch=True)
+            elif how == "metric object":
+                stage = "fit" if self.training else "validation"  # the probe pass is in evaluation mode
+                self.means[stage](norm)
+                self.log(f"norm_{stage}", self.means[stage], on_step=self.training, on_epoch=True)
+            elif how == "logger":
+                self.logger.log_metrics({"norm": norm.item()}, step=self.global_step)
+            elif how == "print":
+                self.print("norm", norm.item())
+            elif how == "meter":
+                self.meters["norm"].update(norm)
+                self.log("norm", self.meters["norm"].mean)
+            return super().forward(x)
+
+    trace(path, callbacks, make=Logging, logger=Kept(), max_epochs=2)
+    return handed
+
+
+class Meter:
+    """A running mean that is no module."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def update(self, value: Tensor) -> None:
+        self.values.append(value.item())
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+@pytest.mark.filterwarnings("ignore:in evaluation mode:geomonitor.GeomonitorWarning")
+@pytest.mark.parametrize("how", ["log", "log_dict", "metric object", "logger", "print", "meter"])
+def test_what_forward_logs_is_that_of_training_and_validation(tmp_path, capsys, how):
+    """At every third step in the middle of an epoch, so that the training step's own values are still to be logged."""
+    without = logging_run(tmp_path, [], how)
+    printed = capsys.readouterr().out
+    assert any(name.startswith("norm") for metrics in without for name in metrics) or "norm" in printed
+    assert logging_run(tmp_path, [geometry(every_n_steps=3)], how) == without
+    assert capsys.readouterr().out == printed
+
+
+def parametrised(change: Any) -> Any:
+    """A network whose head computes its weight."""
+
+    def make() -> Net:
+        net = Net()
+        net.head = change(net.head)
+        return net
+
+    return make
+
+
+def quantised(head: nn.Linear) -> nn.Module:
+    head.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    holder = nn.Sequential(head).train()
+    return quantization.prepare_qat(holder, inplace=True)
+
+
+class CountsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight * (1 + self.calls / 100)
+
+
+def counting(head: nn.Linear) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(head, "weight", CountsCalls())
+    return head
+
+
+@pytest.mark.filterwarnings(
+    "ignore:in evaluation mode:geomonitor.GeomonitorWarning",
+    "ignore:.*weight_norm:FutureWarning",
+    "ignore:.*ao.quantization:DeprecationWarning",
+    "ignore:.*reduce_range:UserWarning",
+)
+@pytest.mark.parametrize("every_n_steps", [None, 2], ids=["each epoch", "between steps"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        counting,
+        quantised,
+    ],
+    ids=lambda change: f"{change.__module__.rpartition('.')[2]}.{change.__name__}",
+)
+def test_a_head_that_computes_its_weight_leaves_nothing_behind(tmp_path, change, every_n_steps):
+    options = {"layers": "head:input"} if change is quantised else {}
+    if every_n_steps:
+        options["every_n_steps"] = every_n_steps
+    without, *_ = trace(tmp_path, [], make=parametrised(change))
+    watcher = geometry(**options)
+    assert trace(tmp_path, [watcher], make=parametrised(change))[0] == without
+    assert watcher.monitor.history.measurements >= 3
