@@ -27,6 +27,7 @@ from geomonitor.features.capture import Pool, check_pooling, resolve_layers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
+from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.measurement import NONFINITE_ROWS, ElsewhereError, Plan, change_errors
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
@@ -115,6 +116,7 @@ class GeometryMonitor:
         self.snapshots: dict[str, Snapshot] = {}
         """what figures show of the latest measurement, by layer, if they were requested; on rank 0 only"""
         self.budget = Budget(self.budget.max_overhead)
+        self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
         self._points: str | None = None  # fingerprint of the points of a validation loop
@@ -183,7 +185,7 @@ class GeometryMonitor:
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*markers, *known])
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
-        self.judge.warn_of_alarms(self.history)
+        self.judge.warn_of_alarms(self.history, self.last_healthy)
         self.snapshots = {}
         if snapshots and taken.points:
             self.snapshots = take_snapshots(
@@ -232,7 +234,7 @@ class GeometryMonitor:
 
     def explain(self, verdict: Verdict) -> str:
         """The warning in words, with what the history knows of that time."""
-        return explain_in(self.history, verdict)
+        return explain_in(self.history, verdict, self.last_healthy)
 
     def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
         """Measure the drift from now on to another representation than that of the first measurement.

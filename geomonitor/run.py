@@ -7,6 +7,7 @@ saved, and how to run the model. In a loop of your own you call it yourself.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import headline
 from geomonitor.errors import InputError
 from geomonitor.features.capture import resolve_layers
-from geomonitor.history.records import Record
+from geomonitor.history.records import ALARM, Record
 from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward
@@ -95,6 +96,8 @@ class MonitoredRun:
         self.on_alarm = [_options.function("on_alarm", each, "verdict, text") for each in listed]
         self.records: list[Record] = []
         """of the latest measurement"""
+        self.after_measurement: list[Callable[[], Any]] = []
+        """called after each measurement, in every process"""
         self._warn, self._restored = WarnOnce(), False
         self._context = TrainingContext(self._warn)
         self._directory: Path | None = None
@@ -203,6 +206,8 @@ class MonitoredRun:
         )
         self._call_on_alarm()
         self.records = records
+        for function in self.after_measurement:
+            function()
         return self.values_of(records)
 
     def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
@@ -228,6 +233,11 @@ class MonitoredRun:
     def last_step(self) -> int | None:
         """Step of the latest measurement; None before the first."""
         return self._last_step
+
+    @property
+    def failed(self) -> bool:
+        """Whether some layer could not be judged at the latest measurement, because that or its detector failed."""
+        return any(record.marker == ALARM and math.isnan(record.value) for record in self.records)
 
     @property
     def should_stop(self) -> str | None:

@@ -15,6 +15,7 @@ from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import GeometryDeclineWarning, explain_in
 from geomonitor.history.history import History
 from geomonitor.history.records import ALARM, JUDGED, Record
+from geomonitor.history.saved import SavedCheckpoint
 
 
 class LiveJudge:
@@ -83,11 +84,11 @@ class LiveJudge:
             records += [Record(step, epoch, layer, ALARM, alarm), Record(step, epoch, layer, JUDGED, float(judged))]
         return records
 
-    def warn_of_alarms(self, history: History) -> None:
+    def warn_of_alarms(self, history: History, healthy: SavedCheckpoint | None = None) -> None:
         """Warn of the alarms that the latest measurement raised, on rank 0, with what changed at that time."""
         if rank_and_world_size()[0] == 0:
             for verdict in self.new_alarms:
-                warnings.warn(explain_in(history, verdict), GeometryDeclineWarning, stacklevel=3)
+                warnings.warn(explain_in(history, verdict, healthy), GeometryDeclineWarning, stacklevel=3)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Panel and states in plain values; None if nothing is judged."""

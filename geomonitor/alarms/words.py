@@ -10,6 +10,7 @@ from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.history import History
+from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.markers import MARKERS
 
 _PAPER = "Chou et al. 2026, arXiv:2603.01879"
@@ -62,12 +63,13 @@ def headline(verdict: Verdict) -> str:
     ).replace("%", " %")
 
 
-def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
+def explain(verdict: Verdict, changed: Sequence[str] = (), healthy: SavedCheckpoint | None = None) -> str:
     """The whole warning: finding, meaning, limits, what changed, what to do; plain text of a few short lines.
 
     Args:
         verdict: a decline.
         changed: what changed at that time, from :func:`what_changed`.
+        healthy: the last checkpoint that was kept from before a decline, if there is one.
     """
     lines = [f"geometry decline: {headline(verdict)}, {_times(verdict.checks)}."]
     if verdict.agreeing:
@@ -85,13 +87,17 @@ def explain(verdict: Verdict, changed: Sequence[str] = ()) -> str:
         lines.append(f"Try: {'; '.join(remedies)}.")
     else:
         lines.append(_CHECK)
-    lines.append(f"Checkpoints from before step {verdict.since_step} precede the decline.")
+    if healthy is not None and verdict.since_step is not None and healthy.step < verdict.since_step:
+        lines.append(f"Last checkpoint from before the decline: {healthy}.")
+    else:
+        lines.append(f"Checkpoints from before step {verdict.since_step} precede the decline.")
     return "\n".join(lines)
 
 
-def explain_in(history: History, verdict: Verdict) -> str:
+def explain_in(history: History, verdict: Verdict, healthy: SavedCheckpoint | None = None) -> str:
     """The whole warning, with what the history knows of that time; see :func:`explain`."""
-    return explain(verdict, [] if verdict.since_step is None else what_changed(history, verdict.since_step))
+    changed = [] if verdict.since_step is None else what_changed(history, verdict.since_step)
+    return explain(verdict, changed, healthy)
 
 
 def _meaning(verdict: Verdict) -> str:

@@ -37,6 +37,7 @@ class History:
         self._order = array("i")  # of each record, the number of its column
         self._is_whole = True  # False: of a state without the history, which is still to be read from the file
         self._file: RunFile | None = None
+        self._side: dict[str, Any] | None = None
         self._keep(records)
 
     def __iter__(self) -> Iterator[Record]:
@@ -83,11 +84,17 @@ class History:
             protocol: by which it is measured; goes into a side file of the same name with the ending ``.json``.
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
-        side = {"protocol": protocol, "panel": panel}
-        text = None if protocol is None else json.dumps(side, indent=2, sort_keys=True) + "\n"
-        self._file = RunFile(Path(path), text)
+        self._side = None if protocol is None else {"protocol": protocol, "panel": panel}
+        self._file = RunFile(Path(path), None if self._side is None else _side_text(self._side))
         self._make_whole(self._file.path)
         self._file.take(self._text, self._is_continued_from)
+
+    def note(self, name: str, value: Any) -> None:
+        """Write an entry into the side file, beside protocol and panel; nothing if there is no side file."""
+        if self._file is None or self._side is None or self._side.get(name) == value:
+            return
+        self._side = {**self._side, name: value}
+        self._file.rewrite_side(_side_text(self._side))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -233,3 +240,7 @@ class History:
         loaded = History(record for record in left or () if record.step <= last)
         loaded._keep(latest)
         self._columns, self._by_name, self._order = loaded._columns, loaded._by_name, loaded._order
+
+
+def _side_text(side: dict[str, Any]) -> str:
+    return json.dumps(side, indent=2, sort_keys=True) + "\n"

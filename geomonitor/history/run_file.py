@@ -79,6 +79,12 @@ class RunFile:
         except OSError as error:
             self.fail(error)
 
+    def rewrite_side(self, text: str) -> None:
+        """Replace the text of the side file, now or, if the disk is full, with the next addition."""
+        self._side, self._side_is_due = text, True
+        if self._complete:
+            self._write_side()
+
     def outdated(self) -> None:
         """What should be in the file is another text now: the next addition writes all anew."""
         self._complete = False

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
+from geomonitor.history.saved import SavedCheckpoint
 
 HISTORY_FILE = "geometry.csv"
 """Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
@@ -30,6 +31,8 @@ class Run(NamedTuple):
     """empty if there is no side file"""
     panel: dict[str, Any] | None = None
     """what was judged and how, as ``Panel.to_dict()`` gives it; None if that is not recorded"""
+    last_healthy: SavedCheckpoint | None = None
+    """the last checkpoint from before a decline, if the run kept one"""
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -68,8 +71,8 @@ def _history_file(path: Path) -> Path:
     return below[0]
 
 
-def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Protocol and panel in a side file; ``({}, None)`` if there is none.
+def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, SavedCheckpoint | None]:
+    """Protocol, panel and last healthy checkpoint in a side file; ``({}, None, None)`` if there is none.
 
     Version 0.1.0.dev0 wrote the protocol alone.
 
@@ -77,7 +80,7 @@ def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         InputError: not a JSON object of that form.
     """
     if not file.is_file():
-        return {}, None
+        return {}, None, None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -88,7 +91,7 @@ def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         raise InputError(f"{file} is nested more than {_DEEPEST} deep: mend it, or move it away")
     if not isinstance(protocol, dict) or not (panel is None or isinstance(panel, dict)):
         raise InputError(f"{file} must hold the protocol as a JSON object: mend it, or move it away")
-    return protocol, panel
+    return protocol, panel, SavedCheckpoint.of(side.get("last_healthy"))
 
 
 def _depth(found: Any) -> int:

@@ -96,7 +96,11 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
             if count > most
         ],
         alarms=[
-            (alarm, findings.moment(alarm.step, alarm.epoch), *findings.words(run.history, alarm, panel))
+            (
+                alarm,
+                findings.moment(alarm.step, alarm.epoch),
+                *findings.words(run.history, alarm, panel, run.last_healthy),
+            )
             for alarm in alarms
         ],
         judged=any(ALARM in run.history.markers(layer) for layer in run.history.layers),

@@ -17,6 +17,7 @@ from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain, headline
 from geomonitor.history.history import History
 from geomonitor.history.records import SECONDS
+from geomonitor.history.saved import SavedCheckpoint
 
 TERMS = ("log utility", "log (1 + radius^-2)", "-log dimension")
 """They add up to log capacity."""
@@ -76,10 +77,12 @@ def alarms(history: History, panel: Panel) -> list[Alarm]:
     return sorted(found, key=lambda alarm: alarm.step)
 
 
-def words(history: History, alarm: Alarm, panel: Panel) -> tuple[str, list[str]]:
-    """Title and paragraphs of an alarm."""
+def words(
+    history: History, alarm: Alarm, panel: Panel, healthy: SavedCheckpoint | None = None
+) -> tuple[str, list[str]]:
+    """Title and paragraphs of an alarm; with the last checkpoint from before a decline, if the run kept one."""
     if alarm.verdict is not None and alarm.verdict.since_step is not None:
-        text = explain(alarm.verdict, what_changed(history, alarm.verdict.since_step))
+        text = explain(alarm.verdict, what_changed(history, alarm.verdict.since_step), healthy)
         return headline(alarm.verdict), text.splitlines()[1:]
     title = f"The detector of the run raised an alarm on {alarm.layer!r}"
     if panel.custom:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from geomonitor_integrations._lightning_checkpoint import KeepLastHealthy
 from geomonitor_integrations._lightning_hooks import GeometryHooks
 from geomonitor_integrations._lightning_stop import StopOnDecline
 
 try:
-    from lightning.pytorch.callbacks import Callback, EarlyStopping
+    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 except ImportError as error:
     raise ImportError('lightning.pytorch is missing: pip install "geomonitor[lightning]"') from error
 
-__all__ = ["GeometryCallback", "GeometryEarlyStopping"]
+__all__ = ["GeometryCallback", "GeometryCheckpoint", "GeometryEarlyStopping"]
 
 
 class GeometryCallback(GeometryHooks, Callback):
@@ -73,4 +74,23 @@ class GeometryEarlyStopping(StopOnDecline, EarlyStopping):
     Args:
         layer: alias of the layer whose alarm stops the run.
         name: of the callback that measures it, if it has one.
+    """
+
+
+class GeometryCheckpoint(KeepLastHealthy, ModelCheckpoint):
+    """A ``ModelCheckpoint`` that also keeps the last checkpoint from before a decline, however long the decline lasts.
+
+    It stands beside the others as ``healthy-epoch=7-step=192.ckpt``, with a mark (the same name and ``.json``): one
+    file more than ``save_top_k`` at most. While nothing declines it moves on with the newest checkpoint; with
+    ``monitor=`` a state that is none of the best is also saved for it, if it was measured at that step. The warning,
+    the report and ``callback.monitor.last_healthy`` name it. Your own files are never deleted.
+
+    Needs a ``GeometryCallback`` in the same Trainer, whose panel decides what a decline is. All other arguments are
+    passed on to ``ModelCheckpoint``.
+
+    Args:
+        restore: load its weights at the end of a run that is declining, also if ``GeometryEarlyStopping`` stopped it.
+        name: of the callback that measures, if it has one.
+
+    >>> checkpoint = GeometryCheckpoint(save_top_k=1, every_n_epochs=1, restore=True)
     """
