@@ -31,6 +31,7 @@ from geomonitor.metrics import (
 )
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.transfer import TransferProbe
 from geomonitor.run import MonitoredRun
 
 __version__ = "0.1.0.dev0"
@@ -64,6 +65,7 @@ __all__ = [
     "ReferenceRuns",
     "Series",
     "Snapshot",
+    "TransferProbe",
     "Trend",
     "ValidationProbe",
     "Verdict",

@@ -29,7 +29,7 @@ from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
 from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.measure.budget import Budget
-from geomonitor.measure.measurement import NONFINITE_ROWS, ElsewhereError, Plan, change_errors
+from geomonitor.measure.measurement import ElsewhereError, Plan, change_errors
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
 from geomonitor.measure.protocol import protocol_of, same_protocol
@@ -37,6 +37,7 @@ from geomonitor.measure.snapshot import Snapshot, take_snapshots
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
+from geomonitor.probe.transfer import TransferProbe, checked_truth
 
 
 class GeometryMonitor:
@@ -57,6 +58,7 @@ class GeometryMonitor:
         batch_size: points in one forward pass of the probe.
         shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
             (see ``geomonitor.probe.shifts``), or a dict ``name -> function`` of the inputs of a batch.
+        truth: labelled points of new classes, on which transfer is measured beside the markers; never judged.
         max_overhead: seconds of measuring allowed per second of training, such as 0.02. If a measurement costs more,
             :meth:`due` lets only every k-th request pass. None: no limit.
         on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
@@ -85,6 +87,7 @@ class GeometryMonitor:
         forward: Forward | None = None,
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
+        truth: TransferProbe | None = None,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -93,7 +96,9 @@ class GeometryMonitor:
         _options.one_of("on_error", on_error, ("warn", "raise"))
         self.probe, self.layers = probe, layers
         self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
-        self.geometry = GeometryOptions.of(geometry)
+        self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
+        shifted, self._warn, self._reference_given = tuple(self.shifts), WarnOnce(), False
+        self._plan = Plan(probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth)
         check_pooling(pool)
         self.pool = pool
         if not isinstance(panel, Panel) and panel is not None:
@@ -103,7 +108,6 @@ class GeometryMonitor:
         self.batch_size = _options.whole("batch_size", batch_size)
         self.on_error: Literal["warn", "raise"] = on_error
         self.budget = Budget(max_overhead)
-        self._warn, self._reference_given = WarnOnce(), False
         self.reset()
 
     def reset(self) -> None:
@@ -119,8 +123,8 @@ class GeometryMonitor:
         self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
-        self._points: str | None = None  # fingerprint of the points of a validation loop
         self._aliases: tuple[str, ...] = ()  # layers of this run, from its first measurement on
+        self._points: str | None = None  # fingerprint of the points of a validation loop
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -135,7 +139,7 @@ class GeometryMonitor:
     @property
     def protocol(self) -> dict[str, Any]:
         """All that makes two measurements comparable: only series with the same protocol may be joined."""
-        return protocol_of(self.probe, self.layers, pool=self.pool, geometry=self.geometry, shifts=self.shifts)
+        return protocol_of(self.probe, self.layers, self.pool, self._plan)
 
     def measure(
         self,
@@ -180,17 +184,14 @@ class GeometryMonitor:
         markers = [
             Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in taken.values.items()
-            for marker in (*self.markers, NONFINITE_ROWS)
+            for marker in self._plan.names
         ]
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*markers, *known])
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
         self.judge.warn_of_alarms(self.history, self.last_healthy)
-        self.snapshots = {}
-        if snapshots and taken.points:
-            self.snapshots = take_snapshots(
-                taken.points, self.probe.classes, self._warn, step=step, epoch=epoch, options=self.geometry.as_dict()
-            )
+        shown, how = taken.points if snapshots else {}, self.geometry.as_dict()
+        self.snapshots = take_snapshots(shown, self.probe.classes, self._warn, step=step, epoch=epoch, options=how)
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         seconds, overhead = self.budget.record(seconds, training_seconds, device_of(model), self._warn)
         costs = [Record(step, epoch, "", n, v, time=now) for n, v in ((SECONDS, seconds), (OVERHEAD, overhead))]
@@ -283,19 +284,17 @@ class GeometryMonitor:
         """Measure; a measurement that fails is NaN throughout, with a warning, unless ``on_error="raise"``."""
         source = self.probe if isinstance(self.probe, ProbeSet) else validation
         assert source is not None  # checked by measure
-        plan = Plan(self.probe.classes, self.probe.per_class, self.markers, tuple(self.shifts), self.geometry)
         how, known = HowToRun(forward, self.batch_size, self.pool, self.shifts), Known(self.references, self._points)
         try:
-            taken = take_measurement(model, self.layers, source, plan, how=how, known=known, warn=self._warn)
+            taken = take_measurement(model, self.layers, source, self._plan, how=how, known=known, warn=self._warn)
         except Exception as error:  # a monitor must not end a run; the cause is logged
             if self.on_error == "raise":
                 raise
-            if (
-                not isinstance(error, ElsewhereError) or rank_and_world_size()[0] == 0
-            ):  # else its own process has logged it
+            here = not isinstance(error, ElsewhereError)  # else its own process has logged it
+            if here or rank_and_world_size()[0] == 0:
                 what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
                 self._warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
-            return nothing_taken(self._aliases, plan, known)
+            return nothing_taken(self._aliases, self._plan, known)
         self._latest_points, self._points = taken.latest_points, taken.fingerprint
         self.references = {**taken.latest_points, **self.references}
         return taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts"]
+State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth"]
 Cost = Literal["low", "medium", "high", "forward"]
 
 

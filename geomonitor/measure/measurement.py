@@ -19,8 +19,10 @@ from geomonitor.features.outputs import Head, logits_in
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
+from geomonitor.markers.transfer import TRUTH, share
 from geomonitor.measure.compute import compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
+from geomonitor.probe.transfer import TransferProbe
 
 NONFINITE_ROWS = "nonfinite_rows"
 """Marker name of how many points of the probe have NaN or infinite features; those points are left out."""
@@ -43,6 +45,13 @@ class Plan(NamedTuple):
     """names of the input shifts under which the accuracy is measured"""
     geometry: GeometryOptions
     """protocol of the manifold geometry"""
+    truth: TransferProbe | None = None
+    """on which transfer is measured"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that is measured of a layer."""
+        return (*self.markers, *(TRUTH if self.truth is not None else ()), NONFINITE_ROWS)
 
 
 class Measurement:
@@ -219,15 +228,21 @@ def change_errors(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> di
     """Standard errors of the change between two measurements with common draws, by layer and marker.
 
     Args:
-        now: ``influences`` of the later one.
+        now: ``influences`` of the later one: ``(T, 10)`` by layer, and cases ``(n,)`` by ``layer/marker``.
         before: those of the earlier one; a layer whose draws differ in number is left out.
     """
-    return {
+    cases = [key for key, values in now.items() if values.ndim == 1 and _shape(before, key) == values.shape]
+    paired = {key: share(now[key] - before[key])[1] for key in cases}
+    return {(key.rpartition("/")[0], key.rpartition("/")[2]): error for key, error in paired.items()} | {
         (layer, marker): float(error)
         for layer, influence in now.items()
-        if layer in before and before[layer].shape == influence.shape
+        if influence.ndim > 1 and _shape(before, layer) == influence.shape
         for marker, error in zip(Measures._fields, standard_errors(influence - before[layer]), strict=True)
     }
+
+
+def _shape(influences: Mapping[str, Tensor], key: str) -> torch.Size | None:
+    return influences[key].shape if key in influences else None
 
 
 def _of_batch(features: Tensor, layer: str, points: int) -> Tensor:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
 from geomonitor.glue.options import GeometryOptions
+from geomonitor.measure.measurement import Plan
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
 
 
 def protocol_of(
-    probe: ProbeSet | ValidationProbe,
-    layers: str | Sequence[str] | Mapping[str, str],
-    *,
-    pool: Pool,
-    geometry: GeometryOptions,
-    shifts: Iterable[str],
+    probe: ProbeSet | ValidationProbe, layers: str | Sequence[str] | Mapping[str, str], pool: Pool, plan: Plan
 ) -> dict[str, Any]:
     """The protocol in plain Python, as it stands in checkpoints and side files.
 
@@ -26,21 +22,21 @@ def protocol_of(
         probe: which points.
         layers: from which features are taken.
         pool: how they become one row a point.
-        geometry: of the manifold geometry.
-        shifts: names of the input shifts.
+        plan: what is measured: the geometry's own protocol, input shifts, the transfer probe.
     """
     named: Any = layers
     if not isinstance(layers, str):
         named = dict(layers) if isinstance(layers, Mapping) else list(layers)
-    shifts = sorted(shifts)
+    shifts = sorted(plan.shifts)
     return {
         "probe": probe.fingerprint,
         "classes": [int(label) for label in probe.classes],
         "per_class": int(probe.per_class),
         "layers": named,
         "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", "custom"),
-        **geometry.as_dict(),
+        **plan.geometry.as_dict(),
         **({"shifts": shifts} if shifts else {}),
+        **({} if plan.truth is None else {"truth": plan.truth.fingerprint}),
     }
 
 

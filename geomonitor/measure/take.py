@@ -14,9 +14,10 @@ from geomonitor._random import preserved_rng
 from geomonitor.features.capture import Pool, resolve_layers
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
-from geomonitor.measure.measurement import NONFINITE_ROWS, ElsewhereError, Measurement, Plan
+from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
+from geomonitor.measure.truth import measure_truth
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 
@@ -29,7 +30,7 @@ class Taken(NamedTuple):
     latest_points: dict[str, Tensor]
     """features of the probe by layer, if the drift is measured"""
     influences: dict[str, Tensor]
-    """``(T, 10)`` by layer: what each direction adds to the errors of the geometry"""
+    """``(T, 10)`` by layer: what each direction adds to the errors of the geometry; cases by ``layer/marker``"""
     points: dict[str, tuple[Tensor, Tensor]]
     """points ``(Q, N)`` and classes ``(Q,)`` by layer, if they were held"""
     fingerprint: str | None
@@ -99,10 +100,18 @@ def take_measurement(
         values = measurement.compute_after(lambda: source.add_to(measurement, known=known.fingerprint))
     else:
         values = measurement.compute_after(partial(probe_pass, model, found, source, measurement, **how._asdict()))
+    influences = measurement.influences
+    if plan.truth is not None:
+        truth = measure_truth(
+            model, found, plan.truth, measurement.points, forward=how.forward, batch_size=how.batch_size,
+            pool=how.pool, device=device, warn=warn,
+        )  # fmt: skip
+        values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
+        influences = {**influences, **truth.influences}
     return Taken(
         values,
         measurement.latest_points,
-        measurement.influences,
+        influences,
         measurement.points,
         source.points if isinstance(source, ValidationPass) else None,
         measurement.dtypes,
@@ -111,5 +120,5 @@ def take_measurement(
 
 def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known) -> Taken:
     """NaN throughout, in the place of a measurement that failed."""
-    undefined = dict.fromkeys([*plan.markers, NONFINITE_ROWS], (math.nan, math.nan))
+    undefined = dict.fromkeys(plan.names, (math.nan, math.nan))
     return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, {})

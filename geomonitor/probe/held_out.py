@@ -76,7 +76,7 @@ def overlap(ours: Origins, train: Any) -> Indices:
     shared = np.zeros(len(ours.rows), dtype=bool)
     for mine, source in enumerate(ours.sources):
         for other, train_source in enumerate(theirs.sources):
-            if _same_source(source, train_source):
+            if same_source(source, train_source):
                 rows = ours.rows[:, 0] == mine
                 there = _item_keys(train_source, theirs.rows[theirs.rows[:, 0] == other, 1])
                 shared[rows] |= np.isin(_item_keys(source, ours.rows[rows, 1]), there)
@@ -97,7 +97,8 @@ def _as_indices(train: Any) -> Indices | None:
     return array.astype(np.int64)
 
 
-def _same_source(one: Any, other: Any) -> bool:
+def same_source(one: Any, other: Any) -> bool:
+    """Whether two datasets at the bottom may hold the same items; of two ``TensorDataset``, compare the items."""
     if one is other or (_first_tensor(one) is not None and _first_tensor(other) is not None):
         return True
     if type(one) is not type(other) or len(one) != len(other):
@@ -115,7 +116,7 @@ def _first_tensor(source: Any) -> Tensor | None:
 
 
 def _item_keys(source: Any, indices: Indices) -> Indices:
-    """Numbers that are equal for equal items of two datasets that ``_same_source`` accepts."""
+    """Numbers that are equal for equal items of two datasets that ``same_source`` accepts."""
     tensor = _first_tensor(source)
     if tensor is None:
         return indices

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from geomonitor.history.printable import printable
 from geomonitor.history.records import ALARM
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
+from geomonitor.markers.transfer import TRUTH
 from geomonitor.report import findings
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent
 MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
 """What a page shows: more layers, markers, alarms and settings than these are counted, and left out."""
+_TABLE = MappingProxyType({**TRUTH, **MARKERS})
+_SHOWN = (*TRUTH, *MARKER_GROUPS["default"])
+"""Markers whose curves are open when the page is opened; the truth, if it was measured, comes first."""
 
 
 def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Run] = ()) -> Path:
@@ -107,9 +112,9 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         curves=drawn,
         band=figures.BAND_ERRORS,
         figures={printable(name): figures.marker_figure(runs, drawn, name, x, places) for name in names},
-        about={name: MARKERS[name].description if name in MARKERS else "" for name in names},
-        shown=[name for name in names if name in MARKER_GROUPS["default"]],
-        folded=[name for name in names if name not in MARKER_GROUPS["default"]],
+        about={name: _TABLE[name].description if name in _TABLE else "" for name in names},
+        shown=[name for name in names if name in _SHOWN],
+        folded=[name for name in names if name not in _SHOWN],
         decompositions=[
             (p, figures.decomposition_figure(p, run.history.series(p.layer, "capacity"), x, places), _terms(run, p))
             for p in parts
@@ -133,7 +138,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 def _markers(runs: Sequence[Run]) -> list[str]:
     """Measured markers in the order of the table, then those that it does not have."""
     found = {name for run in runs for layer in run.history.layers for name in run.history.markers(layer)} - {ALARM}
-    return [name for name in MARKERS if name in found] + sorted(found - MARKERS.keys())
+    return [name for name in _TABLE if name in found] + sorted(found - _TABLE.keys())
 
 
 def _end(runs: Sequence[Run], curve: Curve, marker: str) -> dict[str, Any]:
@@ -141,8 +146,8 @@ def _end(runs: Sequence[Run], curve: Curve, marker: str) -> dict[str, Any]:
     series = runs[curve.run].history.series(curve.layer, marker)
     known = np.flatnonzero(np.isfinite(series.values))
     row: dict[str, Any] = {"marker": marker, "curve": curve.label, "worse": "", "measured": bool(len(series.values))}
-    if marker in MARKERS:
-        row["worse"] = MARKERS[marker].worse or ""
+    if marker in _TABLE:
+        row["worse"] = _TABLE[marker].worse or ""
     for name, place in (("first", known[0]), ("last", known[-1])) if len(known) else ():
         row[name] = _number(float(series.values[place]), float(series.standard_errors[place]))
     return {"first": "undefined", "last": "undefined", **row}

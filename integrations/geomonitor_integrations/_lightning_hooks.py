@@ -24,6 +24,7 @@ from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
+from geomonitor.probe.transfer import TransferProbe
 from geomonitor.run import MonitoredRun, OnAlarm
 from geomonitor_integrations._lightning_checks import (
     first_loader,
@@ -57,14 +58,15 @@ class GeometryHooks:
         forward: Forward | None = None,
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
+        truth: TransferProbe | None = None,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         super().__init__()
         given = {
             "layers": layers, "markers": markers, "panel": panel, "geometry": geometry, "pool": pool,
-            "forward": forward, "batch_size": batch_size, "shifts": shifts, "max_overhead": max_overhead,
-            "on_error": on_error,
+            "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
+            "max_overhead": max_overhead, "on_error": on_error,
         }  # fmt: skip
         if isinstance(probe, GeometryMonitor):
             defaults = {p.name: p.default for p in inspect.signature(GeometryMonitor).parameters.values()}

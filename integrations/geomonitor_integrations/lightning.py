@@ -54,6 +54,7 @@ class GeometryCallback(GeometryHooks, Callback):
         forward: ``forward(model, inputs)`` runs the model on one probe batch.
         batch_size: points in one forward pass of the probe.
         shifts: input shifts under which to measure the accuracy.
+        truth: a ``TransferProbe``: labelled points of new classes, on which transfer is measured beside the markers.
         max_overhead: seconds of measuring allowed per second of training.
         on_error: ``"warn"`` or ``"raise"``.
 

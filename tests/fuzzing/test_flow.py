@@ -164,6 +164,22 @@ def test_a_probe_set_is_balanced_and_repeatable_or_refused(labels, per_class, cl
     assert sorted(torch.cat([batch.ids for batch in probe.loader(4)]).tolist()) == list(range(len(probe)))
 
 
+@PROFILE
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(-1, 15), st.sampled_from(["zero", "nan", "fine"]))
+def test_a_transfer_probe_gives_shares_or_is_refused(labels, per_class, fault):
+    inputs = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0))
+    if fault != "fine":
+        inputs[: len(labels) // 2] = 0 if fault == "zero" else math.nan
+    truth = measured(gm.TransferProbe.from_dataset, TensorDataset(inputs, torch.tensor(labels)), per_class=per_class)
+    if truth is None:
+        return
+    known = gm.ProbeSet.from_dataset(TensorDataset(torch.randn(12, 4), torch.arange(12) % 3), per_class=4)
+    monitor = gm.GeometryMonitor(known, markers=["mean_norm"], panel=None, truth=truth)
+    for record in measured(monitor.measure, nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), step=1):
+        if record.marker.startswith("transfer") or record.marker == "knn_accuracy":
+            assert math.isnan(record.value) or 0 <= record.value <= 1
+
+
 class Gives(nn.Module):
     """Gives a tensor, whatever goes in."""
 
