@@ -36,6 +36,9 @@ class Other(nn.Module):
         super().__init__()
         self.body, self.head = nn.Linear(5, 7), nn.Linear(7, 3)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
 
 def dataset() -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
@@ -67,3 +70,41 @@ def broken() -> None:
 
 
 NUMBER = 3
+
+
+def finished(scale: float) -> Net:
+    torch.manual_seed(3)
+    net = Net()
+    with torch.no_grad():
+        net.body.weight[:, 1:] *= scale  # fewer directions of the input reach the layer
+    return net.eval()
+
+
+def rich() -> Net:
+    return finished(1.0)
+
+
+def poor() -> Net:
+    return finished(0.05)
+
+
+def rich_again() -> Net:
+    return finished(1.0)
+
+
+def other() -> Other:
+    torch.manual_seed(1)
+    return Other()
+
+
+def new_classes() -> gm.TransferProbe:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(120) % 4
+    centers = 2 * torch.randn(4, 5, generator=generator)
+    centers[:, 0] = 0  # they differ only where ``poor`` sees little
+    inputs = centers[labels] + torch.randn(120, 5, generator=generator)
+    return gm.TransferProbe.from_dataset(TensorDataset(inputs, labels), per_class=25)
+
+
+def new_class_points() -> gm.ProbeSet:
+    return new_classes().probe

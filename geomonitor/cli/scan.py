@@ -6,22 +6,15 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
-from geomonitor.alarms.panel import DEFAULT_WATCH, Panel
 from geomonitor.alarms.words import headline
-from geomonitor.cli.targets import own_code, target
+from geomonitor.cli.measured import model_of, monitor_of
 from geomonitor.cli.terminal import Progress
 from geomonitor.cli.terminal import output as show
 from geomonitor.decide.scan import moments
 from geomonitor.decide.scan import scan as measured
-from geomonitor.errors import InputError
 from geomonitor.history.runs import HISTORY_FILE
-from geomonitor.markers import MARKER_GROUPS
-from geomonitor.monitor import GeometryMonitor
-from geomonitor.probe.probe_set import ProbeSet
 
 
 def scan(
@@ -45,8 +38,8 @@ def scan(
     On several GPUs or processes: torchrun --nproc-per-node 2 -m geomonitor.cli scan ...
     """
     rank = int(os.environ.get("RANK", "0"))
-    monitor = _monitor(probe, layers, markers)
-    network = _model(model)
+    monitor = monitor_of(probe, layers, markers)
+    network = model_of(model)
     ordered = moments(checkpoints)
     if rank == 0:
         monitor.open_history(output / HISTORY_FILE)
@@ -57,31 +50,3 @@ def scan(
                 progress.line(f"decline: {headline(verdict)}")
     if rank == 0:
         show(f"{len(ordered)} checkpoints measured: {output / HISTORY_FILE}")
-
-
-def _monitor(probe: str, layers: list[str] | None, markers: list[str] | None) -> GeometryMonitor:
-    found = target(probe, "--probe")
-    if not isinstance(found, (ProbeSet, GeometryMonitor)) and callable(found):
-        found = own_code(probe, found)
-    if isinstance(found, ProbeSet):
-        names = [name for given in markers or ["default"] for name in MARKER_GROUPS.get(given, (given,))]
-        panel = Panel() if set(names) & set(DEFAULT_WATCH) else None  # as a monitor watches; without these, nothing
-        return GeometryMonitor(found, layers=layers or "penultimate", markers=names, panel=panel)
-    if not isinstance(found, GeometryMonitor):
-        raise InputError(
-            f"--probe {probe} must be or return a ProbeSet or a GeometryMonitor; got {type(found).__name__}"
-        )
-    if layers or markers:
-        raise InputError(f"--probe {probe} is a GeometryMonitor: choose its layers and markers there, not by options")
-    return found
-
-
-def _model(name: str) -> nn.Module:
-    factory = target(name, "--model")
-    network = factory if isinstance(factory, nn.Module) or not callable(factory) else own_code(name, factory)
-    if not isinstance(network, nn.Module):
-        raise InputError(f"--model {name} must make a torch.nn.Module; got {type(network).__name__}")
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return network.to(device)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.checkpoints import Checkpoint, load_checkpoint, load_weights
+from geomonitor.decide.exchange import Exchange
 from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.history.history import History
 from geomonitor.history.records import Record
 from geomonitor.monitor import GeometryMonitor
-
-LONGEST_MEASUREMENT = timedelta(days=1)
-"""How long the first process waits for the numbers of another one."""
 
 
 class Moment(NamedTuple):
@@ -95,14 +90,12 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
         InputError: a checkpoint that does not fit the model, a layer that does not exist.
         MeasurementError: not one checkpoint could be measured.
     """
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise InputError("scan shares out the checkpoints itself: call it without an initialised process group")
-    exchange = _Exchange(rank, processes)
+    exchange = Exchange("scan shares out the checkpoints")
+    rank = exchange.rank
     judge, history = monitor.judge, monitor.history
     monitor.judge = LiveJudge(None, "raise", WarnOnce())  # judged here, with all measurements
     try:
-        mine = _stretch(len(checkpoints), rank, processes)
+        mine = exchange.stretch(len(checkpoints))
         if rank and mine:
             for place in sorted({mine[0] - 1} | ({0} if "drift" in monitor.markers else set())):
                 _measure(monitor, model, checkpoints[place])
@@ -112,10 +105,10 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             records = _measure(monitor, model, moment) if own else []
             if rank:
                 if own:
-                    exchange.send(place, records)
+                    exchange.send(place, json.dumps(records))  # repr of floats: every digit
                 continue
             if not own:
-                records = exchange.receive(place)
+                records = [Record(*row) for row in json.loads(exchange.receive(place))]
                 history.append(records)
             measured = measured or any(math.isfinite(r.value) for r in records if r.marker in monitor.markers)
             yield _judged(judge, history, records, moment)
@@ -123,11 +116,6 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings give the reasons")
     finally:
         monitor.judge = judge
-
-
-def _stretch(count: int, rank: int, processes: int) -> range:
-    """Places of the checkpoints of one process: stretches of nearly equal length, in order."""
-    return range(count * rank // processes, count * (rank + 1) // processes)
 
 
 def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list[Record]:
@@ -146,29 +134,3 @@ def _judged(judge: LiveJudge, history: History, records: list[Record], moment: M
             changes[record.layer, record.marker] = record.change_error
     history.append(judge.update(moment.step, moment.epoch, values, changes, history))
     return judge.new_alarms[0] if judge.new_alarms else None
-
-
-class _Exchange:
-    """Passes records to the first process through the key-value store that torchrun keeps."""
-
-    def __init__(self, rank: int, processes: int) -> None:
-        self._store = None
-        if processes > 1:
-            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in every build of torch
-
-            hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
-            self._store = TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                processes,
-                is_master=rank == 0 and not hosted,
-                timeout=LONGEST_MEASUREMENT,
-            )
-
-    def send(self, place: int, records: list[Record]) -> None:
-        assert self._store is not None  # several processes
-        self._store.set(f"geomonitor/{place}", json.dumps(records))  # repr of floats: every digit
-
-    def receive(self, place: int) -> list[Record]:
-        assert self._store is not None
-        return [Record(*row) for row in json.loads(self._store.get(f"geomonitor/{place}"))]

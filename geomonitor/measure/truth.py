@@ -18,6 +18,7 @@ from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.transfer import TRUTH, few_shot_is_right, neighbors_are_right, ridge_is_right, share
 from geomonitor.measure.measurement import Measurement, Plan
 from geomonitor.measure.probe_pass import Forward, probe_pass
+from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
 
 
@@ -56,11 +57,10 @@ def measure_truth(
         warn: takes a warning and a key of its cause.
     """
     probe = truth.probe
-    plan = Plan(probe.classes, probe.per_class, (), (), GeometryOptions())
-    measurement = Measurement(plan, dict.fromkeys(layers, Head()), {}, device, warn)
-    run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={})
     try:
-        measurement.compute_after(lambda: run(model, layers, probe, measurement))
+        new = points_of(
+            model, layers, probe, forward=forward, batch_size=batch_size, pool=pool, device=device, warn=warn
+        )
     except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
         warn(f"transfer cannot be measured, its values are NaN. {type(error).__name__}: {error}", cause_of(error))
         return nothing_true(list(layers))
@@ -68,10 +68,43 @@ def measure_truth(
     influences: dict[str, Tensor] = {}
     with threads_for(len(probe), device):
         for layer in layers:
-            found = _cases(measurement.points.get(layer), known.get(layer))
+            found = _cases(new.get(layer), known.get(layer))
             values[layer] = {name: share(found[name]) if name in found else (math.nan, math.nan) for name in TRUTH}
             influences |= {f"{layer}/{name}": right.cpu() for name, right in found.items()}
     return Truth(values, influences)
+
+
+def points_of(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    probe: ProbeSet,
+    *,
+    forward: Forward,
+    batch_size: int,
+    pool: Pool,
+    device: torch.device,
+    warn: Callable[[str, str], None],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features ``(Q, N)`` and class numbers ``(Q,)`` of a probe set by layer, class by class, equal in all processes.
+
+    Args:
+        model: left exactly as it was.
+        layers: from which to take features, by alias.
+        probe: the points.
+        forward: runs the model on a batch.
+        batch_size: points in one forward pass.
+        pool: as in ``GeometryMonitor``.
+        device: of the model.
+        warn: takes a warning and a key of its cause.
+
+    Returns:
+        Without layers in which a class has fewer than two points with finite features.
+    """
+    plan = Plan(probe.classes, probe.per_class, (), (), GeometryOptions())
+    measurement = Measurement(plan, dict.fromkeys(layers, Head()), {}, device, warn)
+    run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={})
+    measurement.compute_after(lambda: run(model, layers, probe, measurement))
+    return measurement.points
 
 
 def nothing_true(layers: list[str]) -> Truth:
