@@ -12,6 +12,7 @@ import typer
 
 from geomonitor.cli import terminal
 from geomonitor.cli.compare import compare
+from geomonitor.cli.forecast import forecast
 from geomonitor.cli.markers import markers
 from geomonitor.cli.rank import rank
 from geomonitor.cli.replay import replay
@@ -19,7 +20,7 @@ from geomonitor.cli.report import report
 from geomonitor.cli.scan import scan
 from geomonitor.errors import GeomonitorError, GeomonitorWarning
 
-COMMANDS = (markers, report, replay, compare, scan, rank)
+COMMANDS = (markers, report, replay, compare, scan, rank, forecast)
 """Functions named like their commands; another command is another module and another entry here."""
 
 WRONG_USAGE = 2

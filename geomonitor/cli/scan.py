@@ -12,7 +12,7 @@ from geomonitor.alarms.words import headline
 from geomonitor.cli.measured import model_of, monitor_of
 from geomonitor.cli.terminal import Progress
 from geomonitor.cli.terminal import output as show
-from geomonitor.decide.scan import moments
+from geomonitor.decide.scan import runs_of
 from geomonitor.decide.scan import scan as measured
 from geomonitor.history.runs import HISTORY_FILE
 
@@ -40,13 +40,17 @@ def scan(
     rank = int(os.environ.get("RANK", "0"))
     monitor = monitor_of(probe, layers, markers)
     network = model_of(model)
-    ordered = moments(checkpoints)
-    if rank == 0:
-        monitor.open_history(output / HISTORY_FILE)
-    with Progress("measuring checkpoints", len(ordered), quiet=rank > 0) as progress:
-        for verdict in measured(monitor, network, ordered):
-            progress.advance()
-            if verdict is not None:
-                progress.line(f"decline: {headline(verdict)}")
-    if rank == 0:
-        show(f"{len(ordered)} checkpoints measured: {output / HISTORY_FILE}")
+    runs = runs_of(checkpoints)
+    for name, ordered in runs.items():
+        if rank == 0:
+            monitor.reset()
+            monitor.open_history(output / name / HISTORY_FILE)
+        with Progress(f"measuring checkpoints {name}".strip(), len(ordered), quiet=rank > 0) as progress:
+            for verdict in measured(monitor, network, ordered, run=name):
+                progress.advance()
+                if verdict is not None:
+                    progress.line(f"decline: {headline(verdict)}")
+        if rank == 0:
+            show(f"{len(ordered)} checkpoints measured: {output / name / HISTORY_FILE}")
+    if rank == 0 and len(runs) > 1:
+        show(f"{len(runs)} runs, as weights of one step differ; to order finished models: geomonitor rank")

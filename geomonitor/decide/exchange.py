@@ -18,16 +18,17 @@ class Exchange:
 
     Args:
         what: is shared out, for the error.
+        run: keeps the places of two runs apart.
 
     Raises:
         InputError: a process group is initialised: the metrics would wait for one another.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, run: str = "") -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise InputError(f"{what} itself: call it without an initialised process group")
         self.rank, self.processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self._store = None
+        self._store, self._prefix = None, f"geomonitor/{run}/"
         if self.processes > 1:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in every build of torch
 
@@ -47,9 +48,9 @@ class Exchange:
     def send(self, place: int, text: str) -> None:
         """Send what was found at a place."""
         assert self._store is not None  # several processes
-        self._store.set(f"geomonitor/{place}", text)
+        self._store.set(f"{self._prefix}{place}", text)
 
     def receive(self, place: int) -> str:
         """Wait for what another process found at a place."""
         assert self._store is not None
-        return str(self._store.get(f"geomonitor/{place}").decode())
+        return str(self._store.get(f"{self._prefix}{place}").decode())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
@@ -19,6 +22,10 @@ from geomonitor.errors import GeomonitorWarning, InputError, MeasurementError
 from geomonitor.history.history import History
 from geomonitor.history.records import Record
 from geomonitor.monitor import GeometryMonitor
+
+
+class SeveralRunsError(InputError):
+    """Checkpoints of one step have other weights."""
 
 
 class Moment(NamedTuple):
@@ -36,11 +43,13 @@ def moments(paths: Sequence[str]) -> list[Moment]:
         paths: checkpoint files, in any order.
 
     Returns:
-        Each once, by step. A second checkpoint of a step (the ``last.ckpt`` beside ``epoch=9.ckpt``) is left out with a
-        warning. If no file has a step, the epoch replaces it, or else the place in ``paths``.
+        Each once, by step. A second checkpoint of a step with the same weights (the ``last.ckpt`` beside
+        ``epoch=9.ckpt``) is left out with a warning. If no file has a step, the epoch replaces it, or else the place in
+        ``paths``.
 
     Raises:
-        InputError: no files, a file that cannot be read, or steps that only some files have.
+        InputError: no files, a file that cannot be read, steps that only some files have, or other weights of one step:
+            see :func:`runs_of`.
     """
     if not paths:
         raise InputError("no checkpoints given: name .ckpt, .pt or .safetensors files")
@@ -62,13 +71,49 @@ def moments(paths: Sequence[str]) -> list[Moment]:
         when = {"step": step, "epoch": epoch}.get(clock or "", place)
         assert when is not None  # of the chosen clock, all have one
         if when in ordered:
+            if not same_weights(ordered[when].path, path):
+                raise SeveralRunsError(
+                    f"{path} and {ordered[when].path} have other weights of one step, {when}: they are of two runs"
+                )
             warnings.warn(f"{path} is left out: {ordered[when].path} also has step {when}", GeomonitorWarning, 2)
             continue
         ordered[when] = Moment(path, when, epoch)
     return [ordered[when] for when in sorted(ordered)]
 
 
-def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Moment]) -> Iterator[Verdict | None]:
+def runs_of(paths: Sequence[str]) -> dict[str, list[Moment]]:
+    """Checkpoints run by run: no checkpoint is left out because another one of its step has other weights.
+
+    Args:
+        paths: checkpoint files, in any order.
+
+    Returns:
+        Checkpoints in the order of training by name of the run. One run, ``""``, if all steps differ; otherwise one for
+        each folder, and for each file of a folder that itself has two of one step.
+
+    Raises:
+        InputError: as :func:`moments`.
+    """
+    try:
+        return {"": moments(paths)}
+    except SeveralRunsError:
+        pass
+    folders: dict[Path, list[str]] = {}
+    for path in paths:
+        folders.setdefault(Path(path).resolve().parent, []).append(path)
+    runs: dict[str, list[Moment]] = {}
+    for folder, inside in folders.items():
+        try:
+            runs[_unique(folder.name, runs)] = moments(inside)
+        except SeveralRunsError:
+            for path in inside:
+                runs[_unique(Path(path).stem, runs)] = moments([path])
+    return runs
+
+
+def scan(
+    monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Moment], *, run: str = ""
+) -> Iterator[Verdict | None]:
     """Measure checkpoints one after the other; with several processes each takes its share of them.
 
     A checkpoint is measured by one process, whole, so the numbers do not depend on how many there are. Each takes a
@@ -81,6 +126,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
         monitor: what to measure; its history is appended to, in the first process only.
         model: takes the weights of each checkpoint in turn; on the device on which to measure.
         checkpoints: from :func:`moments`.
+        run: its name in :func:`runs_of`, which keeps two runs apart between processes.
 
     Yields:
         In the first process, after each checkpoint: a verdict that has just turned to "declined", or None. In the
@@ -90,7 +136,7 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
         InputError: a checkpoint that does not fit the model, a layer that does not exist.
         MeasurementError: not one checkpoint could be measured.
     """
-    exchange = Exchange("scan shares out the checkpoints")
+    exchange = Exchange("scan shares out the checkpoints", run)
     rank = exchange.rank
     judge, history = monitor.judge, monitor.history
     monitor.judge = LiveJudge(None, "raise", WarnOnce())  # judged here, with all measurements
@@ -116,6 +162,19 @@ def scan(monitor: GeometryMonitor, model: nn.Module, checkpoints: Sequence[Momen
             raise MeasurementError("no checkpoint could be measured: all values are NaN; the warnings give the reasons")
     finally:
         monitor.judge = judge
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether two checkpoints hold equal weights."""
+    first, second = load_checkpoint(one).weights, load_checkpoint(other).weights
+    return first.keys() == second.keys() and all(
+        value is second[name] or (isinstance(value, Tensor) and torch.equal(value, second[name]))
+        for name, value in first.items()
+    )
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    return next(each for n in itertools.count(1) if (each := name if n == 1 else f"{name}-{n}") not in taken)
 
 
 def _measure(monitor: GeometryMonitor, model: nn.Module, moment: Moment) -> list[Record]:

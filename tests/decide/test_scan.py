@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from geomonitor import GeomonitorWarning, History, InputError, MeasurementError
-from geomonitor.decide.scan import moments, scan
+from geomonitor.cli.app import run
+from geomonitor.decide.scan import moments, runs_of, scan
 from geomonitor_integrations.lightning import GeometryCallback
 from tests.scan_targets import MARKERS, Net, dataset, model, monitor
 
@@ -83,6 +84,32 @@ def test_order_is_that_of_training_and_each_step_counts_once(trained):
         ordered = moments([*found, str(trained / "checkpoints" / "last.ckpt")])
     assert [m.step for m in ordered] == [6, 12, 18, 24]
     assert [m.epoch for m in ordered] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("layout", ["folders", "one folder"])
+def test_checkpoints_of_one_step_with_other_weights_are_runs_of_their_own(tmp_path, layout):
+    paths = []
+    for seed in range(3):
+        for step in (10, 20) if layout == "folders" else (10,):
+            torch.manual_seed(10 * seed + step)
+            name = f"seed{seed}/step_{step}.pt" if layout == "folders" else f"seed{seed}-step_{step}.pt"
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            torch.save(Net().state_dict(), tmp_path / name)
+            paths.append(str(tmp_path / name))
+    runs = runs_of(paths)
+    steps = {name: [m.step for m in ordered] for name, ordered in runs.items()}
+    if layout == "folders":
+        assert steps == {"seed0": [10, 20], "seed1": [10, 20], "seed2": [10, 20]}
+    else:
+        assert steps == {"seed0-step_10": [10], "seed1-step_10": [10], "seed2-step_10": [10]}
+    assert sorted(m.path for ordered in runs.values() for m in ordered) == sorted(paths)  # none is dropped
+    targets = ["--model", "tests.scan_targets:model", "--probe", "tests.scan_targets:probe"]
+    assert run(["scan", *targets, "--marker", "rankme", "--output", str(tmp_path / "out"), *paths]) == 0
+    assert len(list((tmp_path / "out").rglob("geometry.csv"))) == 3
+    values = {
+        History.load(f).series("penultimate", "rankme").values[0] for f in (tmp_path / "out").rglob("geometry.csv")
+    }
+    assert len(values) == 3
 
 
 def test_files_that_tell_no_step_keep_their_order(tmp_path):
