@@ -1,8 +1,8 @@
 """How often does ``geomonitor rank`` pick the better of two finished models for new classes? A study on two real tasks.
 
-Small networks on MNIST and on scikit-learn's digits (``early_warning/tasks.py``), trained by two sweeps of recipes on six
-of ten classes: SGD over learning rate, weight decay and dropout, and AdamW over learning rate, weight decay and seed,
-which is the sweep of the paper. Models of one sweep and one choice of classes are a group, in which any two are a pair.
+Small networks on MNIST and on scikit-learn's digits (``early_warning/tasks.py``), trained by two sweeps of recipes on
+six of ten classes: SGD over learning rate, weight decay and dropout, and AdamW over learning rate, weight decay and
+seed, as in the paper. Models of one sweep and one choice of classes are a group, in which any two are a pair.
 For each pair whose transfer accuracy on the four other classes differs by more than two paired standard errors: which
 of the two does each rule name? The probe set, the truth and the test accuracy are of disjoint points.
 

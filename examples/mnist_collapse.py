@@ -3,7 +3,7 @@
 A small CNN learns the digits 0-5 on 1,500 real MNIST images. In one of two runs the weight decay is raised at epoch 8
 of 20. Validation accuracy hardly moves; the effective dimension of the class manifolds falls, the callback
 warns, and its forecast is right: a linear probe on the frozen features does worse on digits the network never saw.
-A third run stops at the warning.
+A third run stops at the warning and goes back to the checkpoint from before the decline.
 
     python examples/mnist_collapse.py              # the story: about a minute
     python examples/mnist_collapse.py --seeds 5    # the table of the README
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import geomonitor as gm
 from geomonitor.alarms.words import headline
-from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
+from geomonitor_integrations.lightning import GeometryCallback, GeometryCheckpoint, GeometryEarlyStopping
 
 EPOCHS, FAULT_EPOCH, FAULT_WEIGHT_DECAY = 20, 8, 2e-2
 TRAINING_IMAGES = 1_500
@@ -97,6 +97,8 @@ class Story(L.Callback):
     def __init__(self, data: Data, tell: bool) -> None:
         self.data, self.tell = data, tell
         self.epochs: list[dict[str, float]] = []
+        self.final: float | None = None
+        """accuracy on the unseen digits of the model that the run leaves"""
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -130,23 +132,28 @@ def train(
     probe = gm.ProbeSet.from_dataset(data.held_out, per_class=50, train=data.train)
     geometry = GeometryCallback(probe, figures_every_n=6)
     story = Story(data, tell)
-    callbacks: list[Any] = [geometry, story, *([GeometryEarlyStopping()] if stop else [])]
+    callbacks: list[Any] = [geometry, story]
+    if stop:  # and go back to the last checkpoint from before the decline
+        kept = GeometryCheckpoint(directory and directory / "checkpoints", restore=True)
+        callbacks += [GeometryEarlyStopping(), kept]
     trainer = L.Trainer(
         max_epochs=EPOCHS,
         callbacks=callbacks,
         logger=TensorBoardLogger(directory.parent, directory.name, version="") if directory else False,
-        enable_checkpointing=False,
+        enable_checkpointing=stop,
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
+    model = DigitNet(faulty)
     trainer.fit(
-        DigitNet(faulty),
+        model,
         DataLoader(data.train, batch_size=64, shuffle=True),
         DataLoader(data.held_out, batch_size=500),
     )
+    story.final = story.accuracy_on_unseen_digits(model.eval())
     return story, geometry
 
 
@@ -168,12 +175,13 @@ def tell_story(data: Data, output: Path) -> None:
     shown.append(("faulty", faulty))
     print(f"  In the end: {headline(geometry.monitor.verdicts['penultimate'])}.\n")
 
-    print("3. Once more, with GeometryEarlyStopping.")
-    stopped, _ = train(data, 0, faulty=True, stop=True, directory=output / "stopped", tell=False)
-    last, end = stopped.epochs[-1], faulty.epochs[-1]
+    print("3. Once more, with GeometryEarlyStopping and GeometryCheckpoint(restore=True).")
+    stopped, geometry = train(data, 0, faulty=True, stop=True, directory=output / "stopped", tell=False)
+    last, end, kept = stopped.epochs[-1], faulty.epochs[-1], geometry.monitor.last_healthy
     print(
-        f"  Stopped after epoch {len(stopped.epochs) - 1}: accuracy on unseen digits {last['unseen']:.3f}; "
-        f"without the stop it ended at {end['unseen']:.3f}, healthy at {healthy.epochs[-1]['unseen']:.3f}.\n"
+        f"  Stopped after epoch {len(stopped.epochs) - 1}, and restored {'nothing' if kept is None else kept}.\n"
+        f"  Accuracy on unseen digits: {stopped.final:.3f} restored, {last['unseen']:.3f} when it was stopped, "
+        f"{end['unseen']:.3f} without the stop; healthy {healthy.epochs[-1]['unseen']:.3f}.\n"
     )
     picture = plot(shown, output / "mnist_collapse.png")
     print(f"Curves of both runs: {picture}\nAll markers:         tensorboard --logdir {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(arguments: list[str] | None = None) -> int:
     Args:
         arguments: without the name of the program; by default those of the process.
     """
+    arguments = repeated(list(sys.argv[1:] if arguments is None else arguments), "--against")
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):  # what overflows is shown as inf or NaN
             warnings.showwarning = _show_warning
@@ -71,6 +73,21 @@ def run(arguments: list[str] | None = None) -> int:
     if result == INTERRUPTED:  # some versions of typer turn the interrupt into this
         return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def repeated(arguments: list[str], option: str) -> list[str]:
+    """Arguments in which an option stands before each of the values that follow it: a shell expands ``runs/*`` to many.
+
+    >>> repeated(["compare", "new", "--against", "a", "b", "--page", "p"], "--against")
+    ['compare', 'new', '--against', 'a', '--against', 'b', '--page', 'p']
+    """
+    found, inside = [], False
+    for place, argument in enumerate(arguments):
+        if inside and not argument.startswith("-") and arguments[place - 1] != option:
+            found.append(option)
+        inside = argument == option or (inside and not argument.startswith("-"))
+        found.append(argument)
+    return found
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -10,15 +10,21 @@ import typer
 
 from geomonitor.cli.terminal import message, output, table
 from geomonitor.decide.compare import Finding, bound, compare_runs, differences
+from geomonitor.decide.many import compare_many, regressions
+from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
-from geomonitor.history.runs import load_run
+from geomonitor.history.runs import Run, load_run
+from geomonitor.report.many import cells, limits, write_comparison
 
 BELOW_A_BOUND = 1
+PAIR = 2
+"""Runs of the simplest comparison."""
 
 
 def compare(
-    reference: Annotated[Path, typer.Argument(help="directory of the run to compare with")],
-    run: Annotated[Path, typer.Argument(help="directory of the run that is checked")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="directories of runs; of two without --against, the reference first")
+    ],
     minimum: Annotated[
         list[str] | None,
         typer.Option("--min", help="[LAYER/]MARKER=90% of the reference, or MARKER=0.9; may be given again"),
@@ -26,11 +32,25 @@ def compare(
     maximum: Annotated[
         list[str] | None, typer.Option("--max", help="the same for values that must not be exceeded")
     ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="healthy runs of the same recipe, three or more; after the other runs")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="also write the table of many runs to this HTML file")] = None,
 ) -> None:
-    """Compare the last measurements of two runs; exit code 1 when a marker breaks a bound.
+    """Compare the last measurements of runs; exit code 1 when a marker breaks a bound or leaves the healthy band.
 
     In the CI of a model: geomonitor compare runs/released runs/new --min dimension=90% --min accuracy=0.95
+
+    Many runs: geomonitor compare runs/new* --against runs/healthy*
     """
+    if against or page or len(runs) != PAIR:
+        if minimum or maximum:
+            raise InputError(
+                "--min and --max compare a run with a reference: give these two, without --against or --page"
+            )
+        compare_all([load_run(path) for path in runs], [load_run(path) for path in against or ()], page)
+        return
+    reference, run = runs
     bounds = [bound(text, "min") for text in minimum or ()] + [bound(text, "max") for text in maximum or ()]
     before, after = load_run(reference), load_run(run)
     findings = compare_runs(before, after, bounds)
@@ -51,6 +71,34 @@ def compare(
         raise typer.Exit(BELOW_A_BOUND)
     if bounds:
         output(f"{len(bounds)} bounds kept")
+
+
+def compare_all(runs: list[Run], against: list[Run], page: Path | None) -> None:
+    """Print many runs, the regressions among them, and write the page."""
+    rows = compare_many(runs, against)
+    band = {"healthy mean": "right", "limit": "right"} if against else {}
+    titles = {"layer": "left", "marker": "left", **band, **{run.name: "right" for run in runs}}
+    if len(titles) < 2 + len(band) + len(runs):  # two runs of one name
+        titles = {"layer": "left", "marker": "left", **band, **{str(run.path.parent): "right" for run in runs}}
+    shown = []
+    for row in rows:
+        own = [text + (" !" if bad else "") for text, bad in cells(row)]
+        shown.append(
+            (
+                [row.layer, row.marker, *(limits(row) if against else ()), *own],
+                "bold red" if any(row.regressed) else None,
+            )
+        )
+    table(titles, shown)
+    found = regressions(rows, runs)
+    for sentence in found:
+        output(f"REGRESSED {sentence}")
+    if page is not None:
+        output(write_comparison(rows, runs, page, healthy=len(against)))
+    if found:
+        raise typer.Exit(BELOW_A_BOUND)
+    if against:
+        output(f"no regression against {len(against)} healthy runs")
 
 
 def _cells(f: Finding) -> list[str]:
