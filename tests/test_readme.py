@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.scan_targets import Net
@@ -27,12 +27,14 @@ def test_the_code_of_the_readme_runs(tmp_path):
     names = {
         "held_out_dataset": held_out,
         "train_dataset": train,
+        "new_class_dataset": dataset(2),
         "train_loader": DataLoader(train, batch_size=60),
         "val_loader": DataLoader(held_out, batch_size=60),
         "model": Net(),
-        "Trainer": partial(
-            L.Trainer, max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False,
-            logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        "Trainer": lambda callbacks: L.Trainer(
+            max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False, logger=False,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks), log_every_n_steps=1,
+            callbacks=callbacks,
         ),
         "epochs": 2,
         "optimizer_steps": 10,
@@ -45,6 +47,7 @@ def test_the_code_of_the_readme_runs(tmp_path):
     assert names["g"].dimension > 0
     assert len(names["monitor"].history) > 0
     assert (tmp_path / "geometry.csv").exists()
+    assert Path(names["checkpoint"].last_healthy.path).exists()
 
 
 @pytest.mark.parametrize(
