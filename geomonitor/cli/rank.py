@@ -17,7 +17,7 @@ from geomonitor.cli.measured import model_of, monitor_of
 from geomonitor.cli.targets import own_code, target
 from geomonitor.cli.terminal import Progress, message, output, table
 from geomonitor.decide.checkpoints import load_checkpoint, load_weights
-from geomonitor.decide.rank import ACROSS, PUBLISHED, Call, Candidate, Group, Job, measure_all
+from geomonitor.decide.rank import ACROSS, OWN_STUDY, PUBLISHED, Call, Candidate, Group, Job, measure_all
 from geomonitor.decide.rank import rank as ranked
 from geomonitor.errors import InputError
 from geomonitor.monitor import GeometryMonitor
@@ -140,7 +140,7 @@ def _print_table(groups: list[Group], by_target: bool) -> None:
     if by_target:
         output("Accuracy on these new classes is measured, not forecast; classes that choose a model flatter it.")
     else:
-        output(f"\n{PUBLISHED}")
+        output(f"\n{PUBLISHED}\n{OWN_STUDY}")
         if len(groups) > 1:
             message("no call across architectures", ACROSS)
 
@@ -182,7 +182,7 @@ def _rows(groups: list[Group], by_target: bool) -> list[dict[str, Any]]:
 
 def _print_json(groups: list[Group], by_target: bool) -> None:
     rows = [{name: _plain(value) for name, value in row.items()} for row in _rows(groups, by_target)]
-    rule = "transfer_accuracy on the target" if by_target else PUBLISHED
+    rule = "transfer_accuracy on the target" if by_target else f"{PUBLISHED} {OWN_STUDY}"
     output(json.dumps({"rule": rule, "across_architectures": len(groups) > 1, "models": rows}, indent=2))
 
 
