@@ -31,9 +31,9 @@ PUBLISHED = (
     "by accuracy on the training classes: 40 (32 %). Chou et al. 2026, arXiv:2603.01879."
 )
 OWN_STUDY = (
-    "Not so in our own study of 96 small networks (docs/ranking.md): where learning rate and dropout differed, the called "
+    "Not so in our own study of 96 small networks (docs/ranking.md): if learning rate and dropout differed, the called "
     "model was the better one in 2 % of pairs (interval 0-11 %); with AdamW 9 % of pairs were called, 33 % of these "
-    "rightly (0-100 %). Measure transfer with --target wherever you have labelled new classes."
+    "rightly (0-100 %). If you have labelled new classes, measure transfer with --target."
 )
 ACROSS = (
     "Models of different architectures are not compared: across them the larger dimension transferred better in 37 % "
