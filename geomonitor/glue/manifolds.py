@@ -25,6 +25,7 @@ from geomonitor.glue.joint import joint_scalars
 from geomonitor.glue.pairwise import pairwise_scalars
 from geomonitor.glue.points import check_features, prepare_points
 from geomonitor.glue.ranks import OneProcess, Ranks
+from geomonitor.glue.span import ROUNDINGS, in_span, rounding_of
 from geomonitor.glue.result import EffectiveGeometry, Protocol, effective_geometry
 
 Mode = Literal["joint", "pairwise"]
@@ -125,6 +126,7 @@ def manifold_geometry(
     with torch.no_grad():
         points = prepare_points(features, class_of)
         t, y = t.to(features.device), y.to(features.device)
+        points, t = in_span(points, t, max(rounding_of(features), ROUNDINGS[torch.float32] if ridge else 0))
         if chosen is None:
             scalars = joint_scalars(points, t, signs=y, ridge=ridge, ranks=ranks, memory_bytes=memory_bytes)
         else:

@@ -25,6 +25,10 @@ class Points(NamedTuple):
     class_of: Tensor  # (Q',) int64, 0 .. P-1
     classes: int  # P, with those that have no nonzero point
 
+    def with_units(self, rows: Tensor) -> Points:
+        """The same points in other coordinates ``(Q', K)``; their lengths stay as they were."""
+        return self._replace(units=rows / nonzero(torch.linalg.vector_norm(rows, dim=1))[:, None])
+
 
 def check_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Checks features and labels once, at the public boundary.
