@@ -58,6 +58,8 @@ class DirectionScalars(NamedTuple):
     absolute_center: Tensor  # (G,)
 
 
+# An entry that is gathered takes as long as this many products and sums within a product of matrices.
+GATHERED_COST = 200
 EFFECTS = ("b", "c", "axis", "absolute_axis", "center_axis", "absolute_center_axis")
 
 
@@ -134,9 +136,27 @@ def _own_gram(problem: GramProblem, segments: Segments, anchors: Anchors) -> tup
     own = segments.classes_of(used)
     rows = anchors.shares.new_zeros(len(used), segments.classes, used.shape[1])
     rows.scatter_(1, own[:, None], anchors.shares[:, None])
-    gram = rows @ active_blocks(problem, anchors.columns) @ rows.mT
+    if _fewer_in_feature_space(problem, used.shape[1]):
+        points = _anchors_in_feature_space(problem, segments, anchors)
+        gram = points @ points.mT
+    else:
+        gram = rows @ active_blocks(problem, anchors.columns) @ rows.mT
     unsigned = problem.products.gather(1, used) * problem.signs.gather(1, used)
     return rows, gram, (rows @ unsigned[..., None])[..., 0]
+
+
+def _fewer_in_feature_space(problem: GramProblem, active: int) -> bool:
+    """Whether all columns times their weights take less time than to gather the Gram matrix of the active ones."""
+    return problem.units is not None and problem.units.numel() < GATHERED_COST * active**2
+
+
+def _anchors_in_feature_space(problem: GramProblem, segments: Segments, anchors: Anchors) -> Tensor:
+    """Anchors ``(B, P, N)``, of one group."""
+    assert problem.units is not None
+    shares = torch.zeros_like(problem.products).scatter_add_(1, anchors.columns.clamp(min=0), anchors.shares)
+    of_segments = shares.view(len(shares), -1, segments.length).transpose(0, 1)
+    parts = torch.bmm(of_segments, problem.units.view(-1, segments.length, problem.units.shape[1]))  # (S, B, N)
+    return segments.sum_classes(parts.permute(1, 2, 0)).mT
 
 
 def with_effects(

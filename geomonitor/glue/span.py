@@ -1,9 +1,9 @@
 """The span of the points, without what rounding has added to it: features of low rank in as many dimensions as they have.
 
 Rounding fills the null space of features of low rank with noise, and large dual weights fit it. Directions of the
-feature space in which the points are no larger than their rounding are left out; then the measures no longer depend on
-it, and nothing has the size of the layer. All is done from the Gram matrix ``K = U U^T`` and ``h = U t``: with
-``K = L L^T`` (pivoted Cholesky) and the eigenvectors ``W`` of ``L^T L``, points have the coordinates ``L W``.
+feature space in which no point is larger than its rounding are left out; then the measures do not depend on it, and
+nothing has the size of the layer. All is done from a Gram matrix by pivoted Cholesky, which stops at the rank:
+``U U^T = L L^T`` has the coordinates of the points in its rows.
 
 Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), 10.3: pivoted Cholesky, its rank; Seginer, Comb.
 Probab. Comput. 9 (2000): a random matrix is about as large as its longest row and its longest column.
@@ -28,8 +28,6 @@ ROUNDINGS = {
 }
 # A Gram matrix of unit points shows no smaller squared distance than this.
 LEAST_PIVOT = 1e-13
-# Pivots are at most some hundred times the smallest squared singular value: above, all directions are kept.
-PIVOT_MARGIN = 100
 # What the directions see of the points outside the span must be this small in float64.
 SAME_PRODUCTS = 1e-12
 
@@ -55,33 +53,31 @@ def in_span(points: Points, directions: Tensor, rounding: float) -> tuple[Points
         rounding: error of an entry of the features as a part of it.
     """
     units = points.units
-    size, dimension = units.shape
     longest = float(torch.linalg.vector_norm(units, dim=0).amax())
-    least = (rounding * (1 + longest)) ** 2
-    gram = units @ units.T if size <= dimension else units.T @ units
-    tolerance = max(least, LEAST_PIVOT)
-    packed, pivots, rank, _ = dpstrf(gram.cpu().numpy(), lower=1, tol=tolerance)
-    smallest = packed[rank - 1, rank - 1] ** 2
-    if rank == len(gram) and smallest > PIVOT_MARGIN * least:
+    least = max((rounding * (1 + longest)) ** 2, LEAST_PIVOT)
+    if len(units) > units.shape[1]:
+        axes = _span(units.T @ units, least)
+        return (points, directions) if axes is None else (points.with_units(units @ axes), directions @ axes)
+    packed, pivots, rank, _ = dpstrf((units @ units.T).cpu().numpy(), lower=1, tol=least)
+    if rank == len(units):
         return points, directions
+    factor = torch.from_numpy(np.tril(packed)[:, :rank]).to(units)  # L, rows in the order of the pivots
+    order = torch.from_numpy(pivots).to(units.device, torch.int64) - 1
+    products = units[order] @ directions.T
+    moved = torch.linalg.solve_triangular(factor[:rank], products[:rank], upper=False)
+    if rounding < ROUNDINGS[torch.float32] and not bool((factor @ moved - products).abs().amax() <= SAME_PRODUCTS):
+        return points, directions
+    return points.with_units(torch.zeros_like(factor).index_copy_(0, order, factor)), moved.T.contiguous()
+
+
+def _span(gram: Tensor, least: float) -> Tensor | None:
+    """Orthonormal axes ``(N, r)`` of the columns of a Gram matrix of units; None if they are as many as the units."""
+    packed, pivots, rank, _ = dpstrf(gram.cpu().numpy(), lower=1, tol=least)
+    if rank == len(gram):
+        return None
     factor = np.empty((len(gram), rank))
     factor[pivots - 1] = np.tril(packed)[:, :rank]
-    values, vectors = np.linalg.eigh(factor.T @ factor)
-    kept = values > tolerance
-    basis = torch.from_numpy(factor @ vectors[:, kept]).to(units)
-    squares = torch.from_numpy(values[kept]).to(units)
-    if size <= dimension:
-        coordinates = basis
-        products = directions @ units.T
-        moved = (products @ basis) / squares
-        if rounding < ROUNDINGS[torch.float32]:
-            left = (moved @ basis.T - products).square().mean(dim=0).sqrt().amax()
-            if not bool(left <= SAME_PRODUCTS):
-                return points, directions
-    else:
-        axes = basis / squares.sqrt()
-        coordinates, moved = units @ axes, directions @ axes
-    return points.with_units(coordinates), moved
+    return torch.from_numpy(np.linalg.qr(factor)[0]).to(gram)
 
 
 def _holds(dtype: torch.dtype, values: Tensor) -> bool:

@@ -49,11 +49,12 @@ def most_active(problem: GramProblem, share: float = SATURATED_SHARE) -> float:
     return max(SATURATED_LEAST, share * problem.units.shape[1])
 
 
-def solve_batch(problem: GramProblem, *, rounds: int = ROUNDS) -> ActiveSets:
+def solve_batch(problem: GramProblem, start: Tensor | None = None, *, rounds: int = ROUNDS) -> ActiveSets:
     """Solves every direction of a batch, on any device.
 
     Args:
         problem: the batch.
+        start: ``(B, n)``, columns of a guess, -1 where unused; None: no column.
         rounds: cap; directions that are still open after it come back as not converged.
 
     >>> problem = GramProblem(torch.eye(2).double()[None], torch.tensor([[0.6, -0.8]]).double(),
@@ -61,17 +62,17 @@ def solve_batch(problem: GramProblem, *, rounds: int = ROUNDS) -> ActiveSets:
     >>> solve_batch(problem).weights
     tensor([[0.6000]], dtype=torch.float64)
     """
-    sets = search(problem, rounds=rounds)
+    sets = search(problem, start, rounds=rounds)
     solution, _, pivot = solve_on(problem, sets.columns, refinements=REFINEMENTS)
     good = solution.isfinite().all(dim=1, keepdim=True)
     return sets._replace(weights=torch.where(good, solution, sets.weights).clamp(min=0), pivot=pivot)
 
 
-def search(problem: GramProblem, *, rounds: int = ROUNDS) -> ActiveSets:
+def search(problem: GramProblem, start: Tensor | None = None, *, rounds: int = ROUNDS) -> ActiveSets:
     """The active sets, with weights before refinement and without pivots."""
-    state = _empty_state(problem)
+    state = _empty_state(problem) if start is None else _state_from(problem, start)
     batch = len(state.row)
-    most = most_active(problem)
+    most = most_active(problem) if start is None else torch.inf  # few rounds are left
     done: list[_State] = []
     for _ in range(rounds):
         gradient = signed_gradient(problem, state.columns, state.weights)
@@ -210,6 +211,14 @@ def _empty_state(problem: GramProblem) -> _State:
         share=problem.products.new_zeros(batch),
         stuck=false,
     )
+
+
+def _state_from(problem: GramProblem, start: Tensor) -> _State:
+    empty = _empty_state(problem)
+    weights = problem.products.new_zeros(start.shape)
+    solution, right = drop_until_positive(problem, start, weights, empty.careful)
+    columns = start.masked_fill(~(solution > 0), -1)
+    return empty._replace(columns=columns, weights=solution, objective=-(right * solution).sum(dim=1) / 2)
 
 
 def _collect(done: list[_State], rest: _State, batch: int) -> ActiveSets:

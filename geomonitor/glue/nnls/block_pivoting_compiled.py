@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.glue.nnls import block_pivoting_loops as loops
@@ -41,12 +42,18 @@ def suits(problem: GramProblem) -> bool:
     return problem.products.device.type == "cpu" and compiled_loops() is not None
 
 
-def solve_compiled(problem: GramProblem) -> ActiveSets:
-    """Solves what it can; the rest comes back as not converged, without columns."""
+def solve_compiled(problem: GramProblem, start: Tensor | None = None, *, rounds: int = ROUNDS) -> ActiveSets:
+    """Solves what it can; the rest comes back as not converged, without columns.
+
+    Args:
+        problem: the batch.
+        start: ``(B, n)``, columns of a guess, -1 where unused; None: no column.
+        rounds: cap of each direction.
+    """
     function = compiled_loops()
     if function is None:
         raise RuntimeError("numba is needed: ask `suits` first.")
-    return _solve_with(function, problem)
+    return _solve_with(function, problem, start, rounds)
 
 
 @cache
@@ -85,6 +92,7 @@ def _compile() -> Callable[..., None]:
         loops._remove,
         loops._drop_until_positive,
         loops._refine,
+        loops._start,
         loops._solve_direction,
     ):
         register_jitable(**options)(helper)
@@ -96,20 +104,25 @@ def _compile() -> Callable[..., None]:
     return function
 
 
-def _solve_with(function: Callable[..., None], problem: GramProblem) -> ActiveSets:
+def _solve_with(
+    function: Callable[..., None], problem: GramProblem, start: Tensor | None = None, rounds: int = ROUNDS
+) -> ActiveSets:
     batch, size = problem.products.shape
     limit = MOST_ACTIVE if problem.ridge else most_active(problem, SATURATED_SHARE)
     most = int(min(size, MOST_ACTIVE, limit))
     columns = torch.full((batch, most), -1)
+    if start is not None:
+        columns[:, : start.shape[1]] = start[:, :most]
     weights = torch.zeros(columns.shape, dtype=torch.float64)
     pivots = torch.full((batch,), -1.0, dtype=torch.float64)
     limits = loops.Limits(
-        ROUNDS, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, SHARE, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
+        rounds, VIOLATION, ROUNDING_PER_MASS, LEAST_PROGRESS, SHARE, least_pivot=LEAST_PIVOT, refinements=REFINEMENTS
     )
     gram, *given = (
         tensor.contiguous().numpy() for tensor in (problem.gram, problem.group, problem.products, problem.signs)
     )
     results = loops.Results(columns.numpy(), weights.numpy(), pivots.numpy())
     function(gram, float(problem.ridge), *given, problem.segment, limits, results)
+    columns[pivots < 0] = -1
     width = max(1, int((columns >= 0).sum(dim=1).amax()) if batch else 1)
     return ActiveSets(columns[:, :width].contiguous(), weights[:, :width].contiguous(), pivots >= 0, pivots)

@@ -71,7 +71,7 @@ def solve_directions(
     limits: Limits,
     results: Results,
 ) -> None:
-    """Solves every direction of a batch.
+    """Solves every direction of a batch, from the columns that the results hold at the beginning.
 
     Args:
         gram: ``(G, C, C)``.
@@ -90,7 +90,9 @@ def solve_directions(
     failures = 0
     for row in range(len(products)):
         direction = Direction(gram[group[row]], ridge, products[row], signs[row])
-        count = _solve_direction(direction, segment, limits, state, old, solution, gradient)
+        count = _start(direction, columns[row], limits.least_pivot, state, solution)
+        if count >= 0:
+            count = _solve_direction(direction, segment, limits, state, old, solution, gradient, count)
         if count < 0:
             failures += 1
             if failures > FEW_FAILURES and 2 * failures > row:
@@ -107,11 +109,34 @@ def _empty(most: int) -> State:
     return State(np.empty(most, np.int64), np.empty(most), np.empty(most), np.zeros((most, most)))
 
 
+def _start(direction: Direction, columns: Index, least_pivot: float, state: State, solution: Array) -> int:
+    """Puts the columns of a guess into the state and takes them out of the results; -1 if they are dependent."""
+    count = 0
+    for i in range(len(columns)):
+        if columns[i] >= 0 and count >= 0:
+            count = count + 1 if _append(direction, state, count, columns[i], least_pivot, solution) else -1
+        columns[i] = -1
+    if count > 0:
+        count = _drop_until_positive(state, count, solution, False)
+        for i in range(count):
+            state.weights[i] = solution[i]
+    return count
+
+
 def _solve_direction(
-    direction: Direction, segment: int, limits: Limits, state: State, old: State, solution: Array, gradient: Array
+    direction: Direction,
+    segment: int,
+    limits: Limits,
+    state: State,
+    old: State,
+    solution: Array,
+    gradient: Array,
+    count: int,
 ) -> int:
-    """Number of active columns in the state; -1 if another method is needed."""
-    count, objective, careful, share = 0, 0.0, False, 0.0
+    """Number of active columns in the state, of ``count`` at the beginning; -1 if another method is needed."""
+    objective, careful, share = 0.0, False, 0.0
+    for i in range(count):
+        objective -= 0.5 * direction.products[state.active[i]] * state.weights[i]
     for _ in range(limits.rounds):
         _gradient(direction, state, count, gradient)
         mass = 0.0

@@ -4,6 +4,7 @@
 |---|---|---|---|
 | 1 | on the CPU, and numba can be used | `block_pivoting_compiled` | direction by direction, factors changed in place |
 | 1 | otherwise | `block_pivoting` | batched operations; also on a GPU |
+| 1b | with a ridge, many directions take many rounds | `alternating_directions` | a guess, from which step 1 is done again |
 | 2 | a direction of a small problem is not exact | `lawson_hanson` | SciPy is done before Newton's method has begun |
 | 2 | the same of a large one, or with a ridge | `semismooth_newton` | its cost does not grow with the active set |
 | 3 | weights are not unique (only without a ridge) | `minimal_norm` | one answer, whatever the order of the points |
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geomonitor.glue.nnls.alternating_directions import guess
 from geomonitor.glue.nnls.block_pivoting import ROUNDING_PER_MASS, VIOLATION, solve_batch
 from geomonitor.glue.nnls.block_pivoting_compiled import solve_compiled, suits
 from geomonitor.glue.nnls.gram_problem import ActiveSets, GramProblem, kkt_residual, signed_gradient
@@ -28,6 +30,10 @@ from geomonitor.glue.nnls.lawson_hanson import Array, lawson_hanson
 from geomonitor.glue.nnls.minimal_norm import DEPENDENT, are_dependent, minimal_norm
 from geomonitor.glue.nnls.semismooth_newton import semismooth_newton
 
+# Ordinary directions take 5 to 20 rounds. With a ridge, those that take more have many active columns.
+ROUNDS_BEFORE_GUESS = 30
+# A guess needs an inverse of the whole Gram matrix: for fewer directions it takes longer than the rounds it saves.
+WORTH_A_GUESS = 8
 # A problem is small if its columns hold at most this many numbers.
 SMALL = 1 << 16
 # Unit columns and targets of a well-posed problem leave a smaller violation; a direction with more is solved again.
@@ -66,7 +72,7 @@ def solve(problem: GramProblem, space: FeatureSpace) -> Solution:
     >>> solve(problem, FeatureSpace(lambda group: torch.eye(2), lambda row: torch.tensor([0.6, -0.8]))).sets.weights
     tensor([[0.6000]], dtype=torch.float64)
     """
-    sets = solve_compiled(problem) if suits(problem) else solve_batch(problem)
+    sets = _pivoted(problem)
     gradient = signed_gradient(problem, sets.columns, sets.weights)
     settled = torch.zeros_like(sets.converged)
     # Dependent columns in an active set (features of low rank) leave a residual that no refinement removes.
@@ -79,6 +85,19 @@ def solve(problem: GramProblem, space: FeatureSpace) -> Solution:
     if not problem.ridge:
         sets, residual, good = _with_unique_weights(problem, Solution(sets, residual, good), gradient, settled)
     return Solution(sets, residual, sets.converged & good)
+
+
+def _pivoted(problem: GramProblem) -> ActiveSets:
+    """By block pivoting; with a ridge, directions that take many rounds once more from a guess of the active columns."""
+    pivoting = solve_compiled if suits(problem) else solve_batch
+    if not problem.ridge:
+        return pivoting(problem)
+    sets = pivoting(problem, rounds=ROUNDS_BEFORE_GUESS)
+    rows = (~sets.converged).nonzero()[:, 0]
+    if not len(rows):
+        return sets
+    start = guess(problem.select(rows)) if len(problem.gram) == 1 and len(rows) >= WORTH_A_GUESS else None
+    return sets.with_rows(rows, pivoting(problem.select(rows), start))
 
 
 def _one_by_one(problem: GramProblem, sets: ActiveSets, rows: Tensor, space: FeatureSpace) -> tuple[ActiveSets, Tensor]:
