@@ -116,7 +116,9 @@ def geometry_rows(kind: str) -> None:
             left_out.append(int(result.excluded))
         by_ridge = f"{max(moved(base, exact)):.2g}"
         share = max(left_out) / len(base.samples.a)
-        print(f"| {kind} | {ridge:g} | {cells[0]} | {cells[1]} | {by_ridge} | {share:.1%} | {seconds:.2g} s |", flush=True)
+        print(
+            f"| {kind} | {ridge:g} | {cells[0]} | {cells[1]} | {by_ridge} | {share:.1%} | {seconds:.2g} s |", flush=True
+        )
 
 
 def other_rows(kind: str) -> None:

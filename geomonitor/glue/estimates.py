@@ -11,6 +11,9 @@ from geomonitor.glue.scalars import EFFECTS, DirectionScalars, Scalars
 
 # If this part of E[b] or less is left of E[b - c], only rounding is left of the centres: the radius is undefined.
 NO_CENTERS = 1e-13
+# If E[c] and E[a] agree to this part, they are equal (every direction is taken up by the axes): what is left is rounding,
+# and would be a standard error of 1e-16.
+ALL_TAKEN_UP = 1e-11
 
 
 class Measures(NamedTuple):
@@ -68,13 +71,17 @@ def _per_problem(samples: DirectionScalars, classes: int) -> tuple[Tensor, Tenso
     mean_b, mean_c = b.mean.masked_fill(nothing, float("nan")), c.mean
     rest = (mean_b - mean_c).where(mean_b - mean_c > NO_CENTERS * mean_b, torch.full_like(mean_b, float("nan")))
     radius = (mean_c / rest).sqrt()
-    values = [classes / mean_a, mean_b / classes, radius, mean_c / mean_a]
+    taken_up = (mean_c - mean_a).abs() <= ALL_TAKEN_UP * mean_a
+    utility = (mean_c / mean_a).masked_fill(taken_up, 1.0)
+    values = [classes / mean_a, mean_b / classes, radius, utility]
     influence = [
         -classes / mean_a.square()[:, None] * a.deviation,
         b.deviation / classes,
         (c.deviation / rest[:, None] - (mean_c / rest.square())[:, None] * (b.deviation - c.deviation))
         / (2 * radius[:, None]),
-        c.deviation / mean_a[:, None] - (mean_c / mean_a.square())[:, None] * a.deviation,
+        (c.deviation / mean_a[:, None] - (mean_c / mean_a.square())[:, None] * a.deviation).masked_fill(
+            taken_up[:, None], 0.0
+        ),
     ]
     for kind, center in (("", samples.center), ("absolute_", samples.absolute_center)):
         values.append(center)

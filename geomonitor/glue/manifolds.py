@@ -20,13 +20,14 @@ from geomonitor.glue.draws import (
     given_or_drawn_dichotomies,
     given_or_drawn_directions,
 )
-from geomonitor.glue.estimates import estimate
+from geomonitor.glue.estimates import Estimates, estimate
 from geomonitor.glue.joint import joint_scalars
 from geomonitor.glue.pairwise import pairwise_scalars
-from geomonitor.glue.points import check_features, prepare_points
+from geomonitor.glue.points import Points, check_features, prepare_points
 from geomonitor.glue.ranks import OneProcess, Ranks
-from geomonitor.glue.span import ROUNDINGS, in_span, rounding_of
-from geomonitor.glue.result import EffectiveGeometry, Protocol, effective_geometry
+from geomonitor.glue.result import EffectiveGeometry, Protocol, depends_on_rounding, effective_geometry
+from geomonitor.glue.scalars import DirectionScalars
+from geomonitor.glue.span import COARSER, ROUNDINGS, in_span, rounding_of
 
 Mode = Literal["joint", "pairwise"]
 
@@ -71,7 +72,10 @@ def manifold_geometry(
     than dimensions) the smallest are taken, the limit of a vanishing ridge: capacity does not depend on that choice,
     the other measures do. On features of low rank that were rounded (float32, bfloat16) the choice follows the
     rounding; a ridge makes the measures well posed. It changes the dual weights, and so the anchors; ``a``, ``b``,
-    ``c`` are the formulas above in these anchors, and the identity still holds.
+    ``c`` are the formulas above in these anchors, and the identity still holds. Directions in which no point is larger
+    than the rounding of its dtype (with a ridge: of float32 at least) are left out, see :mod:`geomonitor.glue.span`.
+    With a ridge all measures of features in half precision are NaN if directions as small as a few times the rounding
+    decide them.
 
     Args:
         features: ``(Q, N)``, one point a row, any float dtype, any device; only their directions and relative sizes
@@ -83,8 +87,8 @@ def manifold_geometry(
         pairs: number of pairs to draw in the pairwise mode; None: all.
         seed: of the draws. The same seed, ``N`` and ``T`` give the same directions, whatever the classes.
         ridge: added to the diagonal of the Gram matrix of unit points, in the solver only: the dual weights minimise
-            ``1/2 ||A x - t||^2 + ridge/2 ||x||^2``. 0 is the paper's definition; 1e-4 to 1e-3 is a bias of 0.03 to 0.3
-            standard errors on trained networks.
+            ``1/2 ||A x - t||^2 + ridge/2 ||x||^2``. 0 is the paper's definition; 1e-4 is a bias of at most 0.05
+            standard errors on trained networks, 1e-3 of 0.4.
         memory_bytes: about how much memory the work may take beside the features and, in the joint mode, the Gram
             matrix of ``8 Q^2`` bytes.
         ranks: splits the work over processes; every one of them must call with the same arguments.
@@ -126,16 +130,27 @@ def manifold_geometry(
     with torch.no_grad():
         points = prepare_points(features, class_of)
         t, y = t.to(features.device), y.to(features.device)
-        points, t = in_span(points, t, max(rounding_of(features), ROUNDINGS[torch.float32] if ridge else 0))
-        if chosen is None:
-            scalars = joint_scalars(points, t, signs=y, ridge=ridge, ranks=ranks, memory_bytes=memory_bytes)
-        else:
-            signs = y.expand(len(chosen), -1, -1) if y.shape[1] == 2 else y.T[chosen.to(y.device)].mT
+        if chosen is not None:
+            y = y.expand(len(chosen), -1, -1) if y.shape[1] == 2 else y.T[chosen.to(y.device)].mT
             chosen = chosen.to(features.device)
-            scalars = pairwise_scalars(
-                points, t, signs=signs, pairs=chosen, ridge=ridge, ranks=ranks, memory_bytes=memory_bytes
-            )
-        return effective_geometry(scalars, estimate(scalars, classes if chosen is None else 2), protocol)
+
+        def measured(points: Points, t: Tensor) -> tuple[DirectionScalars, Estimates]:
+            if chosen is None:
+                found = joint_scalars(points, t, signs=y, ridge=ridge, ranks=ranks, memory_bytes=memory_bytes)
+            else:
+                found = pairwise_scalars(
+                    points, t, signs=y, pairs=chosen, ridge=ridge, ranks=ranks, memory_bytes=memory_bytes
+                )
+            return found, estimate(found, classes if chosen is None else 2)
+
+        rounding = max(rounding_of(features), ROUNDINGS[torch.float32] if ridge else 0.0)
+        inside = in_span(points, t, rounding)
+        scalars, estimates = measured(*inside)
+        hidden = False
+        if ridge and rounding > ROUNDINGS[torch.float32]:
+            coarser = in_span(points, t, COARSER * rounding)
+            hidden = len(coarser[1].T) < len(inside[1].T) and depends_on_rounding(estimates, measured(*coarser)[1])
+        return effective_geometry(scalars, estimates, protocol, hidden=hidden)
 
 
 def _check_options(mode: str, pairs: object, seed: object, memory_bytes: object) -> None:

@@ -26,6 +26,9 @@ ROUNDINGS = {
     torch.float32: 16 * torch.finfo(torch.float32).eps,
     torch.float64: 8 * torch.finfo(torch.float64).eps,
 }
+# Half precision: if directions between the rounding and this many times the rounding decide the measures, so do others
+# below the rounding, which cannot be seen.
+COARSER = 4
 # A Gram matrix of unit points shows no smaller squared distance than this.
 LEAST_PIVOT = 1e-13
 # What the directions see of the points outside the span must be this small in float64.
@@ -59,7 +62,7 @@ def in_span(points: Points, directions: Tensor, rounding: float) -> tuple[Points
         axes = _span(units.T @ units, least)
         return (points, directions) if axes is None else (points.with_units(units @ axes), directions @ axes)
     packed, pivots, rank, _ = dpstrf((units @ units.T).cpu().numpy(), lower=1, tol=least)
-    if rank == len(units):
+    if rank in (0, len(units)):  # 0: no point but zero
         return points, directions
     factor = torch.from_numpy(np.tril(packed)[:, :rank]).to(units)  # L, rows in the order of the pivots
     order = torch.from_numpy(pivots).to(units.device, torch.int64) - 1
@@ -73,7 +76,7 @@ def in_span(points: Points, directions: Tensor, rounding: float) -> tuple[Points
 def _span(gram: Tensor, least: float) -> Tensor | None:
     """Orthonormal axes ``(N, r)`` of the columns of a Gram matrix of units; None if they are as many as the units."""
     packed, pivots, rank, _ = dpstrf(gram.cpu().numpy(), lower=1, tol=least)
-    if rank == len(gram):
+    if rank in (0, len(gram)):
         return None
     factor = np.empty((len(gram), rank))
     factor[pivots - 1] = np.tril(packed)[:, :rank]

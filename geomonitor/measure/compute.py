@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from geomonitor._distributed import rank_and_world_size
@@ -16,6 +17,7 @@ from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.markers.formulas import feature_markers
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LOGIT_FORMULAS
+from geomonitor.measure.resolution import VARIATION_MARKERS, variation_is_rounding
 from geomonitor.probe.shifts import SHIFT_MARKER
 
 
@@ -26,6 +28,8 @@ class LayerMarkers(NamedTuple):
     """marker and standard error (NaN if it has none) by name"""
     influence: Tensor | None
     """``(T, 10)``: what each direction adds to the errors of the geometry; None if no marker of it was requested"""
+    hidden: tuple[str, ...]
+    """markers that are NaN because the rounding of the layer's dtype hides what they measure"""
 
 
 def compute_markers(
@@ -36,6 +40,7 @@ def compute_markers(
     head: Head,
     reference: Tensor | None,
     geometry_options: Mapping[str, Any],
+    dtype: str = "float32",
 ) -> LayerMarkers:
     """The markers of one layer among ``markers``, and no others.
 
@@ -46,11 +51,11 @@ def compute_markers(
         head: the linear head that the layer feeds, if it does.
         reference: ``(Q, K)`` features of the same points, to which the drift is measured.
         geometry_options: of :func:`geomonitor.manifold_geometry`.
+        dtype: in which the layer computed; float32 is the finest that counts.
 
     Raises:
         InputError: as the functions of the markers.
 
-    >>> import torch
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 4.0], [3.0, 1.0], [1.0, 4.0]])
     >>> options = {"head": Head(), "reference": None, "geometry_options": {}}
     >>> compute_markers(x[:2], torch.tensor([0, 1]), ["mean_norm"], **options).values
@@ -58,14 +63,18 @@ def compute_markers(
     """
     points = LayerPoints(features, classes, weight=head.weight, bias=head.bias, reference=reference)
     values = {name: (float(value), math.nan) for name, value in feature_markers(points, markers).items()}
+    hidden = tuple(name for name in values if name in VARIATION_MARKERS)
+    hidden = hidden if hidden and variation_is_rounding(points, dtype) else ()
+    values |= dict.fromkeys(hidden, (math.nan, math.nan))
     if not set(markers) & set(Measures._fields):
-        return LayerMarkers(values, None)
+        return LayerMarkers(values, None, hidden)
     ranks = ProcessGroup() if rank_and_world_size()[1] > 1 else None
-    geometry = manifold_geometry(features, classes, ranks=ranks, **geometry_options)
+    half = getattr(torch, dtype) if dtype in ("bfloat16", "float16") else features.dtype  # pooled rows are float32
+    geometry = manifold_geometry(features.to(half), classes, ranks=ranks, **geometry_options)
     for name, value, error in zip(Measures._fields, geometry.measures, geometry.standard_error, strict=True):
         if name in markers:
             values[name] = (float(value), float(error))
-    return LayerMarkers(values, geometry.samples.influence.cpu())
+    return LayerMarkers(values, geometry.samples.influence.cpu(), hidden)
 
 
 def compute_logit_markers(statistics: Mapping[str, Tensor], markers: Collection[str]) -> dict[str, tuple[float, float]]:

@@ -171,7 +171,15 @@ class Measurement:
             head=self._heads[layer],
             reference=reference,
             geometry_options=self.plan.geometry.as_dict(),
+            dtype=self.dtypes.get(layer, "float32"),
         )
+        if markers.hidden:
+            self.warn(
+                f"the points of a class differ in layer {layer!r} by little more than the rounding of "
+                f"{self.dtypes.get(layer, 'float32')}: {', '.join(markers.hidden)} are NaN. Features are nearly "
+                "collapsed, or all equal; half precision hides what a model in float32 would show.",
+                f"variation is rounding in {layer}",
+            )
         if markers.influence is not None:
             self.influences[layer] = markers.influence
         return markers.values

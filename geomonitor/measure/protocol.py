@@ -53,7 +53,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     """
     changed = [name for name, value in now.items() if saved.get(name, _DEFAULTS.get(name)) != value]
     if changed and required:
-        found = "; ".join(f"{name}: {saved.get(name)} -> {now[name]}" for name in changed)
+        found = "; ".join(f"{name}: {saved.get(name, _DEFAULTS.get(name))} -> {now[name]}" for name in changed)
         raise InputError(
             f"the saved geometry was measured by another protocol ({found}). Restore the old settings, "
             "or pass allow_protocol_change=True to start a new series."
@@ -61,4 +61,5 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-_DEFAULTS: Mapping[str, Any] = GeometryOptions().as_dict()
+# Protocols that do not name a ridge were measured without one.
+_DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

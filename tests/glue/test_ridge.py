@@ -103,7 +103,7 @@ def test_the_fallback_solves_the_problem_with_the_ridge(monkeypatch: pytest.Monk
     problem, units, targets = unit_problem(*CASES["rank 5"](), 4)
     problem = problem._replace(ridge=1e-3)
     monkeypatch.setattr(solve_module, "suits", lambda problem: False)
-    monkeypatch.setattr(solve_module, "solve_batch", lambda problem: solve_batch(problem, rounds=1))
+    monkeypatch.setattr(solve_module, "solve_batch", lambda problem, *_, **__: solve_batch(problem, rounds=1))
     if not newton:
         monkeypatch.setattr(solve_module, "semismooth_newton", lambda signed, target, ridge: None)
     found = solve(problem, FeatureSpace(lambda group: units, lambda row: targets[row]))
