@@ -3,7 +3,7 @@
 Features of several kinds are measured as they are (float64), with relative noise of 1e-7 on each entry (what another
 batch size, number of threads or a fused kernel does to float32), and rounded to bfloat16. Printed is by how many
 standard errors each marker of the default set moves; for the geometry also what the ridge itself changes, the share of
-directions that are left out, and the processor time.
+directions that are left out, and the processor time. NaN: the measurement gives NaN, with a reason.
 
 The geometry has standard errors over directions. Those of the other markers are over points, by a jackknife that leaves
 out a tenth of each class at a time; a whole number is known to half a unit.
@@ -11,6 +11,7 @@ out a tenth of each class at a time; a whole number is known to half a unit.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,14 +22,14 @@ from torch import Tensor
 
 from benchmarks.cases import Features, collapsed, trained
 from geomonitor.errors import GeomonitorWarning
+from geomonitor.features.outputs import Head
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.result import EffectiveGeometry
-from geomonitor.markers.formulas import feature_markers
-from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.table import COUNTS, MARKER_GROUPS
+from geomonitor.measure.compute import compute_markers
 
 CLASSES, POINTS = 6, 50
-RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
 GEOMETRY = ("capacity", "dimension", "radius", "utility")
 OTHERS = tuple(name for name in MARKER_GROUPS["default"] if name not in (*GEOMETRY, "accuracy"))
 FOLDS = 10
@@ -59,6 +60,7 @@ KINDS: dict[str, Callable[[], Features]] = {
     "rank 2 of 128": lambda: low_rank(2, 128),
     "rank 5 of 64": lambda: low_rank(5, 64),
     "rank 5 of 128": lambda: low_rank(5, 128),
+    "rank 2 of 64, then ReLU": lambda: (low_rank(2, 64)[0].relu(), low_rank(2, 64)[1]),
 }
 
 
@@ -78,15 +80,24 @@ def measured(features: Tensor, labels: Tensor, ridge: float) -> EffectiveGeometr
 
 
 def moved(result: EffectiveGeometry, base: EffectiveGeometry) -> list[float]:
-    """Change of the geometry in standard errors, by marker."""
-    return [
-        float((getattr(result, name) - getattr(base, name)).abs() / getattr(base.standard_error, name))
-        for name in GEOMETRY
-    ]
+    """Change of the geometry in standard errors, by marker; NaN if it is undefined."""
+    found = []
+    for name in GEOMETRY:
+        change, error = getattr(result, name) - getattr(base, name), getattr(base.standard_error, name)
+        found.append(float(change.abs() / error) if change != 0 else 0.0)
+    return found
 
 
 def other_markers(features: Tensor, labels: Tensor) -> dict[str, float]:
-    return {name: float(value) for name, value in feature_markers(LayerPoints(features, labels), OTHERS).items()}
+    dtype = "bfloat16" if features.dtype == torch.bfloat16 else "float32"
+    found = compute_markers(
+        features, labels, OTHERS, head=Head(), reference=None, geometry_options={}, dtype=dtype
+    ).values
+    return {name: found[name][0] for name in OTHERS}
+
+
+def text(change: float) -> str:
+    return "NaN" if math.isnan(change) else f"{change:.2g}"
 
 
 def errors_over_points(features: Tensor, labels: Tensor) -> dict[str, float]:
@@ -112,9 +123,9 @@ def geometry_rows(kind: str) -> None:
         cells, left_out = [], [int(base.excluded)]
         for noise in NOISES.values():
             result = measured(noise(features), labels, ridge)
-            cells.append(" / ".join(f"{value:.2g}" for value in moved(result, base)))
+            cells.append(" / ".join(map(text, moved(result, base))))
             left_out.append(int(result.excluded))
-        by_ridge = f"{max(moved(base, exact)):.2g}"
+        by_ridge = text(max(value for value in moved(base, exact) if not math.isnan(value)))
         share = max(left_out) / len(base.samples.a)
         print(
             f"| {kind} | {ridge:g} | {cells[0]} | {cells[1]} | {by_ridge} | {share:.1%} | {seconds:.2g} s |", flush=True
@@ -128,7 +139,7 @@ def other_rows(kind: str) -> None:
     for name, noise in NOISES.items():
         noisy = other_markers(noise(features), labels)
         changes = [(abs(noisy[m] - base[m]), errors[m]) for m in OTHERS]
-        cells = [f"{change / error:.2g}" if change else "0" for change, error in changes]
+        cells = [text(change / error) if change else "0" for change, error in changes]
         print(f"| {kind} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -51,7 +51,7 @@ def test_the_records_are_the_markers_of_the_layer():
     probe = probe_set()
     with torch.no_grad():
         features = model[:4](torch.stack([probe.dataset[i][0] for i in probe.indices]))
-    geometry = gm.manifold_geometry(features, probe.labels, directions=40)
+    geometry = gm.manifold_geometry(features, probe.labels, directions=40, ridge=gm.GeometryOptions().ridge)
     for name in ("capacity", "dimension", "radius", "utility", "axis_alignment"):
         assert measured[f"geometry/penultimate/{name}"] == pytest.approx(getattr(geometry, name).item(), rel=1e-9)
     expected = {

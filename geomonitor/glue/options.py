@@ -12,9 +12,8 @@ from geomonitor.errors import InputError
 from geomonitor.glue.draws import Dichotomies
 from geomonitor.glue.manifolds import Mode
 
-
-# Of 1e-6 to 1e-2 (`benchmarks/conditioning.py`): all keep relative noise of 1e-7 below 1e-3 standard errors. The bias on
-# well-posed features is 0.002 at 1e-5, 0.04 at 1e-4, 0.17 to 0.4 at 1e-3; solving takes longer the smaller it is.
+# `benchmarks/conditioning.py`: from 1e-6 on, relative noise of 1e-7 moves no measure by more than 1e-3 standard errors.
+# The bias on well-posed features is 0.002 at 1e-5, 0.04 at 1e-4, 0.17 to 0.4 at 1e-3; a smaller ridge takes longer.
 WELL_POSED_RIDGE = 1e-4
 
 

@@ -98,8 +98,9 @@ class EffectiveGeometry(NamedTuple):
         return GeometryDifference(_measures(value), _measures(error), _measures(value / error))
 
 
-# Standard errors by which the capacity moves if directions near the rounding are left out. On spectra that decay through
-# the rounding of bfloat16 it moved by 5 to 29, and by more than 1 from exact features; elsewhere by at most 3.4.
+# Standard errors by which the capacity moves if directions near the rounding are left out. On spectra that decay
+# through the rounding of bfloat16 it moved by 5 to 29 (exact features give other measures there); elsewhere by at most
+# 3.4.
 DECIDED_BY_ROUNDING = 4.0
 
 
@@ -121,8 +122,8 @@ def effective_geometry(
         hidden: rounding decides the measures, which are then NaN.
     """
     if hidden:
-        undefined = (torch.full_like(field, torch.nan) for field in estimates[:2])
-        estimates = Estimates(*undefined, estimates.undefined_problems)
+        nothing = torch.full_like(estimates.values, torch.nan), torch.full_like(estimates.influence, torch.nan)
+        estimates = Estimates(*nothing, estimates.undefined_problems)
     scalars = samples.scalars
     good = scalars.converged
     excluded = (~good).sum()
@@ -166,9 +167,8 @@ def _warn(estimates: Estimates, excluded: int, samples: int, problems: int) -> N
         where = (
             "" if problems == 1 else f" in up to {max(undefined)} of {problems} pairs, which are left out of its mean"
         )
-        said.append(
-            f"undefined{where}: {', '.join(names)} (no variation, only zeros, or too few dimensions for both centres and axes?)"
-        )
+        why = "no variation, only zeros, or too few dimensions for both centres and axes?"
+        said.append(f"undefined{where}: {', '.join(names)} ({why})")
     if said:
         warnings.warn("Manifold geometry: " + "; ".join(said) + ".", GeomonitorWarning, stacklevel=4)
 

@@ -1,4 +1,4 @@
-"""The span of the points, without what rounding has added to it: features of low rank in as many dimensions as they have.
+"""The span of the points without what rounding adds to it: features of low rank in as many dimensions as they have.
 
 Rounding fills the null space of features of low rank with noise, and large dual weights fit it. Directions of the
 feature space in which no point is larger than its rounding are left out; then the measures do not depend on it, and

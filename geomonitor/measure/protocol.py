@@ -54,8 +54,10 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     changed = [name for name, value in now.items() if saved.get(name, _DEFAULTS.get(name)) != value]
     if changed and required:
         found = "; ".join(f"{name}: {saved.get(name, _DEFAULTS.get(name))} -> {now[name]}" for name in changed)
+        old = {name: saved.get(name, value) for name, value in _DEFAULTS.items() if name in changed}
+        how = f" (geometry={old})" if old else ""
         raise InputError(
-            f"the saved geometry was measured by another protocol ({found}). Restore the old settings, "
+            f"the saved geometry was measured by another protocol ({found}). Restore the old settings{how}, "
             "or pass allow_protocol_change=True to start a new series."
         )
     return not changed

@@ -1,4 +1,4 @@
-"""What the rounding of a layer hides: where the points of a class differ by little more, markers of it are NaN.
+"""What the rounding of a layer hides: if the points of a class differ by little more, markers of it are NaN.
 
 Nearly collapsed features in half precision: the distances of points within a class are rounding, and so would be the
 markers.

@@ -86,7 +86,7 @@ class TestNonfinite:
         with torch.no_grad():
             net, x = Net().double(), torch.stack([PROBE.dataset[i][0] for i in PROBE.indices]).double()
             rows = net.body(net.first(x).relu()).relu()
-        geometry = gm.manifold_geometry(rows[kept], PROBE.labels[kept], directions=40)
+        geometry = gm.manifold_geometry(rows[kept], PROBE.labels[kept], directions=40, ridge=gm.GeometryOptions().ridge)
         assert measured[KEY + "dimension"] == pytest.approx(geometry.dimension.item(), rel=1e-9)
         assert measured[KEY + "participation_ratio"] == pytest.approx(
             gm.participation_ratio(rows[kept]).item(), rel=1e-9

@@ -62,7 +62,7 @@ def test_the_markers_are_those_of_the_chosen_points():
         features, logits = model[:2](x[rows]), model(x[rows])
     found = measured(monitor(), model, DataLoader(dataset(), batch_size=16))
     classes = torch.arange(3).repeat_interleave(PER_CLASS)
-    geometry = gm.manifold_geometry(features, classes, directions=40)
+    geometry = gm.manifold_geometry(features, classes, directions=40, ridge=gm.GeometryOptions().ridge)
     assert found[KEY + "dimension"] == pytest.approx(geometry.dimension.item(), rel=1e-9)
     assert found[KEY + "participation_ratio"] == pytest.approx(gm.participation_ratio(features).item(), rel=1e-9)
     assert found[KEY + "accuracy"] == (logits.argmax(1) == labels[rows]).double().mean().item()

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | 1 | on the CPU, and numba can be used | `block_pivoting_compiled` | direction by direction, factors changed in place |
 | 1 | otherwise | `block_pivoting` | batched operations; also on a GPU |
-| 1b | with a ridge, many directions take many rounds | `alternating_directions` | a guess, from which step 1 is done again |
+| 1b | with a ridge, many take many rounds | `alternating_directions` | a guess, from which step 1 starts again |
 | 2 | a direction of a small problem is not exact | `lawson_hanson` | SciPy is done before Newton's method has begun |
 | 2 | the same of a large one, or with a ridge | `semismooth_newton` | its cost does not grow with the active set |
 | 3 | weights are not unique (only without a ridge) | `minimal_norm` | one answer, whatever the order of the points |
@@ -88,7 +88,7 @@ def solve(problem: GramProblem, space: FeatureSpace) -> Solution:
 
 
 def _pivoted(problem: GramProblem) -> ActiveSets:
-    """By block pivoting; with a ridge, directions that take many rounds once more from a guess of the active columns."""
+    """By block pivoting; with a ridge, directions that take many rounds start again from a guess."""
     pivoting = solve_compiled if suits(problem) else solve_batch
     if not problem.ridge:
         return pivoting(problem)
