@@ -11,8 +11,8 @@ from geomonitor.glue.scalars import EFFECTS, DirectionScalars, Scalars
 
 # If this part of E[b] or less is left of E[b - c], only rounding is left of the centres: the radius is undefined.
 NO_CENTERS = 1e-11
-# If E[c] and E[a] agree to this part, they are equal (the axes take up every direction): the rest is rounding, and would
-# be a standard error of 1e-16.
+# If E[c] and E[a] agree to this part, they are equal (the axes take up every direction): the rest is rounding, which
+# would make a standard error of 1e-16.
 ALL_TAKEN_UP = 1e-11
 
 
