@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from geomonitor.cli.terminal import message, output, table
-from geomonitor.decide.compare import Finding, bound, compare_runs, differences
+from geomonitor.decide.compare import Finding, bound, compare_runs
 from geomonitor.decide.many import compare_many, regressions
 from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
 from geomonitor.history.runs import Run, load_run
+from geomonitor.measure.protocol import differences
 from geomonitor.report.many import cells, limits, write_comparison
 
 BELOW_A_BOUND = 1
@@ -56,7 +57,7 @@ def compare(
     findings = compare_runs(before, after, bounds)
     titles = {"layer": "left", "marker": "left", "reference": "right", "run": "right", "change": "right"}
     table(titles, [(_cells(finding), "bold red" if finding.broken else None) for finding in findings])
-    if changed := differences(before, after):
+    if changed := differences(before.protocol, after.protocol):
         message("warning", f"the protocols differ ({', '.join(changed)}): these values must not be compared")
     broken = [(finding, b) for finding in findings for b in finding.broken]
     for finding, b in broken:

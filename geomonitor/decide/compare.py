@@ -12,6 +12,7 @@ import numpy as np
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Series
 from geomonitor.history.runs import Run
+from geomonitor.measure.protocol import differences
 
 _BOUND = re.compile(r"(?:(?P<layer>[^/]+)/)?(?P<marker>[^/=]+)=(?P<number>[^%]+)(?P<percent>%?)")
 
@@ -91,7 +92,7 @@ def compare_runs(reference: Run, run: Run, bounds: Iterable[Bound] = ()) -> list
             must not be compared, or on a reference that is not positive.
     """
     bounds = list(bounds)
-    if any(b.relative for b in bounds) and (changed := differences(reference, run)):
+    if any(b.relative for b in bounds) and (changed := differences(reference.protocol, run.protocol)):
         raise InputError(
             f"{reference.path} and {run.path} were measured by different protocols ({', '.join(changed)}): their "
             "values cannot be compared; measure both with the same probe set and settings, or give absolute bounds"
@@ -110,12 +111,6 @@ def compare_runs(reference: Run, run: Run, bounds: Iterable[Bound] = ()) -> list
             if not _last(reference.history.series(*key))[0] > 0:
                 raise InputError(f"--{b.side} {b.text}: the reference has no positive value; give an absolute bound")
     return [_finding(reference, run, key, of_key) for key, of_key in checked.items() if of_key or key in both]
-
-
-def differences(reference: Run, run: Run) -> list[str]:
-    """Names of the settings in which two protocols differ, or that one of them lacks."""
-    names = sorted(reference.protocol.keys() | run.protocol.keys())
-    return [name for name in names if reference.protocol.get(name) != run.protocol.get(name)]
 
 
 def _measured(run: Run) -> list[tuple[str, str]]:

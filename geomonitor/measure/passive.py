@@ -56,6 +56,7 @@ class ValidationProbe:
     """
 
     fingerprint = "validation loop"
+    content = None
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ def protocol_of(
     shifts = sorted(plan.shifts)
     return {
         "probe": probe.fingerprint,
+        **({} if probe.content is None else {"content": probe.content}),
         "classes": [int(label) for label in probe.classes],
         "per_class": int(probe.per_class),
         "layers": named,
@@ -40,20 +41,35 @@ def protocol_of(
     }
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two protocols differ: only numbers of one protocol are compared.
+
+    What an older version did not record had its default then. What is in ``KNOWN_LATER`` is compared if both name it.
+
+    >>> differences({"probe": "a", "content": "b"}, {"probe": "a"}), differences({"probe": "a"}, {"probe": "b"})
+    ([], ['probe'])
+    """
+    names = [name for name in sorted({*one, *other}) if name not in KNOWN_LATER or (name in one and name in other)]
+    return [name for name in names if one.get(name, _DEFAULTS.get(name)) != other.get(name, _DEFAULTS.get(name))]
+
+
 def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required: bool) -> bool:
     """Whether two series may be joined.
 
     Args:
         now: protocol of this monitor.
-        saved: that of a saved one. What it does not name was not part of the protocol then, and may have its default.
+        saved: that of a saved one.
         required: another protocol is an error.
 
     Raises:
         InputError: what differs, if ``required``.
     """
-    changed = [name for name, value in now.items() if saved.get(name, _DEFAULTS.get(name)) != value]
+    changed = differences(now, saved)
     if changed and required:
-        found = "; ".join(f"{name}: {saved.get(name, _DEFAULTS.get(name))} -> {now[name]}" for name in changed)
+        found = "; ".join(
+            f"{_EXPLAINED if name == 'content' else name}: {saved.get(name, _DEFAULTS.get(name))} -> {now.get(name)}"
+            for name in changed
+        )
         old = {name: saved.get(name, value) for name, value in _DEFAULTS.items() if name in changed}
         how = f" (geometry={old})" if old else ""
         raise InputError(
@@ -63,5 +79,8 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
+KNOWN_LATER = ("content",)
+"""Settings that older versions, and some probe sets, do not have."""
+_EXPLAINED = "content (other data under the same indices)"
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geomonitor import _options
-from geomonitor.errors import InputError
+from geomonitor.errors import InputError, MeasurementError
 from geomonitor.probe.choice import SEED, checked_classes, choose
+from geomonitor.probe.content import content_now, content_of
 from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, labels_of, map_style, split_label
 from geomonitor.probe.held_out import Origins, origins, overlap
+from geomonitor.probe.reservoir import priority
+
+CHECKED_POINTS = 8
+"""Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
 
 
 class ProbeBatch(NamedTuple):
@@ -40,6 +45,7 @@ class ProbeSet:
     fingerprint: str  # changes with the points, their labels, M and the seed; not with the platform
     label_key: LabelKey = None
     collate_fn: Callable[[list[Any]], Any] | None = None
+    content: str | None = None  # changes with what a few of the items hold; None: not known, or random
 
     @classmethod
     def from_dataset(
@@ -81,7 +87,8 @@ class ProbeSet:
                 unknown class; too few points in a class; points that are in ``train``.
 
         Warns:
-            GeomonitorWarning: when only 20 classes were taken, or M was lowered.
+            GeomonitorWarning: when only 20 classes were taken, or M was lowered; when items are other ones each time
+                they are read (random transforms), or hold what has no fingerprint: ``content`` is None then.
 
         Example:
             >>> dataset = torch.utils.data.TensorDataset(torch.randn(60, 8), torch.arange(60) % 3)
@@ -107,7 +114,7 @@ class ProbeSet:
         indices = choice.indices
         if train is not None:
             _refuse_overlap(Origins(sources, rows[indices]), indices, train)
-        return cls(
+        probe = cls(
             dataset=dataset,
             indices=torch.from_numpy(indices),
             labels=torch.from_numpy(labels[indices]),
@@ -118,6 +125,21 @@ class ProbeSet:
             label_key=label_key,
             collate_fn=collate_fn,
         )
+        found = content_of(probe._checked_items, probe._checked_indices(), type(dataset).__name__)
+        return replace(probe, content=found)
+
+    def check_content(self) -> None:
+        """Read the few points of ``content`` again; nothing to do if that is None.
+
+        Raises:
+            MeasurementError: they hold something else now.
+        """
+        if self.content is not None and content_now(self._checked_items) != self.content:
+            raise MeasurementError(
+                f"the data of the probe set have changed since it was made: {type(self.dataset).__name__} gives other "
+                "items under the same indices, and the numbers cannot be compared with those before. Let nothing write "
+                "to this dataset, and give it no random transforms; or start again with a new probe set and monitor."
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -159,6 +181,14 @@ class ProbeSet:
             found = f"{batch_size}, {rank} and {world_size}"
             raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
         return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
+
+    def _checked_indices(self) -> list[int]:
+        order = torch.argsort(priority(torch.arange(len(self)), self.seed), stable=True)
+        return [int(index) for index in self.indices[order[:CHECKED_POINTS]]]
+
+    def _checked_items(self) -> list[Any]:
+        """The items as the dataset gives them."""
+        return [self.dataset[index] for index in self._checked_indices()]
 
     def _parts(self, batch_size: int, rank: int, world_size: int, lockstep: bool) -> list[Tensor]:
         """Ids by batch, dealt out class after class: a batch of ``B`` points has ``B / P`` of each class, to one point.

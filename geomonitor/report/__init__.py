@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from geomonitor.history.records import ALARM
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.transfer import TRUTH
+from geomonitor.measure.protocol import differences
 from geomonitor.report import findings
 
 if TYPE_CHECKING:
@@ -170,9 +172,10 @@ def _protocol(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     """Settings: name, value in each run, whether they differ."""
     rows = []
     recorded = [{**run.protocol, **({} if run.panel is None else {"panel": run.panel})} for run in runs]
+    differ = {name for one, other in itertools.combinations(recorded, 2) for name in differences(one, other)}
     for name in sorted({name for settings in recorded for name in settings}):
         cells = [_text(settings[name]) if name in settings else "" for settings in recorded]
-        rows.append((name, cells, len(set(cells)) > 1))
+        rows.append((name, cells, name in differ))
     return rows
 
 

@@ -254,7 +254,8 @@ class TestLoader:
         assert torch.equal(found.ids, whole(probe, batch_size=10).ids)
 
     def test_random_transforms_in_workers_repeat(self) -> None:
-        probe = ProbeSet.from_dataset(Augmented(), per_class=3)
+        with pytest.warns(GeomonitorWarning, match="other items each time"):
+            probe = ProbeSet.from_dataset(Augmented(), per_class=3)
         assert torch.equal(whole(probe, num_workers=1).inputs, whole(probe, num_workers=1).inputs)
 
     @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"rank": -1}])

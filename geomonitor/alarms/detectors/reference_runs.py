@@ -28,6 +28,7 @@ from geomonitor.alarms.verdict import Direction
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
 from geomonitor.history.runs import read_side_file
+from geomonitor.measure.protocol import differences
 
 _LEAST_RUNS = 3
 _POOLED = 3
@@ -95,8 +96,7 @@ class ReferenceRuns(LevelDetector):
             InputError: what differs.
         """
         for theirs in self.protocols:
-            changed = [name for name in protocol if theirs and theirs.get(name) != protocol[name]]
-            if changed:
+            if theirs and (changed := differences(protocol, theirs)):
                 raise InputError(
                     f"the reference runs were measured by another protocol; {', '.join(changed)} differ(s). "
                     "Bands hold for the same probe set, layers and settings only."
