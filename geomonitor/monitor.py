@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from geomonitor import _options
-from geomonitor._distributed import rank_and_world_size
+from geomonitor._distributed import Group, Processes
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
@@ -28,8 +28,11 @@ from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
 from geomonitor.history.saved import SavedCheckpoint
+from geomonitor.measure.agreement import Agreement, Setup
 from geomonitor.measure.budget import Budget
+from geomonitor.measure.identity import Identity
 from geomonitor.measure.measurement import ElsewhereError, Plan, change_errors
+from geomonitor.measure.meeting import DifferenceError
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
 from geomonitor.measure.protocol import protocol_of, same_protocol
@@ -62,6 +65,8 @@ class GeometryMonitor:
         max_overhead: seconds of measuring allowed per second of training, such as 0.02. If a measurement costs more,
             :meth:`due` lets only every k-th request pass. None: no limit.
         on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
+        process_group: the processes that measure together, if not all: a ``torch.distributed`` process group that this
+            process is in, or a function that returns it, called once the run has begun.
 
     Raises:
         InputError: an option of the wrong type, range or name, and what to write.
@@ -90,6 +95,7 @@ class GeometryMonitor:
         truth: TransferProbe | None = None,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        process_group: Group = None,
     ) -> None:
         if not isinstance(probe, (ProbeSet, ValidationProbe)):
             raise InputError(f"probe must be a ProbeSet or a ValidationProbe; got {type(probe).__name__}")
@@ -103,11 +109,13 @@ class GeometryMonitor:
         self.pool = pool
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")
-        self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.forward: Forward = call if forward is None else _options.function("forward", forward, "model, inputs")
         self.batch_size = _options.whole("batch_size", batch_size)
         self.on_error: Literal["warn", "raise"] = on_error
-        self.budget = Budget(max_overhead)
+        self.processes = Processes(process_group)
+        self.budget = Budget(max_overhead, self.processes)
+        self._agreement = Agreement(self.processes, self._warn)
+        self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.reset()
 
     def reset(self) -> None:
@@ -119,11 +127,11 @@ class GeometryMonitor:
             """features of the probe by layer, to which the drift is measured; by default of the first measurement"""
         self.snapshots: dict[str, Snapshot] = {}
         """what figures show of the latest measurement, by layer, if they were requested; on rank 0 only"""
-        self.budget = Budget(self.budget.max_overhead)
+        self.budget = Budget(self.budget.max_overhead, self.processes)
+        self._agreement.reset()
         self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
-        self._aliases: tuple[str, ...] = ()  # layers of this run, from its first measurement on
         self._points: str | None = None  # fingerprint of the points of a validation loop
 
     @property
@@ -139,7 +147,28 @@ class GeometryMonitor:
     @property
     def protocol(self) -> dict[str, Any]:
         """All that makes two measurements comparable: only series with the same protocol may be joined."""
-        return protocol_of(self.probe, self.layers, self.pool, self._plan)
+        found = protocol_of(self.probe, self.layers, self.pool, self._plan)
+        return found | (self._agreement.identity.as_protocol() if self._agreement.identity else {})
+
+    def begin(self, model: nn.Module, *, step: int, call: str = "begin") -> None:
+        """Check model and data, and that the processes are set up alike; :meth:`measure` does it before all else.
+
+        Args:
+            model: that will be measured.
+            step: optimiser steps done so far; the same in every process.
+            call: what every process has to call now, for the error.
+
+        Raises:
+            InputError: what is wrong from the start, in all processes alike.
+            MeasurementError: not all processes came; the data, or the settings of a process, have changed since.
+        """
+        settings = {
+            **self.protocol,
+            **{"markers": self.markers, "batch size": self.batch_size, "on_error": self.on_error},
+            **{"max_overhead": self.budget.max_overhead, "panel": self.panel and self.panel.to_dict()},
+        }
+        setup = Setup(self.probe, self.layers, call != "measure", self.batch_size, settings)
+        self._agreement.reach(f"{call}(step={step})", step, model, setup)
 
     def measure(
         self,
@@ -176,7 +205,6 @@ class GeometryMonitor:
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
-        self._aliases = self._aliases or tuple(resolve_layers(model, self.layers))
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
         taken = self._take(model, step, forward or self.forward, validation)
         changes = change_errors(taken.influences, self._influences)
@@ -189,11 +217,13 @@ class GeometryMonitor:
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
         self.history.append([*markers, *known])
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
-        self.judge.warn_of_alarms(self.history, self.last_healthy)
-        shown, how = taken.points if snapshots else {}, self.geometry.as_dict()
+        if self.processes.rank == 0:
+            self.judge.warn_of_alarms(self.history, self.last_healthy)
+        shown, how = taken.points if snapshots and self.processes.rank == 0 else {}, self.geometry.as_dict()
         self.snapshots = take_snapshots(shown, self.probe.classes, self._warn, step=step, epoch=epoch, options=how)
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
-        seconds, overhead = self.budget.record(seconds, training_seconds, device_of(model), self._warn)
+        together = device_of(model) if self._agreement.reached else None
+        seconds, overhead = self.budget.record(seconds, training_seconds, together, self._warn)
         costs = [Record(step, epoch, "", n, v, time=now) for n, v in ((SECONDS, seconds), (OVERHEAD, overhead))]
         self.history.append([*alarms, *costs])
         return [*markers, *alarms, *costs]
@@ -227,7 +257,9 @@ class GeometryMonitor:
         if not isinstance(self.probe, ValidationProbe):
             raise InputError("only a ValidationProbe takes its points from the validation; this monitor has a ProbeSet")
         layers = resolve_layers(model, self.layers)
-        return ValidationPass(model, layers, self.probe, pool=self.pool, dataset_length=dataset_length)
+        return ValidationPass(
+            model, layers, self.probe, pool=self.pool, dataset_length=dataset_length, processes=self.processes
+        )
 
     def open_history(self, path: str | os.PathLike[str]) -> None:
         """Write the history to a file from now on, with protocol and panel beside it, see :meth:`History.open`."""
@@ -273,9 +305,10 @@ class GeometryMonitor:
         self.reset()
         if not same_protocol(self.protocol, state["protocol"], required=not allow_protocol_change):
             return
+        self._agreement.identity = Identity.of(state["protocol"])
         self.history.load_state_dict(state["history"])
         self.references, self._influences = dict(state.get("references", {})), dict(state.get("influences", {}))
-        self._points, self._aliases = state.get("points"), self.history.layers
+        self._points, self._agreement.aliases = state.get("points"), self.history.layers
         if "budget" in state:
             self.budget.load_state_dict(state["budget"])
         self.judge.load_state_dict(state.get("judge"), self.history)
@@ -284,17 +317,21 @@ class GeometryMonitor:
         """Measure; a measurement that fails is NaN throughout, with a warning, unless ``on_error="raise"``."""
         source = self.probe if isinstance(self.probe, ProbeSet) else validation
         assert source is not None  # checked by measure
-        how, known = HowToRun(forward, self.batch_size, self.pool, self.shifts), Known(self.references, self._points)
+        how, agreement = HowToRun(forward, self.batch_size, self.pool, self.shifts), self._agreement
+        known = Known(self.references, self._points, agreement.identity)
         try:
-            taken = take_measurement(model, self.layers, source, self._plan, how=how, known=known, warn=self._warn)
+            self.begin(model, step=step, call="measure")
+            taken = take_measurement(model, self.layers, source, self._plan, how=how, known=known, agreement=agreement)
         except Exception as error:  # a monitor must not end a run; the cause is logged
-            if self.on_error == "raise":
+            if self.on_error == "raise" or (isinstance(error, InputError) and not agreement.reached):
                 raise
-            here = not isinstance(error, ElsewhereError)  # else its own process has logged it
-            if here or rank_and_world_size()[0] == 0:
+            if self.processes.rank == 0 or not isinstance(error, (ElsewhereError, DifferenceError)):
                 what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
                 self._warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
-            return nothing_taken(self._aliases, self._plan, known)
+            return nothing_taken(agreement.aliases, self._plan, known)
         self._latest_points, self._points = taken.latest_points, taken.fingerprint
+        if agreement.identity != taken.identity:  # found at the first measurement
+            agreement.identity = taken.identity
+            self.history.describe(self.protocol, None if self.panel is None else self.panel.to_dict())
         self.references = {**taken.latest_points, **self.references}
         return taken

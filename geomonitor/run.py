@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from geomonitor import _options
-from geomonitor._distributed import rank_and_world_size
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.context import CONTEXT, TrainingContext
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import headline
 from geomonitor.errors import InputError
-from geomonitor.features.capture import resolve_layers
 from geomonitor.history.records import ALARM, Record
 from geomonitor.history.runs import HISTORY_FILE
+from geomonitor.measure.meeting import AbsentError
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
@@ -120,7 +119,12 @@ class MonitoredRun:
         Raises:
             InputError: a layer that does not exist or is ambiguous.
         """
-        resolve_layers(model, self.monitor.layers)  # a layer that does not exist is an error before any training
+        try:
+            self.monitor.begin(model, step=step, call="start")  # what is wrong is an error before any training
+        except AbsentError as error:  # they may be late
+            if self.monitor.on_error == "raise":
+                raise
+            self._warn(str(error), "absent at the start")
         folder = None if directory is None else Path(directory)
         if not self._restored and (step == 0 or folder != self._directory or not len(self.monitor.history)):
             self.monitor.reset()
@@ -128,7 +132,7 @@ class MonitoredRun:
         self._context.resumed, self._restored, self._directory = self._restored, False, folder
         self._steps_seen, self._asked, self._skipped = step, None, False
         self.monitor.budget.start()
-        if folder is not None and rank_and_world_size()[0] == 0:
+        if folder is not None and self.monitor.processes.rank == 0:
             self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
 
     def due_after_epoch(self, epoch: int, *, last: bool = False) -> bool:
@@ -258,7 +262,7 @@ class MonitoredRun:
 
     def finish(self) -> None:
         """End the run; warns if nothing was measured, with the likely reason."""
-        if not self.monitor.history.measurements and self._directory is not None and rank_and_world_size()[0] == 0:
+        if not self.monitor.history.measurements and self._directory is not None and self.monitor.processes.rank == 0:
             by_epoch = f"every_n_epochs={self.every_n_epochs}, and no epoch that counts came to its end"
             why = f"every_n_steps={self.every_n_steps} was never reached" if self.every_n_steps else by_epoch
             self._warn(
@@ -302,7 +306,7 @@ class MonitoredRun:
         return not self._skipped
 
     def _call_on_alarm(self) -> None:
-        for verdict in self.monitor.new_alarms if rank_and_world_size()[0] == 0 else ():
+        for verdict in self.monitor.new_alarms if self.monitor.processes.rank == 0 else ():
             for function in self.on_alarm:
                 try:
                     function(verdict, self.monitor.explain(verdict))

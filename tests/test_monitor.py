@@ -297,6 +297,7 @@ def test_processes_share_the_probe_pass_and_agree(per_class, world_size):
 def _fail_on_one(rank: int) -> list[str]:
     import warnings
 
+    torch.manual_seed(0)
     model = Broken()
     model.broken = rank == 1
     watcher = monitor(on_error="warn")

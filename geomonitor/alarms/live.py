@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from geomonitor._distributed import rank_and_world_size
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.judge import Judge
 from geomonitor.alarms.panel import Panel
@@ -85,10 +84,9 @@ class LiveJudge:
         return records
 
     def warn_of_alarms(self, history: History, healthy: SavedCheckpoint | None = None) -> None:
-        """Warn of the alarms that the latest measurement raised, on rank 0, with what changed at that time."""
-        if rank_and_world_size()[0] == 0:
-            for verdict in self.new_alarms:
-                warnings.warn(explain_in(history, verdict, healthy), GeometryDeclineWarning, stacklevel=3)
+        """Warn of the alarms that the latest measurement raised, with what changed at that time."""
+        for verdict in self.new_alarms:
+            warnings.warn(explain_in(history, verdict, healthy), GeometryDeclineWarning, stacklevel=3)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Panel and states in plain values; None if nothing is judged."""

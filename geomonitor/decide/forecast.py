@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from geomonitor.decide.compare import differences
 from geomonitor.errors import InputError
 from geomonitor.history.runs import Run
+from geomonitor.measure.protocol import differences
 
 FEWEST = 6
 """Runs with truth from which a line is fitted: of six, the nominal 80 % intervals covered 79 % of published runs."""
@@ -146,7 +146,7 @@ def forecast_runs(
         InputError: runs of several protocols; fewer than six runs with truth.
     """
     for run in runs[1:]:
-        if changed := differences(runs[0], run):
+        if changed := differences(runs[0].protocol, run.protocol):
             raise InputError(
                 f"{runs[0].path} and {run.path} were measured by different protocols ({', '.join(changed)}): "
                 "a line through them would mean nothing"

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from geomonitor.decide.compare import differences
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, JUDGED
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKERS
 from geomonitor.markers.transfer import TRUTH
+from geomonitor.measure.protocol import differences
 
 FEWEST = 3
 """Healthy runs that make a band."""
@@ -60,7 +60,7 @@ def compare_many(runs: Sequence[Run], against: Sequence[Run] = ()) -> list[Row]:
     """
     every = [*runs, *against]
     for run in every[1:]:
-        if changed := differences(every[0], run):
+        if changed := differences(every[0].protocol, run.protocol):
             raise InputError(
                 f"{every[0].path} and {run.path} were measured by different protocols ({', '.join(changed)}): their "
                 "values cannot be compared"

@@ -52,6 +52,14 @@ def parameter_states(model: nn.Module) -> list[ParameterState]:
     ]
 
 
+def weights_checksum(model: nn.Module) -> int | None:
+    """Sum of the bits of all parameters, the same in processes that hold the same weights; None if they are sharded."""
+    if sharded(model):
+        return None
+    sums = _numbers([_checksum(parameter) for parameter in model.parameters()])
+    return sum(value * place for place, value in enumerate(sums, 1) if value is not None)
+
+
 def put_back_parameters(states: Sequence[ParameterState]) -> PutBack:
     """Restore flags, gradients and storage. A failure does not stop the others."""
     restored, failed, first = [], [], None

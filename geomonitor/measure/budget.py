@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from geomonitor import _options
-from geomonitor._distributed import largest, rank_and_world_size
+from geomonitor._distributed import ALL_PROCESSES, Processes
 
 CPU = torch.device("cpu")
 RECENT = 3
@@ -26,6 +26,7 @@ class Budget:
 
     Args:
         max_overhead: seconds of measuring per second of training, above 0; None: no limit, all are due.
+        processes: that measure together.
 
     Raises:
         InputError: ``max_overhead`` not positive.
@@ -39,7 +40,8 @@ class Budget:
     (3, [False, False, True])
     """
 
-    def __init__(self, max_overhead: float | None = None) -> None:
+    def __init__(self, max_overhead: float | None = None, processes: Processes = ALL_PROCESSES) -> None:
+        self._processes = processes
         self.max_overhead = None if max_overhead is None else _options.Range(0).number("max_overhead", max_overhead)
         self.every = 1
         """every how many scheduled measurements one is made"""
@@ -76,7 +78,8 @@ class Budget:
             Cost in seconds, and the same as a share of the training time (NaN if that is not known), both of the
             slowest process, so that all decide alike.
         """
-        seconds, training_seconds = largest([seconds, training_seconds if training_seconds > 0 else 0.0], device)
+        known = training_seconds if training_seconds > 0 else 0.0
+        seconds, training_seconds = self._processes.largest([seconds, known], device)
         if self.max_overhead is not None and training_seconds > 0:
             self._costs = [*self._costs, seconds][-RECENT:]
             self._periods = [*self._periods, training_seconds / max(self._timed, 1)][-RECENT:]
@@ -87,18 +90,25 @@ class Budget:
         return seconds, seconds / training_seconds if training_seconds > 0 else math.nan
 
     def record(
-        self, seconds: float, training_seconds: float, device: torch.device, warn: Callable[[str, str], None]
+        self, seconds: float, training_seconds: float, device: torch.device | None, warn: Callable[[str, str], None]
     ) -> tuple[float, float]:
         """As :meth:`spend`, with one warning if a measurement is too expensive to be made every time.
 
         Args:
             seconds: as in :meth:`spend`.
             training_seconds: likewise.
-            device: likewise.
+            device: likewise; None: the processes did not measure together, so the cost is not that of a measurement.
             warn: takes a warning and a key of its cause.
         """
-        seconds, overhead = self.spend(seconds, training_seconds, device)
-        if self.every > 1 and rank_and_world_size()[0] == 0:
+        try:
+            if device is None:
+                raise RuntimeError("not measured together")
+            seconds, overhead = self.spend(seconds, training_seconds, device)
+        except RuntimeError:  # also a process that has died meanwhile, which the training finds out by itself
+            self._waited = 0
+            self.start()
+            return seconds, math.nan
+        if self.every > 1 and self._processes.rank == 0:
             warn(
                 f"a measurement takes {seconds:.2g} s, more than max_overhead={self.max_overhead:.2%} of the "
                 f"training time between two: from now on only every {self.every}-th measurement is made. This "

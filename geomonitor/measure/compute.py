@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor._distributed import rank_and_world_size
+from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.features.outputs import Head
 from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
@@ -41,6 +41,7 @@ def compute_markers(
     reference: Tensor | None,
     geometry_options: Mapping[str, Any],
     dtype: str = "float32",
+    processes: Processes = ALL_PROCESSES,
 ) -> LayerMarkers:
     """The markers of one layer among ``markers``, and no others.
 
@@ -52,6 +53,7 @@ def compute_markers(
         reference: ``(Q, K)`` features of the same points, to which the drift is measured.
         geometry_options: of :func:`geomonitor.manifold_geometry`.
         dtype: in which the layer computed; float32 is the finest that counts.
+        processes: which share the work.
 
     Raises:
         InputError: as the functions of the markers.
@@ -68,7 +70,7 @@ def compute_markers(
     values |= dict.fromkeys(hidden, (math.nan, math.nan))
     if not set(markers) & set(Measures._fields):
         return LayerMarkers(values, None, hidden)
-    ranks = ProcessGroup() if rank_and_world_size()[1] > 1 else None
+    ranks = ProcessGroup(processes.group) if processes.size > 1 else None
     half = getattr(torch, dtype) if dtype in ("bfloat16", "float16") else features.dtype  # pooled rows are float32
     geometry = manifold_geometry(features.to(half), classes, ranks=ranks, **geometry_options)
     for name, value, error in zip(Measures._fields, geometry.measures, geometry.standard_error, strict=True):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor._distributed import all_processes
+from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
@@ -63,6 +63,7 @@ class Measurement:
         references: features to which the drift is measured, by layer.
         device: of the model.
         warn: warns the user: takes the message and a key of its cause, the same key for the same cause.
+        processes: that measure together.
     """
 
     def __init__(
@@ -72,8 +73,11 @@ class Measurement:
         references: Mapping[str, Tensor],
         device: torch.device,
         warn: Callable[[str, str], None],
+        *,
+        processes: Processes = ALL_PROCESSES,
     ) -> None:
         self.plan = plan
+        self.processes = processes
         self.device = device
         self.warn = warn
         self.points: dict[str, tuple[Tensor, Tensor]] = {}
@@ -84,12 +88,14 @@ class Measurement:
         """``(T, 10)`` by layer: what each direction adds to the errors of the geometry, after :meth:`compute`"""
         self.dtypes: dict[str, str] = {}
         """dtype in which each layer computed"""
+        self.batch_matters = False
+        """whether the features of a point depend on the others of its batch, if that was looked at"""
         self._where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._heads = heads
         self._references = references
         self._classes = torch.tensor(plan.classes)
-        self._features = PointBuffer(self._where)
-        self._logits = PointBuffer(self._where)
+        self._features = PointBuffer(self._where, processes)
+        self._logits = PointBuffer(self._where, processes)
         self._logits_found = self._needs_logits
 
     def update(self, features: Mapping[str, Tensor], outputs: Mapping[str, Any], labels: Tensor, ids: Tensor) -> None:
@@ -129,7 +135,7 @@ class Measurement:
             collect()
         except Exception as error:  # noqa: BLE001 - the other processes must know of it first
             failure = error
-        if not all_processes(failure is None, self.device):
+        if not self.processes.all(failure is None, self.device):
             raise failure or ElsewhereError("the probe pass failed in another process")
         return self.compute()
 
@@ -139,7 +145,7 @@ class Measurement:
         A layer in which a class keeps fewer than two finite points has NaN markers; the other layers are measured.
         """
         # All or none: a process that gathers would wait for one that does not.
-        logits_found = self._needs_logits and all_processes(self._logits_found, self.device)
+        logits_found = self._needs_logits and self.processes.all(self._logits_found, self.device)
         logits = self._logits.gather().rows if logits_found else {}
         features = self._features.gather()
         seen = torch.bincount(features.classes, minlength=len(self.plan.classes)).tolist()
@@ -172,6 +178,7 @@ class Measurement:
             reference=reference,
             geometry_options=self.plan.geometry.as_dict(),
             dtype=self.dtypes.get(layer, "float32"),
+            processes=self.processes,
         )
         if markers.hidden:
             self.warn(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from geomonitor import _options
-from geomonitor._distributed import gathered, rank_and_world_size
+from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Features, Pool, captured
 from geomonitor.features.layers import Layer, linear_paths, plain_modules
@@ -110,6 +110,7 @@ class ValidationPass:
         pool: see :func:`geomonitor.features.capture.captured`.
         dataset_length: items of the validation set, if their number is known and they are read in order: what a
             distributed sampler repeats at the end to make its parts even counts once.
+        processes: that validate and measure together.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class ValidationPass:
         *,
         pool: Pool = "auto",
         dataset_length: int | None = None,
+        processes: Processes = ALL_PROCESSES,
     ) -> None:
         self._model = model
+        self._processes = processes
         self._probe = probe
         self._pool = pool
         self._length = dataset_length
@@ -200,7 +203,9 @@ class ValidationPass:
             Exception: an error while collecting in this process; other processes go on to the measurement's own check.
         """
         held = self._reservoir
-        parts = gathered(None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths))
+        parts = self._processes.gathered(
+            None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths)
+        )
         if self.failure is not None:
             raise self.failure
         found = [part for part in parts if part is not None]
@@ -219,8 +224,7 @@ class ValidationPass:
                 "ValidationProbe(ids=...) names of the points that do not change."
             )
         filled = torch.nonzero(merged.priorities != EMPTY)
-        rank, world_size = rank_and_world_size()
-        mine = torch.arange(len(filled))[rank::world_size]
+        mine = torch.arange(len(filled))[self._processes.rank :: self._processes.size]
         classes, slots = filled[mine].unbind(1)
         columns = torch.split(merged.features[classes, slots], list(widths.values()), dim=1)
         rows = dict(zip(widths, columns, strict=True))
@@ -254,8 +258,7 @@ class ValidationPass:
 
     def _positions(self, points: int) -> Tensor:
         """Places of the next points in the validation set, which processes read dealt out one point each."""
-        rank, world_size = rank_and_world_size()
-        places = (self._seen + torch.arange(points)) * world_size + rank
+        places = (self._seen + torch.arange(points)) * self._processes.size + self._processes.rank
         return places if self._length is None else places % self._length
 
 

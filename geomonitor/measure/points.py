@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor._distributed import gathered, rank_and_world_size
+from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import InputError
 from geomonitor.markers.inputs import require_matrix
 from geomonitor.probe.reservoir import priority
@@ -31,6 +31,7 @@ class PointBuffer:
 
     Args:
         device: of the gathered rows.
+        processes: that measure together.
 
     >>> buffer = PointBuffer(torch.device("cpu"))
     >>> buffer.add({"layer": torch.eye(2)}, classes=torch.tensor([1, 0]), ids=torch.tensor([4, 7]))
@@ -40,8 +41,9 @@ class PointBuffer:
             [1., 0.]])
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, processes: Processes = ALL_PROCESSES) -> None:
         self._device = device
+        self._processes = processes
         self._rows: dict[str, list[Tensor]] = {}
         self._classes: list[Tensor] = []
         self._ids: list[Tensor] = []
@@ -79,9 +81,9 @@ class PointBuffer:
             _joined(self._classes),
             _joined(self._ids),
         )
-        if rank_and_world_size()[1] > 1:
+        if self._processes.size > 1:
             mine = ({name: rows.cpu() for name, rows in mine[0].items()}, *mine[1:])
-        parts = [part for part in gathered(mine) if len(part[1])]
+        parts = [part for part in self._processes.gathered(mine) if len(part[1])]
         if not parts:
             return GatheredPoints({}, torch.zeros(0, dtype=torch.int64))
         classes, ids = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomonitor._distributed import rank_and_world_size
 from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError, MeasurementError
-from geomonitor.features.capture import Layer, Pool, captured
+from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
 from geomonitor.markers.names import marker_names
+from geomonitor.measure.identity import depends_on_batch
 from geomonitor.measure.measurement import Measurement
-from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
 from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
 Forward = Callable[[nn.Module, Any], Any]
+ALONE = 2
+"""Points of the first batch that also run without the others; a single one is more than some models can do."""
 _INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -33,6 +35,7 @@ def probe_pass(
     batch_size: int,
     pool: Pool,
     shifts: Mapping[str, Shift | None],
+    compare_batches: bool = False,
 ) -> None:
     """Run this process's part of the probe set through the model into the measurement.
 
@@ -45,20 +48,41 @@ def probe_pass(
         batch_size: points in one forward pass.
         pool: see :func:`geomonitor.features.capture.captured`.
         shifts: input shifts by name, each one more forward pass.
+        compare_batches: also run two points of the first batch alone, to see whether the features of a point depend
+            on the others: ``measurement.batch_matters``.
     """
     device, dtype = device_of(model), dtype_of(model)
-    rank, world_size = rank_and_world_size()
+    first: tuple[Tensor, Mapping[str, Tensor]] | None = None
+
+    def run(batch: ProbeBatch) -> tuple[Features, Any, Any]:
+        inputs = to_device(batch.inputs, device)
+        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        with captured(model, layers, pool=pool, mask=mask) as features:
+            return features, forward(model, to_dtype(inputs, dtype)), inputs
+
+    processes = measurement.processes
     with undisturbed(model, measurement.warn):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
-        for batch in probe.loader(batch_size, rank=rank, world_size=world_size, lockstep=True):
-            inputs = to_device(batch.inputs, device)
-            mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-            with captured(model, layers, pool=pool, mask=mask) as features:
-                outputs = {"": forward(model, to_dtype(inputs, dtype))}
+        for batch in probe.loader(batch_size, rank=processes.rank, world_size=processes.size, lockstep=True):
+            features, output, inputs = run(batch)
+            outputs, first = {"": output}, first or (batch.ids, features)
             measurement.dtypes |= features.dtypes
             for name, shift in shifts.items():
                 outputs[name] = forward(model, to_dtype(shifted(name, shift, inputs, batch.ids), dtype))
             measurement.update(features, outputs, batch.labels, batch.ids)
+        if compare_batches and first is not None:  # in lockstep: also a process that has only borrowed inputs
+            try:
+                fewer = run(probe.batch_of(_others(first[0], len(probe))))[0]
+                measurement.batch_matters = bool(len(first[0])) and depends_on_batch(first[1], fewer)
+            except Exception:  # noqa: BLE001 - of a model that takes this batch size alone
+                measurement.batch_matters = True
+
+
+def _others(ids: Tensor, points: int) -> Tensor:
+    """The first two points of a batch: few, so that what depends on the batch shows; of a smaller one, one more."""
+    if not len(ids) or len(ids) > ALONE:
+        return ids[:ALONE]
+    return torch.cat([ids, (ids[-1:] + 1) % points])
 
 
 def markers_and_shifts(

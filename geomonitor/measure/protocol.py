@@ -53,6 +53,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in names if one.get(name, _DEFAULTS.get(name)) != other.get(name, _DEFAULTS.get(name))]
 
 
+def explained(name: str) -> str:
+    """The name of a setting, with a word on what it means if it differs."""
+    return "content (other data under the same indices)" if name == "content" else name
+
+
 def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required: bool) -> bool:
     """Whether two series may be joined.
 
@@ -67,8 +72,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     changed = differences(now, saved)
     if changed and required:
         found = "; ".join(
-            f"{_EXPLAINED if name == 'content' else name}: {saved.get(name, _DEFAULTS.get(name))} -> {now.get(name)}"
-            for name in changed
+            f"{explained(name)}: {saved.get(name, _DEFAULTS.get(name))} -> {now.get(name)}" for name in changed
         )
         old = {name: saved.get(name, value) for name, value in _DEFAULTS.items() if name in changed}
         how = f" (geometry={old})" if old else ""
@@ -79,8 +83,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("content",)
-"""Settings that older versions, and some probe sets, do not have."""
-_EXPLAINED = "content (other data under the same indices)"
+KNOWN_LATER = ("content", "dtypes", "batch_size")
+"""What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

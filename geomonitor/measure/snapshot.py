@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor._distributed import rank_and_world_size
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.glue.draws import Dichotomies, given_or_drawn_dichotomies, given_or_drawn_directions
@@ -145,7 +144,7 @@ def take_snapshots(
     epoch: int | None,
     options: Mapping[str, Any],
 ) -> dict[str, Snapshot]:
-    """Snapshots of several layers, on rank 0 only; a layer for which it fails is left out, with a warning.
+    """Snapshots of several layers; a layer for which it fails is left out, with a warning.
 
     Args:
         points: points ``(Q, N)`` and class numbers ``(Q,)`` by layer, of all processes.
@@ -157,7 +156,7 @@ def take_snapshots(
     """
     own = {name: options[name] for name in ("directions", "dichotomies", "seed")}
     shots: dict[str, Snapshot] = {}
-    for layer, (features, labels) in points.items() if rank_and_world_size()[0] == 0 else ():
+    for layer, (features, labels) in points.items():
         try:
             shot = take_snapshot(features, labels, layer=layer, step=step, epoch=epoch, **own)
             shots[layer] = shot._replace(classes=tuple(classes[c] for c in shot.classes))

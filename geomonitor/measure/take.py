@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from geomonitor._distributed import all_processes
 from geomonitor._random import preserved_rng
 from geomonitor.features.capture import Pool, resolve_layers
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
+from geomonitor.measure.agreement import Agreement
+from geomonitor.measure.identity import Identity, agreed, points_at_once
 from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
@@ -35,8 +35,8 @@ class Taken(NamedTuple):
     """points ``(Q, N)`` and classes ``(Q,)`` by layer, if they were held"""
     fingerprint: str | None
     """of the points that a validation loop gave"""
-    dtypes: dict[str, str]
-    """dtype in which each layer computed, such as ``"float32"``"""
+    identity: Identity | None
+    """what later measurements have to share; None if nothing was measured"""
 
 
 class Known(NamedTuple):
@@ -46,6 +46,8 @@ class Known(NamedTuple):
     """features to which the drift is measured, by layer"""
     fingerprint: str | None
     """of the points that a validation loop gave"""
+    identity: Identity | None
+    """what measurements have to share"""
 
 
 class HowToRun(NamedTuple):
@@ -66,7 +68,7 @@ def take_measurement(
     *,
     how: HowToRun,
     known: Known,
-    warn: Callable[[str, str], None],
+    agreement: Agreement,
 ) -> Taken:
     """Measure a model; every process makes the same calls, whatever happens in it.
 
@@ -79,27 +81,34 @@ def take_measurement(
         plan: what to measure.
         how: how the probe set is run.
         known: what earlier measurements left.
-        warn: takes a warning and a key of its cause.
+        agreement: of the processes, which has been reached.
 
     Raises:
         Exception: what failed in this process.
         ElsewhereError: it failed in another one.
     """
-    device = device_of(model)
+    device, processes, warn = device_of(model), agreement.processes, agreement.warn
     failure: Exception | None = None
     try:
         found = resolve_layers(model, layers)
         with undisturbed(model, warn):  # reading a parametrised weight runs code of the model
             heads = {alias: head_of(model, layer, plan.classes) for alias, layer in found.items()}
-        measurement = Measurement(plan, heads, known.references, device, warn)
+        measurement = Measurement(plan, heads, known.references, device, warn, processes=processes)
     except Exception as error:  # noqa: BLE001 - raised below, once the other processes know
         failure = error
-    if not all_processes(failure is None, device):
+    if not processes.all(failure is None, device):
         raise failure or ElsewhereError("the measurement could not begin in another process")
-    if isinstance(source, ValidationPass):
-        values = measurement.compute_after(lambda: source.add_to(measurement, known=known.fingerprint))
-    else:
-        values = measurement.compute_after(partial(probe_pass, model, found, source, measurement, **how._asdict()))
+
+    def collect() -> None:
+        if isinstance(source, ValidationPass):
+            source.add_to(measurement, known=known.fingerprint)
+        else:
+            options = how._asdict() | {"compare_batches": not agreement.complete}
+            probe_pass(model, found, source, measurement, **options)
+        if known.identity is not None:
+            known.identity.require_dtypes(measurement.dtypes)
+
+    values = measurement.compute_after(collect)
     influences = measurement.influences
     if plan.truth is not None:
         truth = measure_truth(
@@ -108,17 +117,21 @@ def take_measurement(
         )  # fmt: skip
         values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
         influences = {**influences, **truth.influences}
+    identity = known.identity
+    if not agreement.complete:
+        at_once = points_at_once(source, how.batch_size, processes.size) if isinstance(source, ProbeSet) else 0
+        identity = agreed(processes, measurement.dtypes, measurement.batch_matters, at_once)
     return Taken(
         values,
         measurement.latest_points,
         influences,
         measurement.points,
         source.points if isinstance(source, ValidationPass) else None,
-        measurement.dtypes,
+        identity,
     )
 
 
 def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known) -> Taken:
     """NaN throughout, in the place of a measurement that failed."""
     undefined = dict.fromkeys(plan.names, (math.nan, math.nan))
-    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, {})
+    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, known.identity)

@@ -73,8 +73,9 @@ class ProbeSet:
             classes: the labels to take, or how many (chosen by seed); None: all, or 20 if there are more.
             seed: 0 or a positive integer.
             train: the training dataset, its ``DataLoader``, or its indices into the dataset at the bottom of
-                ``dataset``: no probe point may be in it. Recognised are parts of one dataset object, of two
-                objects with equal ``data`` or ``samples``, and of one tensor; not copies of the content.
+                ``dataset``: no probe point may be in it. Recognised are parts of one dataset object; equal rows of
+                ``tensors`` or ``data`` in memory; equal paths in ``samples``; equal items of two lists, or of two
+                datasets of one class with the same transforms. What cannot be compared is refused.
             allow_fewer: if a class has fewer than ``per_class`` points, lower M for all classes.
             label_key: field or position of the label in an item, if it is not the usual one.
             collate_fn: makes a batch of items; by default that of the ``DataLoader``, or torch's own.
@@ -84,7 +85,8 @@ class ProbeSet:
 
         Raises:
             InputError: not a map-style dataset; labels missing or not integers; fewer than two classes; an
-                unknown class; too few points in a class; points that are in ``train``.
+                unknown class; too few points in a class; points that are in ``train``, or a ``train`` that cannot
+                be compared.
 
         Warns:
             GeomonitorWarning: when only 20 classes were taken, or M was lowered; when items are other ones each time
@@ -109,11 +111,12 @@ class ProbeSet:
             collate_fn = dataset.collate_fn
         dataset = map_style(dataset)
         labels = labels_of(dataset, label_key)
-        sources, rows = origins(dataset)
+        rows = origins(dataset).rows
         choice = choose(labels, rows, asked, per_class, seed=seed, allow_fewer=allow_fewer)
         indices = choice.indices
         if train is not None:
-            _refuse_overlap(Origins(sources, rows[indices]), indices, train)
+            found = origins(dataset, search=True)
+            _refuse_overlap(Origins(found.sources, found.rows[indices]), indices, train)
         probe = cls(
             dataset=dataset,
             indices=torch.from_numpy(indices),
@@ -125,8 +128,8 @@ class ProbeSet:
             label_key=label_key,
             collate_fn=collate_fn,
         )
-        found = content_of(probe._checked_items, probe._checked_indices(), type(dataset).__name__)
-        return replace(probe, content=found)
+        content = content_of(probe._checked_items, probe._checked_indices(), type(dataset).__name__)
+        return replace(probe, content=content)
 
     def check_content(self) -> None:
         """Read the few points of ``content`` again; nothing to do if that is None.
@@ -181,6 +184,10 @@ class ProbeSet:
             found = f"{batch_size}, {rank} and {world_size}"
             raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
         return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
+
+    def batch_of(self, ids: Tensor) -> ProbeBatch:
+        """Some points, by their ids, as one batch; without ids a borrowed input."""
+        return next(self._batches([ids], 0))
 
     def _checked_indices(self) -> list[int]:
         order = torch.argsort(priority(torch.arange(len(self)), self.seed), stable=True)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from torch.utils.data import Subset
 
 from geomonitor.errors import InputError
 from geomonitor.probe.datasets import LabelKey
-from geomonitor.probe.held_out import origins, overlap, same_source
+from geomonitor.probe.held_out import origins, overlap
 from geomonitor.probe.probe_set import ProbeSet
 
 FEWEST_POINTS = 10
@@ -99,10 +101,20 @@ class TransferProbe:
 def _is_one_dataset(one: Any, other: Any) -> bool:
     """Whether labels of both have one meaning: one object, equal data, or one tensor."""
     tensors = [getattr(each, "tensors", None) for each in (one, other)]
-    if one is other or not all(tensors):
-        return same_source(one, other)
+    if one is other:
+        return True
+    if not all(tensors):
+        return type(one) is type(other) and len(one) == len(other) and _same_data(one, other)
     first, second = (each[0] for each in tensors if each)
     return bool(first.data_ptr() == second.data_ptr() and first.shape == second.shape)
+
+
+def _same_data(one: Any, other: Any) -> bool:
+    """Whether two datasets of one class and length hold the same array, or list the same files."""
+    data, samples = getattr(one, "data", None), getattr(one, "samples", None)
+    if isinstance(data, (Tensor, np.ndarray)):
+        return bool(np.array_equal(np.asarray(data), np.asarray(other.data)))
+    return isinstance(samples, list) and samples == other.samples
 
 
 def checked_truth(truth: Any, probe: Any) -> TransferProbe | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from geomonitor._distributed import Group
 from geomonitor.alarms.panel import Panel
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
@@ -61,12 +62,13 @@ class GeometryHooks:
         truth: TransferProbe | None = None,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        process_group: Group = None,
     ) -> None:
         super().__init__()
         given = {
             "layers": layers, "markers": markers, "panel": panel, "geometry": geometry, "pool": pool,
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
-            "max_overhead": max_overhead, "on_error": on_error,
+            "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
         }  # fmt: skip
         if isinstance(probe, GeometryMonitor):
             defaults = {p.name: p.default for p in inspect.signature(GeometryMonitor).parameters.values()}

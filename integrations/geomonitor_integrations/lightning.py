@@ -57,6 +57,7 @@ class GeometryCallback(GeometryHooks, Callback):
         truth: a ``TransferProbe``: labelled points of new classes, on which transfer is measured beside the markers.
         max_overhead: seconds of measuring allowed per second of training.
         on_error: ``"warn"`` or ``"raise"``.
+        process_group: a function that returns the group of the processes that measure together, if not all.
 
     Raises:
         InputError: an option that does not make sense, a Trainer of another namespace.

@@ -104,6 +104,9 @@ def test_a_monitor_takes_snapshots_of_its_own_points_where_asked():
     monitor = gm.GeometryMonitor(probe, markers=["participation_ratio"], panel=gm.Panel(["participation_ratio"]))
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
+    monitor.measure(model, step=0)  # also runs two points alone: do features depend on the batch?
+    assert len(passes) == 2
+    passes.clear()
     monitor.measure(model, step=1)
     assert monitor.snapshots == {}
     alone = len(passes)
