@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from geomonitor import _options
 from geomonitor._distributed import Group, Processes
-from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Verdict
@@ -31,8 +31,7 @@ from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.measure.agreement import Agreement, Setup
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.identity import Identity
-from geomonitor.measure.measurement import ElsewhereError, Plan, change_errors
-from geomonitor.measure.meeting import DifferenceError
+from geomonitor.measure.measurement import Plan, change_errors
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
 from geomonitor.measure.protocol import protocol_of, same_protocol
@@ -147,7 +146,8 @@ class GeometryMonitor:
     @property
     def protocol(self) -> dict[str, Any]:
         """All that makes two measurements comparable: only series with the same protocol may be joined."""
-        found = protocol_of(self.probe, self.layers, self.pool, self._plan)
+        forward = None if self.forward is call else self.forward
+        found = protocol_of(self.probe, self.layers, self.pool, self._plan, forward=forward)
         return found | (self._agreement.identity.as_protocol() if self._agreement.identity else {})
 
     def begin(self, model: nn.Module, *, step: int, call: str = "begin") -> None:
@@ -325,9 +325,7 @@ class GeometryMonitor:
         except Exception as error:  # a monitor must not end a run; the cause is logged
             if self.on_error == "raise" or (isinstance(error, InputError) and not agreement.reached):
                 raise
-            if self.processes.rank == 0 or not isinstance(error, (ElsewhereError, DifferenceError)):
-                what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
-                self._warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
+            agreement.report(error, step)
             return nothing_taken(agreement.aliases, self._plan, known)
         self._latest_points, self._points = taken.latest_points, taken.fingerprint
         if agreement.identity != taken.identity:  # found at the first measurement

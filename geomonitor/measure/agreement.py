@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from geomonitor._distributed import Processes
+from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Layers, resolve_layers
 from geomonitor.features.watched import weights_checksum
 from geomonitor.measure.identity import Identity, points_at_once
+from geomonitor.measure.measurement import ElsewhereError
 from geomonitor.measure.meeting import DifferenceError, Meeting
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
@@ -36,10 +38,10 @@ class Agreement:
 
     Args:
         processes: that measure together.
-        warn: takes a warning and a key of its cause.
+        warn: warns of each cause once.
     """
 
-    def __init__(self, processes: Processes, warn: Callable[[str, str], None]) -> None:
+    def __init__(self, processes: Processes, warn: WarnOnce) -> None:
         self.processes = processes
         self.identity: Identity | None = None
         """of the series, from its first measurement on"""
@@ -95,6 +97,17 @@ class Agreement:
                 "weights differ",
             )
         self._met = self.reached = True
+
+    def report(self, error: Exception, step: int) -> None:
+        """Warn of a measurement that failed; of a cause in another process, that one, or the first one, warns.
+
+        Args:
+            error: of this process.
+            step: of the measurement.
+        """
+        if self.processes.rank == 0 or not isinstance(error, (ElsewhereError, DifferenceError)):
+            what = f"the geometry could not be measured at step {step}; its values are NaN, training goes on"
+            self.warn.of_failure(f"{what}. {type(error).__name__}: {error}", cause_of(error))
 
     def _check(self, model: nn.Module, setup: Setup) -> None:
         """Raise what keeps this process from measuring."""

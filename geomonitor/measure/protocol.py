@@ -14,7 +14,12 @@ from geomonitor.probe.probe_set import ProbeSet
 
 
 def protocol_of(
-    probe: ProbeSet | ValidationProbe, layers: str | Sequence[str] | Mapping[str, str], pool: Pool, plan: Plan
+    probe: ProbeSet | ValidationProbe,
+    layers: str | Sequence[str] | Mapping[str, str],
+    pool: Pool,
+    plan: Plan,
+    *,
+    forward: object = None,
 ) -> dict[str, Any]:
     """The protocol in plain Python, as it stands in checkpoints and side files.
 
@@ -23,6 +28,7 @@ def protocol_of(
         layers: from which features are taken.
         pool: how they become one row a point.
         plan: what is measured: the geometry's own protocol, input shifts, the transfer probe.
+        forward: runs the model; None: as it is usually called.
     """
     named: Any = layers
     if not isinstance(layers, str):
@@ -35,6 +41,7 @@ def protocol_of(
         "per_class": int(probe.per_class),
         "layers": named,
         "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", "custom"),
+        "forward": "model(inputs)" if forward is None else getattr(forward, "__qualname__", type(forward).__qualname__),
         **plan.geometry.as_dict(),
         **({"shifts": shifts} if shifts else {}),
         **({} if plan.truth is None else {"truth": plan.truth.fingerprint}),
@@ -83,7 +90,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("content", "dtypes", "batch_size")
+KNOWN_LATER = ("content", "forward", "dtypes", "batch_size")
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()
