@@ -215,4 +215,6 @@ def _as_labels(values: Any) -> Indices:
     kind = array.dtype.kind
     if not (array.size == 0 or kind in "iub" or (kind == "f" and np.array_equal(array, np.round(array)))):
         raise InputError(f"expected integer class labels, found {array.dtype} such as {array[0]!r}")
+    if kind in "uf" and array.size and array.max() >= 2.0**63:
+        raise InputError(f"expected class labels below 2**63, found {array.max()}")
     return array.astype(np.int64)

@@ -224,3 +224,9 @@ class TestMapStyle:
         for data in (Stream(), DataLoader(Stream()), iter([(0, 1)]), 3):
             with pytest.raises(InputError, match=r"map-style.*islice"):
                 map_style(data)
+
+
+@pytest.mark.parametrize("labels", [np.array([2**63, 1], dtype=np.uint64), np.array([1e19, 1.0])])
+def test_labels_beyond_int64_are_refused(labels):
+    with pytest.raises(InputError, match="below 2"):
+        labels_of([(0.0, label) for label in labels])
