@@ -13,6 +13,8 @@ import geomonitor_integrations
 PACKAGES = [Path(package.__file__).parent for package in (geomonitor, geomonitor_integrations)]
 FILES = sorted(file for package in PACKAGES for file in package.rglob("*.py"))
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess"}
+CHILD = "apart.py"
+"""The one file that takes objects from another process: from a child that it has forked itself, through a pipe."""
 UNSAFE_CALLS = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
     "yaml.full_load", "pandas.read_pickle", "pd.read_pickle", "np.load", "numpy.load", "torch.hub.load",
@@ -34,6 +36,11 @@ def unsafe(source: str) -> list[str]:
             if name in UNSAFE_CALLS or (name == "torch.load" and options.get("weights_only") != "True"):
                 found.append(ast.unparse(node))
     return found
+
+
+def test_only_objects_of_a_child_process_are_taken():
+    taking = [file.name for file in FILES if "from multiprocessing" in file.read_text(encoding="utf-8")]
+    assert taking == [CHILD]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.name}")

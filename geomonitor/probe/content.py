@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomonitor._random import preserved_rng
 from geomonitor.errors import GeomonitorWarning, InputError
 
 DEEPEST = 20
@@ -45,11 +44,11 @@ def digest(item: Any) -> str:
     return _digest(item, 0).hex()[:16]
 
 
-def content_of(read: Callable[[], list[Any]], indices: Sequence[int], name: str) -> str | None:
+def content_of(read: Callable[[int], list[str]], indices: Sequence[int], name: str) -> str | None:
     """Fingerprint of a few items of a dataset, which are read twice.
 
     Args:
-        read: gives the items, read anew.
+        read: reads the items so many times in a row, each time anew, and gives the digests of all.
         indices: of these items.
         name: of the dataset, for the warning.
 
@@ -60,8 +59,8 @@ def content_of(read: Callable[[], list[Any]], indices: Sequence[int], name: str)
         GeomonitorWarning: of None, and why.
     """
     try:
-        with preserved_rng():  # one block: the second time, other random numbers are drawn than the first time
-            first, second = ([digest(item) for item in read()] for _ in range(2))
+        both = read(2)  # at once: the second time, other random numbers are drawn than the first time
+        first, second = both[: len(indices)], both[len(indices) :]
     except UnknownContentError as error:
         warnings.warn(f"whether the data stay the same is not checked: {error}", GeomonitorWarning, stacklevel=4)
         return None
@@ -77,10 +76,9 @@ def content_of(read: Callable[[], list[Any]], indices: Sequence[int], name: str)
     return None if differ else _joined(first)
 
 
-def content_now(read: Callable[[], list[Any]]) -> str:
-    """The fingerprint of :func:`content_of` again; random streams start where they did then."""
-    with preserved_rng():
-        return _joined(digest(item) for item in read())
+def content_now(read: Callable[[int], list[str]]) -> str:
+    """The fingerprint of :func:`content_of` again."""
+    return _joined(read(1))
 
 
 def _joined(digests: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
-from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
+from geomonitor.probe.apart import read
 
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 # Attributes in which torchvision-like datasets keep the labels of all items.
@@ -21,6 +22,7 @@ _STORED_IN = ("targets", "labels")
 _WRAPPED_AS = ("dataset", "subset")
 # Stored labels are compared with this many loaded items, of different classes, before they are used.
 _CHECKED_ITEMS = 32
+_ITEMS_AT_ONCE = 256
 
 Indices = NDArray[np.int64]
 LabelKey = str | int | None
@@ -104,7 +106,8 @@ def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
     """Labels of all items.
 
     Taken from ``targets``, ``labels``, ``tensors`` or a column, through subsets and wrappers, if they agree
-    with a few loaded items; otherwise every item is loaded once.
+    with a few loaded items; otherwise every item is loaded once. All of it outside of this process, see
+    :func:`geomonitor.probe.apart.read_apart`, unless the dataset is in memory.
 
     Args:
         dataset: map-style.
@@ -120,10 +123,17 @@ def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
         >>> labels_of([("a", 4), ("b", 7)])
         array([4, 7])
     """
+    return np.concatenate(list(read(partial(_read_labels, label_key=label_key), dataset)))
+
+
+def _read_labels(dataset: Any, label_key: LabelKey) -> Iterator[Indices]:
+    """The labels of all items in one part or several, none of which takes long to read."""
     stored = _stored_labels(dataset, label_key)
     if stored is not None and len(stored) == len(dataset) and _agrees(dataset, stored, label_key):
-        return stored
-    return _loaded_labels(dataset, range(len(dataset)), label_key)
+        yield stored
+        return
+    for start in range(0, max(len(dataset), 1), _ITEMS_AT_ONCE):
+        yield _loaded_labels(dataset, range(start, min(start + _ITEMS_AT_ONCE, len(dataset))), label_key)
 
 
 def _stored_labels(dataset: Any, label_key: LabelKey) -> Indices | None:
@@ -187,16 +197,14 @@ class _NoLabelError(InputError):
 
 def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
     found = []
-    # Transforms draw random numbers: choosing a probe set must not change the training run that follows.
-    with preserved_rng():
-        for index in indices:
-            label = split_label(dataset[index], label_key)[1]
-            if label is None:
-                raise _NoLabelError(
-                    f"item {index} of {type(dataset).__name__} has no label: expected (x, y), or a mapping "
-                    f"with one of {', '.join(LABEL_NAMES)}; otherwise give its place as label_key"
-                )
-            found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
+    for index in indices:
+        label = split_label(dataset[index], label_key)[1]
+        if label is None:
+            raise _NoLabelError(
+                f"item {index} of {type(dataset).__name__} has no label: expected (x, y), or a mapping "
+                f"with one of {', '.join(LABEL_NAMES)}; otherwise give its place as label_key"
+            )
+        found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
     return _as_labels(found)
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
+from geomonitor.probe.apart import is_in_memory, read
 from geomonitor.probe.choice import SEED, checked_classes, choose
-from geomonitor.probe.content import content_now, content_of
+from geomonitor.probe.content import content_now, content_of, digest
 from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, labels_of, map_style, split_label
+from geomonitor.probe.handles import in_worker
 from geomonitor.probe.held_out import Origins, origins, overlap
+from geomonitor.probe.kept import KeptBatches
 from geomonitor.probe.reservoir import priority
 
 CHECKED_POINTS = 8
@@ -46,6 +50,7 @@ class ProbeSet:
     label_key: LabelKey = None
     collate_fn: Callable[[list[Any]], Any] | None = None
     content: str | None = None  # changes with what a few of the items hold; None: not known, or random
+    _kept: KeptBatches = field(default_factory=KeptBatches, init=False)
 
     @classmethod
     def from_dataset(
@@ -128,7 +133,7 @@ class ProbeSet:
             label_key=label_key,
             collate_fn=collate_fn,
         )
-        content = content_of(probe._checked_items, probe._checked_indices(), type(dataset).__name__)
+        content = content_of(probe._digests, probe._checked_indices(), type(dataset).__name__)
         return replace(probe, content=content)
 
     def check_content(self) -> None:
@@ -137,7 +142,7 @@ class ProbeSet:
         Raises:
             MeasurementError: they hold something else now.
         """
-        if self.content is not None and content_now(self._checked_items) != self.content:
+        if self.content is not None and content_now(self._digests) != self.content:
             raise MeasurementError(
                 f"the data of the probe set have changed since it was made: {type(self.dataset).__name__} gives other "
                 "items under the same indices, and the numbers cannot be compared with those before. Let nothing write "
@@ -193,9 +198,10 @@ class ProbeSet:
         order = torch.argsort(priority(torch.arange(len(self)), self.seed), stable=True)
         return [int(index) for index in self.indices[order[:CHECKED_POINTS]]]
 
-    def _checked_items(self) -> list[Any]:
-        """The items as the dataset gives them."""
-        return [self.dataset[index] for index in self._checked_indices()]
+    def _digests(self, times: int) -> list[str]:
+        """Of the checked items as the dataset gives them, read so many times in a row."""
+        indices = self._checked_indices() * times
+        return list(read(lambda dataset: (digest(dataset[index]) for index in indices), self.dataset))
 
     def _parts(self, batch_size: int, rank: int, world_size: int, lockstep: bool) -> list[Tensor]:
         """Ids by batch, dealt out class after class: a batch of ``B`` points has ``B / P`` of each class, to one point.
@@ -210,17 +216,28 @@ class ProbeSet:
         return [part for part in parts if lockstep or len(part)]
 
     def _batches(self, parts: list[Tensor], num_workers: int) -> Iterator[ProbeBatch]:
+        source = partial(self._inputs, parts=parts, num_workers=num_workers)
+        default = self.collate_fn is None or self.collate_fn is default_collate
+        if num_workers or (default and is_in_memory(self.dataset)):
+            inputs = source(self.dataset)
+        else:
+            inputs = self._kept.inputs(source, self.dataset, tuple(tuple(ids.tolist()) for ids in parts))
+        for ids, batch in zip(parts, inputs, strict=True):
+            yield ProbeBatch(batch, self.labels[ids], ids)
+
+    def _inputs(self, dataset: Any, parts: list[Tensor], num_workers: int = 0) -> Iterator[Any]:
         borrowed = self.indices[:1].tolist()
         loader = DataLoader(
-            self.dataset,
+            dataset,
             batch_sampler=[self.indices[ids].tolist() or borrowed for ids in parts],
             collate_fn=self.collate_fn,
             num_workers=num_workers,
+            worker_init_fn=in_worker,
             # Even without shuffling a DataLoader draws a number, by default from the global stream.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        for ids, batch in zip(parts, loader, strict=True):
-            yield ProbeBatch(split_label(batch, self.label_key)[0], self.labels[ids], ids)
+        for batch in loader:
+            yield split_label(batch, self.label_key)[0]
 
 
 def _refuse_overlap(chosen: Origins, indices: Indices, train: Any) -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from geomonitor.errors import InputError
 from geomonitor.probe.datasets import labels_of, map_style, split_label
+from tests.loads import Loads
 
 LABELS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
@@ -31,7 +32,7 @@ class Counted(Dataset[Any]):
 
     def __init__(self, item: Any = lambda i: (torch.full((2,), float(i)), LABELS[i]), **stored: Any) -> None:
         self.item = item
-        self.loaded: list[int] = []
+        self.loaded = Loads()
         for name, value in stored.items():
             setattr(self, name, value)
 
@@ -60,7 +61,7 @@ class Columns:
     """The part of a Hugging Face dataset that matters here."""
 
     def __init__(self, label: str = "label") -> None:
-        self.rows_loaded = 0
+        self.loaded = Loads()
         self.label = label
         self.column_names = ["text", label]
 
@@ -70,7 +71,7 @@ class Columns:
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, str):
             return {"text": ["a"] * len(LABELS), self.label: LABELS}[key]
-        self.rows_loaded += 1
+        self.loaded.append(key)
         return {"text": "a", self.label: LABELS[key]}
 
 
@@ -101,7 +102,7 @@ class TestStoredLabels:
     def test_columns(self, label: str, key: str | None) -> None:
         dataset = Columns(label)
         assert labels_of(dataset, key).tolist() == LABELS
-        assert dataset.rows_loaded == len(set(LABELS))
+        assert len(dataset.loaded) == len(set(LABELS))
 
     def test_concatenated(self) -> None:
         dataset = ConcatDataset([Counted(targets=LABELS), Subset(Counted(labels=LABELS), [0, 5])])

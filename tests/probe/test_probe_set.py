@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
+from tests.loads import Loads
 
 
 def digits(count: int = 200, classes: int = 4) -> TensorDataset:
@@ -300,7 +301,7 @@ class Fields(Dataset[Any]):
     """Named fields, as language datasets have them."""
 
     def __init__(self) -> None:
-        self.loaded: list[int] = []
+        self.loaded = Loads()
 
     def __len__(self) -> int:
         return 20
