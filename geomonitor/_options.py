@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from torch import Tensor, nn
 
 from geomonitor.errors import InputError
 
@@ -117,6 +120,67 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
+_MOST_SHOWN = 100
+
+
+def instance(name: str, value: Any, kind: type[Any] | tuple[type[Any], ...], expected: str) -> Any:
+    """Something of a kind.
+
+    Raises:
+        InputError: anything else, a class instead of its instance for example.
+
+    >>> instance("labels", [0, 1], list, "a list")
+    [0, 1]
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be {expected}; got {_shown(value)}")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, from text or a path.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise InputError(f"{name} must be a path, such as 'runs/geometry.csv'; got {_shown(value)}")
+    return Path(value)
+
+
+def text(name: str, value: Any) -> str:
+    """Text.
+
+    Raises:
+        InputError: anything else.
+    """
+    return str(instance(name, value, str, "text"))
+
+
+def names(name: str, value: Any, example: str) -> list[str]:
+    """One name or several as a list.
+
+    Raises:
+        InputError: neither.
+
+    >>> names("markers", "nc1", "'nc1'"), names("markers", ("nc1", "rankme"), "'nc1'")
+    (['nc1'], ['nc1', 'rankme'])
+    """
+    if isinstance(value, str):
+        return [value]
+    several = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Tensor, np.ndarray))
+    listed: list[Any] = list(value) if several else [None]
+    if not all(isinstance(each, str) for each in listed):
+        raise InputError(f"{name} must be a name or a list of names, such as {example}; got {_shown(value)}")
+    return listed
+
+
+def _shown(value: Any) -> str:
+    """The ``repr`` of a value on one line, cut off if it is long."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}... ({type(value).__name__})"
+
+
 def function(name: str, value: Any, arguments: str) -> Callable[..., Any]:
     """Something that can be called with as many positional arguments as ``arguments`` names.
 
@@ -127,7 +191,7 @@ def function(name: str, value: Any, arguments: str) -> Callable[..., Any]:
     if not callable(value) or isinstance(value, type):
         raise InputError(f"{wanted}; got {value!r}")
     try:
-        signature = inspect.signature(value)
+        signature = inspect.signature(value.forward if isinstance(value, nn.Module) else value)
     except (TypeError, ValueError):  # some built-in functions have no signature
         return cast(Callable[..., Any], value)
     try:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from geomonitor import _options
@@ -24,6 +25,7 @@ from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool, check_pooling, resolve_layers
+from geomonitor.features.layers import checked_layers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
@@ -99,6 +101,7 @@ class GeometryMonitor:
         if not isinstance(probe, (ProbeSet, ValidationProbe)):
             raise InputError(f"probe must be a ProbeSet or a ValidationProbe; got {type(probe).__name__}")
         _options.one_of("on_error", on_error, ("warn", "raise"))
+        checked_layers(layers)
         self.probe, self.layers = probe, layers
         self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
         self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
@@ -203,6 +206,12 @@ class GeometryMonitor:
         """
         if isinstance(self.probe, ValidationProbe) == (validation is None):
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
+        if forward is not None:
+            _options.function("forward", forward, "model, inputs")
+        snapshots = _options.flag("snapshots", snapshots)
+        context = _options.instance("context", {} if context is None else context, Mapping, "a mapping of numbers")
+        for name, value in context.items():
+            _options.instance(f"context[{name!r}]", value, (int, float, np.number), "a number")
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
@@ -214,7 +223,7 @@ class GeometryMonitor:
             for layer, of_layer in taken.values.items()
             for marker in self._plan.names
         ]
-        known = [Record(step, epoch, "", name, float(value), time=now) for name, value in (context or {}).items()]
+        known = [Record(step, epoch, "", name, float(value), time=now) for name, value in context.items()]
         self.history.append([*markers, *known])
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
         if self.processes.rank == 0:
@@ -267,6 +276,7 @@ class GeometryMonitor:
 
     def explain(self, verdict: Verdict) -> str:
         """The warning in words, with what the history knows of that time."""
+        _options.instance("verdict", verdict, Verdict, "a Verdict, such as one of monitor.verdicts")
         return explain_in(self.history, verdict, self.last_healthy)
 
     def set_reference(self, references: Mapping[str, Tensor] | None = None) -> None:
@@ -275,7 +285,11 @@ class GeometryMonitor:
         Args:
             references: features of the probe by layer, as in ``state_dict()["references"]``; by default the latest.
         """
-        self.references = dict(self._latest_points if references is None else references)
+        given = self._latest_points if references is None else references
+        _options.instance("references", given, Mapping, "a mapping of layers to features (Q, N)")
+        for layer, features in given.items():
+            _options.instance(f"references[{layer!r}]", features, Tensor, "a tensor (Q, N)")
+        self.references = dict(given)
         self._reference_given = True
 
     def state_dict(self, *, history: bool = True) -> dict[str, Any]:
@@ -285,7 +299,7 @@ class GeometryMonitor:
         """
         return {
             "protocol": self.protocol,
-            "history": self.history.state_dict(whole=history),
+            "history": self.history.state_dict(whole=_options.flag("history", history)),
             "judge": self.judge.state_dict(),
             "references": {layer: points.cpu() for layer, points in self.references.items()},
             "budget": self.budget.state_dict(),
@@ -302,8 +316,12 @@ class GeometryMonitor:
         Raises:
             InputError: another protocol: its numbers are never joined with these.
         """
+        allowed = _options.flag("allow_protocol_change", allow_protocol_change)
+        _options.instance("state", state, Mapping, "the state_dict() of a monitor")
+        if not isinstance(state.get("protocol"), Mapping) or "history" not in state:
+            raise InputError(f"state must be the state_dict() of a monitor; got a mapping of {list(state)[:10]}")
         self.reset()
-        if not same_protocol(self.protocol, state["protocol"], required=not allow_protocol_change):
+        if not same_protocol(self.protocol, state["protocol"], required=not allowed):
             return
         self._agreement.identity = Identity.of(state["protocol"])
         self.history.load_state_dict(state["history"])

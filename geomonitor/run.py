@@ -119,13 +119,14 @@ class MonitoredRun:
         Raises:
             InputError: a layer that does not exist or is ambiguous.
         """
+        folder = None if directory is None else _options.path("directory", directory)
+        step = _options.whole("step", step, least=0)
         try:
             self.monitor.begin(model, step=step, call="start")  # what is wrong is an error before any training
         except AbsentError as error:  # they may be late
             if self.monitor.on_error == "raise":
                 raise
             self._warn(str(error), "absent at the start")
-        folder = None if directory is None else Path(directory)
         if not self._restored and (step == 0 or folder != self._directory or not len(self.monitor.history)):
             self.monitor.reset()
             self._last_epoch = self._last_step = None
@@ -142,6 +143,7 @@ class MonitoredRun:
             epoch: from 0.
             last: it is the last one, which the budget does not pass over.
         """
+        epoch = _options.whole("epoch", epoch, least=0)
         if self.every_n_steps is not None or self._last_epoch == epoch:
             return False
         due = epoch % self.every_n_epochs == 0
@@ -153,6 +155,7 @@ class MonitoredRun:
         Args:
             step: optimiser steps done so far; a batch may be several steps, or none (gradient accumulation).
         """
+        step = _options.whole("step", step, least=0)
         every, before, self._steps_seen = self.every_n_steps, self._steps_seen, step
         if every is None or step // every == before // every or step == self._last_step:
             return False
@@ -165,6 +168,7 @@ class MonitoredRun:
             step: optimiser steps done so far.
             epoch: from 0, if there are any.
         """
+        step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
         if step == self._last_step:
             return False
         if self.every_n_steps is not None:
@@ -203,6 +207,7 @@ class MonitoredRun:
         Raises:
             Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
         """
+        step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
         self._last_step, self._last_epoch, self._skipped = step, epoch, False
         context = self._context.collect(optimizers)
         records = self.monitor.measure(
@@ -216,7 +221,7 @@ class MonitoredRun:
 
     def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
         """See :meth:`geomonitor.alarms.context.TrainingContext.look_at_gradients`; to be called before each step."""
-        self._context.look_at_gradients(parameters, step)
+        self._context.look_at_gradients(parameters, _options.whole("step", step, least=0))
 
     def open_validation(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass | None:
         """As :meth:`GeometryMonitor.validation_pass`, but a failure is a warning and gives None, unless it is raised.
@@ -295,6 +300,7 @@ class MonitoredRun:
         Raises:
             InputError: another protocol, unless ``allow_protocol_change``.
         """
+        _options.instance("state", state, Mapping, "the state_dict() of a MonitoredRun")
         self.monitor.load_state_dict(dict(state), allow_protocol_change=self.allow_protocol_change)
         run, self._restored = state.get("run") or {}, True
         self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from geomonitor import _options
 from geomonitor._options import Range
 from geomonitor.alarms.detectors import DETECTORS, AgreeingDrop, DropFromReference, ReferenceRuns, make_detector
 from geomonitor.alarms.verdict import Detector
@@ -149,6 +150,7 @@ class Panel:
         Raises:
             InputError: this is no panel.
         """
+        _options.instance("saved", saved, Mapping, "a mapping with watch, votes and detector")
         try:
             watch, votes, detector = saved["watch"], saved["votes"], saved["detector"]
             made, custom = _detector_from_dict(detector)
@@ -173,7 +175,7 @@ def _names(watch: Any) -> tuple[str, ...]:
 
 
 def _check_detector(detector: Any) -> None:
-    if detector is None or detector == AUTO:
+    if detector is None or (isinstance(detector, str) and detector == AUTO):
         return
     if isinstance(detector, type):
         raise InputError(f"detector is an instance: write {detector.__name__}(), not {detector.__name__}")

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Series
 from geomonitor.history.runs import Run
@@ -62,7 +63,7 @@ def bound(text: str, side: Literal["min", "max"]) -> Bound:
     >>> bound("dimension=90%", "min").number, bound("fc/nc1=0.5", "max").layer
     (0.9, 'fc')
     """
-    parts = _BOUND.fullmatch(text.strip())
+    parts = _BOUND.fullmatch(_options.text("text", text).strip())
     try:
         number = float(parts["number"]) if parts else math.nan
     except ValueError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 from torch.jit._trace import TopLevelTracedModule
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 
 Side = Literal["input", "output"]
@@ -77,6 +78,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
         >>> list(plain_modules(nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))))
         ['', '0']
     """
+    _options.instance("model", model, nn.Module, "a torch.nn.Module")
     modules: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, path: str) -> None:
@@ -101,9 +103,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, Layer]:
     """``resolve_layers`` for a model whose modules are already listed by ``plain_modules``."""
     resolved: dict[str, Layer] = {}
-    names = [layers] if isinstance(layers, str) else layers
-    pairs = names.items() if isinstance(names, Mapping) else [("", name) for name in names]
-    for wanted_alias, name in pairs:
+    for wanted_alias, name in checked_layers(layers):
         layer = name if isinstance(name, Layer) else _parsed(modules, name)
         if layer.path not in modules:
             raise InputError(f"the model has no layer {layer.path!r}. {_nearest(layer.path, modules)}")
@@ -117,6 +117,25 @@ def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, La
     if not resolved:
         raise InputError("no layer given: expected a name such as 'penultimate', a list of names or a mapping")
     return resolved
+
+
+def checked_layers(layers: Any) -> list[tuple[str, Any]]:
+    """Alias, empty if none is given, and layer, of each layer that is requested.
+
+    Raises:
+        InputError: no name, list of names or mapping from aliases to names.
+    """
+    pairs = list(layers.items()) if isinstance(layers, Mapping) else None
+    if pairs is None:
+        several = isinstance(layers, (list, tuple)) and not isinstance(layers, Layer)
+        pairs = [("", name) for name in (layers if several else [layers])]
+    for alias, name in pairs:
+        if not isinstance(alias, str) or not isinstance(name, (str, Layer)):
+            raise InputError(
+                "layers must be a name, a list of names or a mapping of aliases to names, such as 'penultimate', "
+                f"['encoder:output'] or {{'head': 'fc:input'}}; got {name!r}"
+            )
+    return pairs
 
 
 def _refuse_script(layer: Layer, module: nn.Module) -> None:

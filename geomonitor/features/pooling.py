@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.layers import Layer, listed
 
@@ -31,10 +32,13 @@ _TRANSFORMERS = (
 
 def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
     """Refuse an unknown pooling rule, and a mask that leaves a row without tokens."""
-    if not callable(pool) and pool not in get_args(PoolName):
-        raise InputError(f"pool must be one of {', '.join(get_args(PoolName))} or a function, not {pool!r}")
+    if isinstance(pool, str):
+        _options.one_of("pool", pool, get_args(PoolName))
+    else:
+        _options.function("pool", pool, "tensor, mask")
     if mask is None:
         return
+    _options.instance("mask", mask, Tensor, "a tensor (B, L), nonzero at tokens")
     if mask.ndim != 2:
         raise InputError(f"expected a mask (B, L), nonzero at tokens, found shape {tuple(mask.shape)}")
     empty = int((~mask.bool().any(dim=1)).sum().item())

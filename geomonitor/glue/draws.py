@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from geomonitor._options import Range
 from geomonitor.errors import InputError
 
 Dichotomies = Literal["balanced", "random", "one-vs-rest"]
@@ -18,6 +19,11 @@ _STREAMS = 3
 # Keeps the draws apart from features that were made with `torch.manual_seed(seed)` and a small seed: with equal seeds
 # the first directions would be the first features.
 _SALT = 0x6E0D15C0
+SEEDS = Range(0, 2**61, ends="[)", whole=True)
+"""Seeds whose streams all have numbers that a ``torch.Generator`` takes."""
+MOST_DIRECTIONS = 1_000_000
+"""More need more memory than they can be worth: standard errors fall with the root of their number."""
+DIRECTIONS = Range(2, MOST_DIRECTIONS, ends="[]", whole=True)
 # Directions of a protocol that take no more than this are kept for its next measurement.
 _KEPT_BYTES = 2**23
 
@@ -112,8 +118,11 @@ def given_or_drawn_directions(directions: int | Tensor, dimension: int, *, seed:
         count = directions
     else:
         raise InputError(f"directions must be an integer or a tensor, found {type(directions).__name__}.")
-    if count < 2:
-        raise InputError(f"at least 2 directions are needed for a mean and its error, found {count}.")
+    if not 2 <= count <= MOST_DIRECTIONS:
+        raise InputError(
+            f"at least 2 directions are needed for a mean and its error, and at most {MOST_DIRECTIONS:,} are drawn; "
+            f"found {count}. 200 are usual."
+        )
     if isinstance(directions, Tensor):
         return directions.detach().cpu().to(torch.float64)
     if 8 * count * dimension > _KEPT_BYTES:
@@ -142,7 +151,7 @@ def given_or_drawn_dichotomies(
         if not bool((dichotomies.abs() == 1).all()):
             raise InputError("dichotomies must hold +1 and -1 only, one sign per direction and class.")
         return dichotomies.detach().to(torch.float64)
-    if dichotomies not in get_args(Dichotomies):
+    if not isinstance(dichotomies, str) or dichotomies not in get_args(Dichotomies):
         known = ", ".join(get_args(Dichotomies))
         raise InputError(f"dichotomies must be a tensor or one of {known}, found {dichotomies!r}.")
     return draw_dichotomies(shape[0], 2 if pairwise else shape[1], dichotomies, seed=seed)

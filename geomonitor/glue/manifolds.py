@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geomonitor.errors import InputError
 from geomonitor.glue.draws import (
+    SEEDS,
     Dichotomies,
     draw_pairs,
     given_or_drawn_dichotomies,
@@ -154,17 +155,17 @@ def manifold_geometry(
 
 
 def _check_options(mode: str, pairs: object, seed: object, memory_bytes: object) -> None:
-    if mode not in get_args(Mode):
+    if not isinstance(mode, str) or mode not in get_args(Mode):
         raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, found {mode!r}.")
     if pairs is not None and mode != "pairwise":
         raise InputError(f"pairs are drawn in mode 'pairwise' only, found pairs={pairs} in mode {mode!r}.")
     for name, value, least in (
         ("pairs", 1 if pairs is None else pairs, 1),
-        ("seed", seed, 0),
         ("memory_bytes", memory_bytes, 1),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} must be an integer >= {least}, found {value!r}.")
+    SEEDS.number("seed", seed)
 
 
 def _checked_ridge(ridge: object) -> float:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from geomonitor import _options
 from geomonitor.errors import InputError
-from geomonitor.glue.draws import Dichotomies
+from geomonitor.glue.draws import DIRECTIONS, SEEDS, Dichotomies
 from geomonitor.glue.manifolds import Mode
 
 # `benchmarks/conditioning.py`: from 1e-6 on, relative noise of 1e-7 moves no measure by more than 1e-3 standard errors.
@@ -51,9 +51,9 @@ class GeometryOptions:
         # Nothing is computed: a default of a signature is made on import, and a process that has used the threads of
         # torch cannot be forked safely.
         checked = {
-            "directions": _options.whole("directions", self.directions, least=2),
+            "directions": int(DIRECTIONS.number("directions", self.directions)),
             "pairs": _options.whole_or_none("pairs", self.pairs),
-            "seed": _options.whole("seed", self.seed, least=0),
+            "seed": int(SEEDS.number("seed", self.seed)),
             "ridge": float(_options.NOT_NEGATIVE.number("ridge", self.ridge)),
         }
         if self.pairs is not None and self.mode != "pairwise":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from geomonitor import _options
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.history.columns import Column
 from geomonitor.history.files import numbered
@@ -38,7 +39,7 @@ class History:
         self._is_whole = True  # False: of a state without the history, which is still to be read from the file
         self._file: RunFile | None = None
         self._side: dict[str, Any] | None = None
-        self._keep(records)
+        self._keep(_checked(records))
 
     def __iter__(self) -> Iterator[Record]:
         rows = [column.records() for column in self._columns]
@@ -54,7 +55,7 @@ class History:
 
     def append(self, records: Iterable[Record]) -> None:
         """Keep records and write them to the file; a full or read-only disk is warned of, never an error."""
-        records = list(records)
+        records = _checked(records)
         self._keep(records)
         if self._file is not None:
             self._file.add(lines_of(records), self._text)
@@ -65,6 +66,7 @@ class History:
 
     def series(self, layer: str, marker: str) -> Series:
         """One marker of one layer in the order of the steps; empty if there is none."""
+        layer, marker = _options.text("layer", layer), _options.text("marker", marker)
         number = self._by_name.get(layer, {}).get(marker)
         return (Column(layer, marker) if number is None else self._columns[number]).series()
 
@@ -85,7 +87,7 @@ class History:
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
         self._side = None if protocol is None else {"protocol": protocol, "panel": panel}
-        self._file = RunFile(Path(path), None if self._side is None else _side_text(self._side))
+        self._file = RunFile(_options.path("path", path), None if self._side is None else _side_text(self._side))
         self._make_whole(self._file.path)
         self._file.take(self._text, self._is_continued_from)
 
@@ -114,7 +116,7 @@ class History:
 
     def markers(self, layer: str) -> tuple[str, ...]:
         """Names of the markers of a layer, in the order of their first record."""
-        return tuple(self._by_name.get(layer, ()))
+        return tuple(self._by_name.get(_options.text("layer", layer), ()))
 
     @property
     def measurements(self) -> int:
@@ -149,7 +151,7 @@ class History:
         Raises:
             InputError: not a history file, or a broken line other than the last.
         """
-        return cls(read_records(path))
+        return cls(read_records(_options.path("path", path)))
 
     def plot(self, markers: str | Sequence[str] | None = None, layers: str | Sequence[str] | None = None) -> Any:
         """Curves with error bands and alarms, see :func:`geomonitor.plots.plot_history`; needs matplotlib."""
@@ -164,7 +166,7 @@ class History:
             whole: False for the last record of each marker alone: :meth:`open` finds the file by it, and reads the
                 rest from there.
         """
-        if whole and self._is_whole:
+        if _options.flag("whole", whole) and self._is_whole:
             return {"whole": True, **to_state(self._columns, self._order)}
         return {"whole": False, **History(self.latest())._state()}
 
@@ -174,6 +176,7 @@ class History:
         Raises:
             InputError: a damaged state; what is in memory stays.
         """
+        _options.instance("state", state, Mapping, "the state_dict() of a History")
         if "records" in state:
             loaded = History(Record(*row) for row in state["records"])
             columns, order = loaded._columns, loaded._order
@@ -255,3 +258,8 @@ class History:
 
 def _side_text(side: dict[str, Any]) -> str:
     return json.dumps(side, indent=2, sort_keys=True) + "\n"
+
+
+def _checked(records: Any) -> list[Record]:
+    _options.instance("records", records, Iterable, "Records")
+    return [_options.instance("each of records", record, Record, "a Record") for record in records]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomonitor.errors import InputError
-from geomonitor.markers.inputs import feature_matrix, require_labels
+from geomonitor.markers.inputs import feature_matrix, given_matrix, require_labels
 from geomonitor.markers.moments import Moments, moments_of
 
 BETWEEN_CUTOFF = 1e-3
@@ -72,7 +72,7 @@ def neural_collapse(features: Tensor, labels: Tensor, *, weight: Tensor | None =
     x = feature_matrix(features)
     require_labels(labels, len(x))
     classes, groups = torch.unique(labels.to(x.device), return_inverse=True)
-    return collapse_of(moments_of(x, groups, len(classes)), weight)
+    return collapse_of(moments_of(x, groups, len(classes)), given_matrix("weight", weight))
 
 
 def classifier_disagreement(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

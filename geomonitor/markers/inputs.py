@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 
 
@@ -23,8 +24,6 @@ def feature_matrix(features: Tensor) -> Tensor:
     >>> feature_matrix(torch.ones(3, 2, dtype=torch.float16)).dtype
     torch.float64
     """
-    if not isinstance(features, Tensor):
-        raise InputError(f"features must be a torch.Tensor of shape (Q, N); got {type(features).__name__}")
     require_matrix(features)
     if 0 in features.shape:
         raise InputError(f"features must hold at least one point and one unit; got {tuple(features.shape)}")
@@ -40,6 +39,7 @@ def feature_matrix(features: Tensor) -> Tensor:
 
 def require_matrix(features: Tensor) -> None:
     """Refuse what is not a real ``(Q, N)`` matrix; looks at shape and dtype only, never at values."""
+    _options.instance("features", features, Tensor, "a torch.Tensor of shape (Q, N), one point a row")
     if features.ndim != 2:
         raise InputError(
             f"features must have shape (Q, N), one point a row; got {tuple(features.shape)}. "
@@ -51,10 +51,25 @@ def require_matrix(features: Tensor) -> None:
 
 def require_labels(labels: Tensor, points: int) -> None:
     """Refuse labels that are not ``points`` integers; looks at shape and dtype only, never at values."""
+    _options.instance("labels", labels, Tensor, "a torch.Tensor of shape (Q,)")
     if labels.ndim != 1 or labels.shape[0] != points:
         raise InputError(f"labels must have shape (Q,) with one label a point, Q = {points}; got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels must be integers; got {labels.dtype}")
+
+
+def given_matrix(name: str, matrix: object) -> Tensor | None:
+    """A real tensor that may be left out, detached.
+
+    Raises:
+        InputError: something else.
+    """
+    if matrix is None:
+        return None
+    tensor: Tensor = _options.instance(name, matrix, Tensor, "a torch.Tensor, or None")
+    if tensor.is_complex() or not tensor.ndim:
+        raise InputError(f"{name} must be a real tensor with dimensions; got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.detach()
 
 
 def on_float64_device(tensor: Tensor) -> Tensor:

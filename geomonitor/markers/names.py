@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 
@@ -15,8 +16,9 @@ def marker_names(markers: str | Sequence[str], more: Sequence[str] = ()) -> tupl
     Raises:
         InputError: no such marker or group, with the nearest ones.
     """
-    if isinstance(markers, str):
-        markers = MARKER_GROUPS.get(markers, (markers,))
+    markers = _options.names("markers", markers, "'default' or ['dimension', 'nc1']")
+    if len(markers) == 1:
+        markers = MARKER_GROUPS.get(markers[0], markers)
     for name in markers:
         if name not in MARKERS and name not in more:
             near = difflib.get_close_matches(name, [*MARKERS, *MARKER_GROUPS, *more])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor.markers.singular_values import Spectrum
 
 PAPER_RANK_TOLERANCE = 1e-3
@@ -60,7 +61,7 @@ def numerical_rank(features: Tensor, *, tolerance: float = PAPER_RANK_TOLERANCE)
     >>> numerical_rank(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1e-9]])).item()
     1.0
     """
-    return _rank(Spectrum.of(features).centered, tolerance)
+    return _rank(Spectrum.of(features).centered, _options.OPEN_SHARE.number("tolerance", tolerance))
 
 
 def effective_rank(features: Tensor) -> Tensor:

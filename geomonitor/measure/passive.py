@@ -88,13 +88,22 @@ class ValidationProbe:
             InputError: no label found, or not one integer a point.
         """
         found = self.labels(batch) if self.labels else split_label(batch, self.label_key)[1]
-        labels = torch.as_tensor(found).cpu() if found is not None else torch.tensor(0.5)
+        try:
+            labels = torch.as_tensor(found).cpu() if found is not None else torch.tensor(0.5)
+        except (TypeError, ValueError, RuntimeError):  # a list of batches, text
+            labels = torch.tensor(0.5)
         if labels.ndim != 1 or labels.is_floating_point():
             raise InputError(
                 "no integer labels (B,) were found in the validation batch: give ValidationProbe(labels=function "
-                f"of the batch); found {'none' if found is None else f'{labels.dtype} {tuple(labels.shape)}'}"
+                f"of the batch); found {_described(found)}"
             )
         return labels.to(torch.int64)
+
+
+def _described(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"{found.dtype} {tuple(found.shape)}"
+    return "none" if found is None else f"a {type(found).__name__}"
 
 
 class ValidationPass:

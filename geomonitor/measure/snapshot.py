@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
-from geomonitor.glue.draws import Dichotomies, given_or_drawn_dichotomies, given_or_drawn_directions
+from geomonitor.glue.draws import SEEDS, Dichotomies, given_or_drawn_dichotomies, given_or_drawn_directions
 from geomonitor.glue.joint import anchor_points
 from geomonitor.markers.inputs import feature_matrix, require_labels
 from geomonitor.markers.singular_values import Spectrum
@@ -113,10 +114,12 @@ def take_snapshot(
     """
     x = feature_matrix(features)
     require_labels(labels, len(x))
+    layer, seed = _options.text("layer", layer), int(SEEDS.number("seed", seed))
+    step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
     with torch.no_grad(), threads_for(len(x), x.device):
         names, class_of = torch.unique(labels.to(x.device), return_inverse=True)
         t = given_or_drawn_directions(directions, x.shape[1], seed=seed)
-        pairwise = isinstance(dichotomies, Tensor) and dichotomies.shape[1] != len(names)
+        pairwise = isinstance(dichotomies, Tensor) and dichotomies.shape[1:] != (len(names),)
         y = given_or_drawn_dichotomies(
             "balanced" if pairwise else dichotomies, (len(t), len(names)), pairwise=False, seed=seed
         )

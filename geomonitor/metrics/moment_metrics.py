@@ -10,7 +10,7 @@ from torch import Tensor
 from geomonitor.errors import InputError
 from geomonitor.markers import moments as moment
 from geomonitor.markers.collapse import NeuralCollapse, collapse_of
-from geomonitor.markers.inputs import require_matrix
+from geomonitor.markers.inputs import given_matrix, require_matrix
 from geomonitor.markers.singular_values import Spectrum
 from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
 from geomonitor.metrics.states import FeatureMetric, require_width
@@ -116,7 +116,7 @@ class ClassStructure(MomentMetric):
 
     def __init__(self, num_classes: int, *, weight: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
-        self.weight = None if weight is None else weight.detach()
+        self.weight = given_matrix("weight", weight)
 
     def _values(self) -> dict[str, Tensor]:
         return collapse_of(self._all_moments(), self.weight)._asdict()

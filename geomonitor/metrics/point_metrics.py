@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.glue.draws import Dichotomies
 from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import Mode, manifold_geometry
+from geomonitor.glue.options import GeometryOptions
 from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.glue.result import EffectiveGeometry
 from geomonitor.markers.formulas import FEATURE_FORMULAS, feature_markers
-from geomonitor.markers.inputs import require_labels, require_matrix
+from geomonitor.markers.inputs import given_matrix, require_labels, require_matrix
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LogitMarkers, point_statistics, statistics_of
 from geomonitor.markers.names import marker_names
@@ -57,11 +60,12 @@ class ManifoldGeometry(PointMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
-        self.ridge = ridge
-        self.directions = directions
+        drawn: dict[str, Any] = {} if isinstance(directions, Tensor) else {"directions": directions}
+        named: dict[str, Any] = {} if isinstance(dichotomies, Tensor) else {"dichotomies": dichotomies}
+        options = GeometryOptions(**drawn, **named, mode=mode, pairs=pairs, seed=seed, ridge=ridge)
+        self.ridge, self.mode, self.pairs = options.ridge, options.mode, options.pairs
+        self.directions: int | Tensor = directions if isinstance(directions, Tensor) else options.directions
         self.dichotomies = dichotomies
-        self.mode = mode
-        self.pairs = pairs
 
     def geometry(self) -> EffectiveGeometry:
         """The whole result for the points so far: also scalars, residuals, and differences to other results.
@@ -134,11 +138,10 @@ class PointStatistics(PointMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
-        self.weight = None if weight is None else weight.detach()
-        self.bias = None if bias is None else bias.detach()
-        self.reference = reference
+        self.weight, self.bias = given_matrix("weight", weight), given_matrix("bias", bias)
+        self.reference = given_matrix("reference", reference)
         every = tuple(name for name in FEATURE_FORMULAS if MARKERS[name].state == "points")
-        self.names = every if markers is None else marker_names(tuple(markers))
+        self.names = every if markers is None else marker_names(_options.names("markers", markers, "['nc4']"))
         if not set(self.names) <= set(every):
             raise InputError(f"markers must be among {', '.join(every)}; got {self.names}")
 
@@ -188,8 +191,10 @@ class LogitStatistics(PointMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
-        self.columns = tuple(range(num_classes) if columns is None else columns)
-        if len(self.columns) != num_classes:
+        given = range(self.num_classes) if columns is None else columns
+        _options.instance("columns", given, (Sequence, np.ndarray), "a list of columns")
+        self.columns = tuple(_options.whole("each of columns", column, least=0) for column in given)
+        if len(self.columns) != self.num_classes:
             raise InputError(f"columns must name one column for each of {num_classes} classes; got {self.columns}")
 
     def update(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:

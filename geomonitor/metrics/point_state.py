@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.markers.inputs import require_labels
 from geomonitor.metrics.states import FeatureMetric, require_width
 from geomonitor.probe import reservoir
+from geomonitor.probe.choice import SEED
 from geomonitor.probe.reservoir import Reservoir
 
 
@@ -29,10 +31,8 @@ class PointMetric(FeatureMetric):
 
     def __init__(self, num_classes: int, *, per_class: int, seed: int, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
-        if per_class < 1:
-            raise InputError(f"per_class must be positive; got {per_class}")
-        self.per_class = per_class
-        self.seed = seed
+        self.per_class = _options.whole("per_class", per_class)
+        self.seed = int(SEED.number("seed", seed))
         self.add_state("features", [], dist_reduce_fx=None)
         self.add_state("priorities", [], dist_reduce_fx=None)
         self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

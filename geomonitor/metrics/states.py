@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from geomonitor._options import Range
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_CLASSES = Range(1, 1_000_000, ends="[]", whole=True)
 
 
 class FeatureMetric(Metric):
@@ -41,9 +45,8 @@ class FeatureMetric(Metric):
     nonfinite_rows: Tensor
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        num_classes = int(_CLASSES.number("num_classes", num_classes))
         super().__init__(**kwargs)
-        if num_classes < 1:
-            raise InputError(f"num_classes must be positive; got {num_classes}")
         self.num_classes = num_classes
         self._batch_alone = False
         self.add_state("rejected_labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from geomonitor import _options
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -67,6 +69,9 @@ def axes_on(ax: Axes | None, *, size: tuple[float, float] = (5.0, 3.6)) -> tuple
     """
     require_matplotlib()
     if ax is not None:
+        import matplotlib.axes
+
+        _options.instance("ax", ax, matplotlib.axes.Axes, "axes of matplotlib, or None for a new figure")
         figure = ax.get_figure(root=True) if hasattr(ax.figure, "get_figure") else ax.figure
         assert figure is not None  # axes in use have one
         return figure, ax  # type: ignore[return-value]

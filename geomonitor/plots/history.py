@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geomonitor import _options
 from geomonitor.alarms.alarm import recorded_alarms
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
@@ -45,6 +46,7 @@ def plot_history(
         InputError: a marker or layer that the history does not hold.
         ImportError: matplotlib is missing.
     """
+    _options.instance("history", history, History, "a History, such as monitor.history")
     shown = _chosen(markers, [r.marker for r in history if r.layer and r.marker not in NOT_DRAWN], "marker")
     of_layers = _chosen(layers, [r.layer for r in history if r.layer], "layer")
     require_matplotlib()
@@ -75,7 +77,7 @@ def plot_history(
 
 def _chosen(wanted: str | Sequence[str] | None, there: Sequence[str], kind: str) -> list[str]:
     known = list(dict.fromkeys(there))
-    names = known if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    names = known if wanted is None else _options.names(f"{kind}s", wanted, repr(known[:2]))
     missing = [name for name in names if name not in known]
     if missing or not names:
         raise InputError(f"the history holds no {kind} {', '.join(map(repr, missing))}; it holds {known}")
@@ -115,6 +117,8 @@ def plot_decomposition(
         InputError: one of the four markers was not recorded, or no measurement at ``reference``.
         ImportError: matplotlib is missing.
     """
+    _options.instance("history", history, History, "a History, such as monitor.history")
+    reference = _options.whole_or_none("reference", reference, least=0)
     parts = decomposition(history, layer).since(reference)
     figure, ax = axes_on(ax, size=(6.8, 3.6))
     for number, (name, values) in enumerate(

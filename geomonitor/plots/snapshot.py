@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.measure.snapshot import Plane, Snapshot
-from geomonitor.plots.drawing import COLORS, axes_on, look, tidy
+from geomonitor.plots.drawing import COLORS, axes_on, look, require_matplotlib, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,7 @@ def plot_spectrum(
     Raises:
         ImportError: matplotlib is missing.
     """
+    _require_snapshots(snapshot, reference)
     figure, ax = axes_on(ax)
     drawn = [(reference, "0.55", "--", "reference, ")] if reference is not None and reference is not snapshot else []
     for one, color, line, name in [*drawn, (snapshot, COLORS[0], "-", "")]:
@@ -61,6 +63,7 @@ def plot_class_matrix(snapshot: Snapshot, *, ax: Axes | None = None) -> tuple[Fi
         InputError: a snapshot that was kept as a reference only.
         ImportError: matplotlib is missing.
     """
+    _require_snapshots(snapshot)
     if snapshot.center_cosines is None:
         raise InputError("this snapshot was kept as a reference only: it holds no cosines of class centres")
     figure, ax = axes_on(ax, size=(4.6, 4.0))
@@ -92,6 +95,7 @@ def plot_class_clouds(snapshot: Snapshot, *, ax: Axes | None = None) -> tuple[Fi
         InputError: a snapshot that was kept as a reference only.
         ImportError: matplotlib is missing.
     """
+    _require_snapshots(snapshot)
     if snapshot.plane is None:
         raise InputError("this snapshot was kept as a reference only: it holds no points")
     figure, ax = axes_on(ax, size=(5.4, 4.6))
@@ -148,6 +152,7 @@ def plot_class_dimensions(
     Raises:
         ImportError: matplotlib is missing.
     """
+    _require_snapshots(snapshot, reference)
     figure, ax = axes_on(ax)
     order = torch.argsort(snapshot.class_dimensions.nan_to_num(-1.0), descending=True)
     places = np.arange(len(order))
@@ -167,6 +172,12 @@ def plot_class_dimensions(
     return figure, ax
 
 
+def _require_snapshots(snapshot: object, reference: object = None) -> None:
+    _options.instance("snapshot", snapshot, Snapshot, "a Snapshot, such as take_snapshot(features, labels)")
+    if reference is not None:
+        _options.instance("reference", reference, Snapshot, "a Snapshot of the same layer, or None")
+
+
 def _some_places(count: int) -> list[int]:
     """Places of the ticks: all, or evenly spread ones if there are many."""
     return list(range(0, count, max(1, -(-count // MOST_LABELS))))
@@ -180,8 +191,12 @@ def figure_of(name: str, snapshot: Snapshot, reference: Snapshot | None = None) 
     """One of ``FIGURES``, on a figure that ``pyplot`` does not know, so that it need not be closed.
 
     Raises:
+        InputError: no such name; no snapshot.
         ImportError: matplotlib is missing.
     """
+    _options.one_of("name", name, FIGURES)
+    _require_snapshots(snapshot, reference)
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.9), dpi=140, layout="constrained")

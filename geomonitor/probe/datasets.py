@@ -39,12 +39,19 @@ def map_style(data: Any) -> Any:
         data = data.dataset
         if isinstance(sampler, SubsetRandomSampler):
             data = Subset(data, sampler.indices)
-    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, (IterableDataset, Mapping, str, bytes, type)) or not (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    ):
         raise InputError(
-            f"expected a map-style dataset (len(dataset), dataset[i]), found {type(data).__name__}. Points "
+            f"expected a map-style dataset (len(dataset), dataset[i]), found {_kind(data)}. Points "
             "of a stream can be kept in a list: list(itertools.islice(stream, 5000))"
         )
     return data
+
+
+def _kind(data: Any) -> str:
+    name = data.__name__ if isinstance(data, type) else type(data).__name__
+    return f"the class {name} instead of an object" if isinstance(data, type) else name
 
 
 def checked_label_key(key: Any) -> LabelKey:

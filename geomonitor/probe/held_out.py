@@ -109,7 +109,7 @@ def _as_indices(train: Any) -> Indices | None:
     if not (is_array or isinstance(train, range) or isinstance(starts_with, (int, np.integer))):
         return None
     array = train.detach().cpu().numpy() if isinstance(train, Tensor) else np.asarray(train)
-    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(f"expected indices in train, found an array of {array.dtype}, shape {array.shape}")
     return array.astype(np.int64)
 

@@ -27,6 +27,9 @@ from geomonitor.probe.reservoir import priority
 CHECKED_POINTS = 8
 """Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
 
+_MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
+_RANKS = _options.Range(1, 2**31, ends="[)", whole=True)
+
 
 class ProbeBatch(NamedTuple):
     """Some points of the probe set."""
@@ -185,9 +188,10 @@ class ProbeSet:
         Raises:
             InputError: ``batch_size`` or ``rank`` out of range.
         """
-        if batch_size < 1 or not 0 <= rank < world_size:
-            found = f"{batch_size}, {rank} and {world_size}"
-            raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
+        batch_size, world_size = _options.whole("batch_size", batch_size), int(_RANKS.number("world_size", world_size))
+        rank = int(_options.Range(0, world_size, ends="[)", whole=True).number("rank", rank))
+        num_workers = int(_MOST_WORKERS.number("num_workers", num_workers))
+        lockstep = _options.flag("lockstep", lockstep)
         return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
 
     def batch_of(self, ids: Tensor) -> ProbeBatch:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 
 SHIFT_MARKER = "accuracy_under_"
@@ -71,8 +72,12 @@ def named_shifts(shifts: Sequence[str] | Mapping[str, Shift]) -> dict[str, Shift
         InputError: a name that is no built-in shift.
     """
     if isinstance(shifts, Mapping):
+        for name, shift in shifts.items():
+            if not isinstance(name, str) or not name or "/" in name:
+                raise InputError(f"the name of a shift is a word without '/', such as 'fog'; got {name!r}")
+            _options.function(f"shifts[{name!r}]", shift, "inputs")
         return dict(shifts)
-    shifts = [shifts] if isinstance(shifts, str) else list(shifts)
+    shifts = _options.names("shifts", shifts, "'noise'")
     unknown = [name for name in shifts if name not in BUILT_IN]
     if unknown:
         raise InputError(f"built-in shifts are {', '.join(BUILT_IN)}; got {unknown}. Others: a dict name -> function")

@@ -27,10 +27,18 @@ def require_ordered_validation(trainer: Any, probe: Any) -> None:
     """Refuse a validation from which a ``ValidationProbe`` cannot take the same points each time.
 
     Raises:
-        InputError: no validation loop, or one that shuffles while the position of a point is its name.
+        InputError: no validation loop; batches that hold those of several loaders, of which none is the first; a loader
+            that shuffles while the position of a point is its name.
     """
     if not trainer.enable_validation:
         raise InputError("a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet")
+    if not getattr(trainer.fit_loop.epoch_loop.val_loop, "_is_sequential", True) and probe.labels is None:
+        raise InputError(
+            "the validation loaders are combined, so that each batch holds a batch of every loader, and a "
+            "ValidationProbe cannot read labels from it: give the loaders as a list, or as CombinedLoader(loaders, "
+            "'sequential'), whose first one is read; or give ValidationProbe(labels=function of the batch) for a "
+            "validation_step that runs the model once on the batch of one loader; or use a ProbeSet"
+        )
     if probe.ids is None and shuffles(first_loader(trainer)):
         raise InputError(
             "the validation loader shuffles, so the position of a point does not name it: use shuffle=False, "

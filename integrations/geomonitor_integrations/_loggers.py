@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomonitor import _options
 from geomonitor._random import preserved_rng
 from geomonitor.alarms.words import headline
-from geomonitor.errors import GeomonitorWarning, InputError
+from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.records import ALARM, Record
 from geomonitor.measure.snapshot import Snapshot
 from geomonitor.monitor import GeometryMonitor
@@ -42,9 +43,7 @@ class LoggerOutput:
     """
 
     def __init__(self, figures_every_n: int | None, name: str = "") -> None:
-        if figures_every_n is not None and figures_every_n < 0:
-            raise InputError(f"figures_every_n counts measurements, or is 0 for no figures; got {figures_every_n}")
-        self.figures_every_n = figures_every_n
+        self.figures_every_n = _options.whole_or_none("figures_every_n", figures_every_n, least=0)
         self._name = name
         self.references: dict[str, Snapshot] = {}
         """the first snapshot of the run by layer: later spectra are drawn against it"""

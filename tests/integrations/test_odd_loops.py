@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -228,6 +230,58 @@ def test_a_run_without_a_measurement_says_so_at_its_end(tmp_path):
     with pytest.warns(gm.GeomonitorWarning, match="not measured once in this run: every_n_steps=1000"):
         fit(tmp_path, geometry, Net())
     assert steps(geometry) == []
+
+
+class Several(Net):
+    """Validates batches that hold a batch of each loader."""
+
+    def validation_step(self, batch, index):
+        batches = list(batch.values()) if isinstance(batch, dict) else batch
+        self.log("val_loss", sum(self.loss(each) for each in batches))
+
+
+class OneAfterTheOther(Net):
+    def validation_step(self, batch, index, dataloader_idx=0):
+        self.log("val_loss", self.loss(batch))
+
+
+class OneOfSeveral(Net):
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.loss(batch[0]))
+
+
+def combined(mode, kind=list):
+    loaders = [loader(data(seed=2)), loader(data(seed=3))]
+    return CombinedLoader(loaders if kind is list else dict(zip("ab", loaders, strict=True)), mode)
+
+
+def fit_combined(module, probe, loaders, tmp_path):
+    callback = GeometryCallback(probe, markers=["rankme"], panel=None)
+    trainer = L.Trainer(
+        callbacks=[callback], default_root_dir=tmp_path, max_epochs=2, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(module, loader(), loaders)
+    return callback.monitor.history.series("penultimate", "rankme").values
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("max_size_cycle", list), ("min_size", dict), ("max_size", list)])
+def test_combined_validation_loaders_are_refused_before_the_first_batch(tmp_path, mode, kind):
+    module = Several()
+    with pytest.raises(gm.InputError, match=r"the validation loaders are combined.*give the loaders as a list"):
+        fit_combined(module, gm.ValidationProbe(classes=4, per_class=10), combined(mode, kind), tmp_path)
+    assert module.trained == 0
+
+
+def test_ways_out_of_combined_validation_loaders(tmp_path):
+    probe = gm.ValidationProbe(classes=4, per_class=10)
+    expected = fit_combined(OneAfterTheOther(), probe, [loader(data(seed=2)), loader(data(seed=3))], tmp_path)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(fit_combined(OneAfterTheOther(), probe, combined("sequential"), tmp_path), expected)
+    named = gm.ValidationProbe(classes=4, per_class=10, labels=lambda batch: batch[0][1])
+    np.testing.assert_array_equal(fit_combined(OneOfSeveral(), named, combined("max_size_cycle"), tmp_path), expected)
+    chosen = gm.ProbeSet.from_dataset(data(seed=2), per_class=10)
+    assert np.isfinite(fit_combined(Several(), chosen, combined("max_size_cycle"), tmp_path)).all()
 
 
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
