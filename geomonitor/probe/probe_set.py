@@ -28,7 +28,7 @@ CHECKED_POINTS = 8
 """Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
 
 _MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
-_RANKS = _options.Range(1, 2**31, ends="[)", whole=True)
+_RANKS = _options.Range(-(2**31), 2**31, ends="[)", whole=True)
 
 
 class ProbeBatch(NamedTuple):
@@ -188,9 +188,12 @@ class ProbeSet:
         Raises:
             InputError: ``batch_size`` or ``rank`` out of range.
         """
-        batch_size, world_size = _options.whole("batch_size", batch_size), int(_RANKS.number("world_size", world_size))
-        rank = int(_options.Range(0, world_size, ends="[)", whole=True).number("rank", rank))
+        batch_size = _options.whole("batch_size", batch_size, least=0)
+        rank, world_size = int(_RANKS.number("rank", rank)), int(_RANKS.number("world_size", world_size))
         num_workers = int(_MOST_WORKERS.number("num_workers", num_workers))
+        if batch_size < 1 or not 0 <= rank < world_size:
+            found = f"{batch_size}, {rank} and {world_size}"
+            raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
         lockstep = _options.flag("lockstep", lockstep)
         return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
 
