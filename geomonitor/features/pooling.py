@@ -32,10 +32,10 @@ _TRANSFORMERS = (
 
 def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
     """Refuse an unknown pooling rule, and a mask that leaves a row without tokens."""
-    if isinstance(pool, str):
-        _options.one_of("pool", pool, get_args(PoolName))
-    else:
+    if callable(pool):
         _options.function("pool", pool, "tensor, mask")
+    elif not isinstance(pool, str) or pool not in get_args(PoolName):
+        raise InputError(f"pool must be one of {', '.join(get_args(PoolName))} or a function, not {pool!r}")
     if mask is None:
         return
     _options.instance("mask", mask, Tensor, "a tensor (B, L), nonzero at tokens")
