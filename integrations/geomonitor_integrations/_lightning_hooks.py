@@ -6,7 +6,6 @@ own namespace, because a Trainer of one does not know the callbacks of the other
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any, Literal
 import torch
 
 from geomonitor._distributed import Group
+from geomonitor.adapter import checked_directory, monitor_of
 from geomonitor.alarms.panel import Panel
-from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import autocast_off
 from geomonitor.glue.options import GeometryOptions
@@ -70,16 +69,8 @@ class GeometryHooks:
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
             "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
         }  # fmt: skip
-        if isinstance(probe, GeometryMonitor):
-            defaults = {p.name: p.default for p in inspect.signature(GeometryMonitor).parameters.values()}
-            if changed := sorted(name for name, value in given.items() if value != defaults[name]):
-                raise InputError(f"give {changed} to the GeometryMonitor, not to the callback")
-            monitor = probe
-        else:
-            monitor = GeometryMonitor(probe, **given)  # type: ignore[arg-type]
-        if directory is not None and not (isinstance(directory, (str, os.PathLike)) and str(directory)):
-            raise InputError(f"directory must be a path; got {directory!r}")
-        self.directory = directory
+        monitor = monitor_of(probe, **given)
+        self.directory = checked_directory(directory)
         self.run = MonitoredRun(
             monitor,
             every_n_epochs=every_n_epochs,
