@@ -162,7 +162,7 @@ def _check_run(
             f"{ran}The model has {listed(path for path in modules if path)}"
         )
     for layer in layers.values():
-        if layer.automatic and modules[linears_run[-1]] is not modules[layer.path]:
+        if layer.automatic and linears_run and modules[linears_run[-1]] is not modules[layer.path]:
             raise MeasurementError(
                 f"'penultimate' is ambiguous: {layer.path!r} is the last nn.Linear of the model, but "
                 f"{linears_run[-1]!r} runs after it. {ran}Choose, for example "

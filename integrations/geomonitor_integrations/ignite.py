@@ -58,7 +58,7 @@ class GeometryHandler(Adapter):
         trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        trainer.add_event_handler(Events.COMPLETED, lambda: self.monitored.finish())
+        trainer.add_event_handler(Events.COMPLETED, self.monitored.finish)
 
     def _start(self, trainer: Engine) -> None:
         self.monitored.start(self._model, self.directory, step=trainer.state.iteration)
