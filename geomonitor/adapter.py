@@ -7,6 +7,7 @@ An adapter derives from :class:`Adapter` and from the callback of its framework,
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,6 +142,10 @@ class Adapter:
             raise InputError(f"{plain!r} selects the best model, but this run has no evaluation: give it one")
         if plain.startswith("geometry/") and plain not in self.keys(model):
             raise InputError(f"{plain!r} is not measured. Measured are {', '.join(self.keys(model))}")
+
+    def latest(self, key: str) -> float:
+        """The latest number of a key; NaN before the first measurement."""
+        return self.monitored.latest().get(key, math.nan)
 
     def begin(self, model: nn.Module, *, step: int) -> None:
         """Begin or go on in ``directory``, with the state that is in there, unless the training has ``begun``."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from geomonitor._distributed import Group
+from geomonitor import _options
 from geomonitor.adapter import checked_directory, monitor_of
 from geomonitor.alarms.panel import Panel
 from geomonitor.features.capture import Pool
@@ -32,6 +33,7 @@ from geomonitor_integrations._lightning_checks import (
     require_ordered_validation,
     require_whole_model,
 )
+from geomonitor_integrations._lightning_probe import Late, LateProbe, placeholder
 from geomonitor_integrations._loggers import LoggerOutput
 
 
@@ -40,8 +42,9 @@ class GeometryHooks:
 
     def __init__(
         self,
-        probe: ProbeSet | ValidationProbe | GeometryMonitor,
+        probe: ProbeSet | ValidationProbe | GeometryMonitor | LateProbe,
         *,
+        per_class: int = 50,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
         markers: str | Sequence[str] = "default",
         panel: Panel | None = Panel(),
@@ -69,7 +72,14 @@ class GeometryHooks:
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
             "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
         }  # fmt: skip
-        monitor = monitor_of(probe, **given)
+        per_class = _options.whole("per_class", per_class)
+        self._late: Late | None = None
+        if isinstance(probe, (ProbeSet, ValidationProbe, GeometryMonitor)):
+            monitor = monitor_of(probe, **given)
+        else:
+            self._late, self._given = Late(probe, per_class), given
+            monitor = monitor_of(placeholder(), **given | {"shifts": ()})
+        self._pending: dict[str, Any] | None = None
         self.directory = checked_directory(directory)
         self.run = MonitoredRun(
             monitor,
@@ -103,6 +113,7 @@ class GeometryHooks:
         if trainer.fast_dev_run:
             return
         require_whole_model(trainer)
+        self._take_probe(trainer)
         if self._passive:
             require_ordered_validation(trainer, self.monitor.probe)
         self._validation, self._unlogged = None, {}
@@ -168,9 +179,28 @@ class GeometryHooks:
             self._validation = None
 
     def state_dict(self) -> dict[str, Any]:
+        if self._late is not None and self._pending is not None:
+            return self._pending
         return {**self.run.state_dict(), "figures": self.output.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._late is not None:  # its protocol is that of a probe set that is not there yet
+            self._pending = state_dict
+            return
+        self._load(state_dict)
+
+    def _take_probe(self, trainer: Any) -> None:
+        """Make the probe set of the Trainer's data, if it was not given, and load the state that waits for it."""
+        if self._late is None:
+            return
+        probe = self._late.probe_set(trainer)
+        if probe.fingerprint != getattr(self.monitor.probe, "fingerprint", None):
+            self.run.monitor = GeometryMonitor(probe, **self._given)
+        if self._pending is not None:
+            self._load(self._pending)
+            self._pending = None
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         self.run.load_state_dict(state_dict)
         self.output.load_state_dict(state_dict.get("figures", {}))
 

@@ -31,7 +31,10 @@ class GeometryCallback(GeometryHooks, Callback):
     Args:
         probe: a held-out, in-distribution ``ProbeSet``, a ``ValidationProbe`` (no extra forward passes: the features
             come from those of the validation loop, the first loader's if there are several), or a ready-made
-            ``GeometryMonitor``, to which the options of a monitor are then given.
+            ``GeometryMonitor``, to which the options of a monitor are then given. Also ``"val"``: ``per_class`` points
+            of each class of the first validation loader, also that of a datamodule, refused if they are trained on; or
+            a function of the Trainer that gives a ``ProbeSet``. Both are called before the first batch.
+        per_class: points of each class for ``probe="val"``.
         layers: where to measure, as in ``GeometryMonitor``; so are markers, panel and geometry.
         markers: ``"default"``, ``"paper"``, ``"all"`` or names of markers.
         panel: what is judged and how; None for no verdicts.
