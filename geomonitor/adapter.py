@@ -223,7 +223,10 @@ def monitor_of(probe: ProbeSet | ValidationProbe | GeometryMonitor, **given: Any
     if not isinstance(probe, GeometryMonitor):
         return GeometryMonitor(probe, **given)
     defaults = {p.name: p.default for p in inspect.signature(GeometryMonitor).parameters.values()}
-    if changed := sorted(name for name, value in given.items() if value != defaults[name]):
+    plain = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+    }  # YAML has lists
+    if changed := sorted(name for name, value in plain.items() if value != defaults[name]):
         raise InputError(f"give {changed} to the GeometryMonitor, not to the callback")
     return probe
 

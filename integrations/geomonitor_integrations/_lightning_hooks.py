@@ -42,7 +42,7 @@ class GeometryHooks:
 
     def __init__(
         self,
-        probe: ProbeSet | ValidationProbe | GeometryMonitor | LateProbe,
+        probe: LateProbe | ProbeSet | ValidationProbe | GeometryMonitor,  # in this order for jsonargparse
         *,
         per_class: int = 50,
         layers: str | Sequence[str] | Mapping[str, str] = "penultimate",
@@ -184,7 +184,7 @@ class GeometryHooks:
         return {**self.run.state_dict(), "figures": self.output.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._late is not None:  # its protocol is that of a probe set that is not there yet
+        if self._late is not None:  # its protocol names a probe set that is not there yet
             self._pending = state_dict
             return
         self._load(state_dict)

@@ -13,8 +13,8 @@ from geomonitor.errors import InputError
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor_integrations._lightning_checks import first_loader
 
-LateProbe = Literal["val"] | Callable[[Any], ProbeSet]
-"""``"val"``: points of the first validation loader; or a function of the Trainer."""
+LateProbe = Literal["val"] | Callable[[Any], Any]
+"""``"val"``: points of the first validation loader; or a function of the Trainer that gives a ``ProbeSet``."""
 
 
 class Late:

@@ -16,6 +16,7 @@ CALLBACK = "geomonitor_integrations.lightning.GeometryCallback"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Experiment logs directory"),
+    pytest.mark.filterwarnings("ignore:.*Manifold geometry.*did not converge"),
 ]
 
 

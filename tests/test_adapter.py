@@ -1,0 +1,169 @@
+"""What all adapters share: options, state in a file, stopping, and finding out who calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import geomonitor as gm
+from geomonitor.adapter import Adapter, caller, first_in, monitor_of, require_one_of_a_name
+from tests.test_monitor import low_from, network, probe_set
+
+OPTIONS: dict[str, Any] = {"markers": ["dimension", "nc1"], "geometry": {"directions": 10}, "on_error": "raise"}
+
+
+def adapter(**options: Any) -> Adapter:
+    return Adapter(probe_set(), **{**OPTIONS, **options})
+
+
+def steps(adapter: Adapter) -> list[int]:
+    return adapter.monitor.history.series("penultimate", "dimension").steps.tolist()
+
+
+def train(adapter: Adapter, epochs: range) -> None:
+    model = network()
+    adapter.begun = False
+    for epoch in epochs:
+        adapter.begin(model, step=5 * epoch)
+        adapter.measure_after_epoch(model, step=5 * (epoch + 1), epoch=epoch)
+        adapter.save(adapter.directory)
+
+
+def test_state_in_a_file(tmp_path):
+    train(adapter(directory=tmp_path), range(2))
+    second = adapter(directory=tmp_path)
+    train(second, range(2, 3))
+    assert steps(second) == [5, 10, 15]
+    third = adapter(directory=tmp_path)
+    train(third, range(1))  # from the start: the file is of another run
+    assert steps(third) == [5]
+    with pytest.raises(gm.InputError, match="protocol"):
+        train(adapter(directory=tmp_path, geometry={"directions": 11}), range(1, 2))
+
+
+def test_a_run_that_goes_on_without_a_state_is_warned_of(tmp_path):
+    first = adapter(directory=tmp_path)
+    with pytest.warns(gm.GeomonitorWarning, match=r"goes on at step 10 without the state .* geometry\.pt is not in"):
+        train(first, range(2, 3))
+    assert steps(first) == [15]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_it_stops_on_a_decline_if_it_was_asked_to(stop, capsys):
+    own = adapter(panel=gm.Panel(("dimension",), low_from(10)), stop_on_decline=stop)
+    with pytest.warns(gm.GeometryDeclineWarning):
+        train(own, range(3))
+    assert own.stopping is stop
+    assert ("geometry early stopping: dimension" in capsys.readouterr().err) is stop
+
+
+def test_columns_are_the_default_markers_or_those_that_were_chosen():
+    model = network()
+    keys = [f"geometry/penultimate/{marker}" for marker in ("dimension", "nc1", "alarm")]
+    assert adapter().columns(model) == adapter().keys(model) == keys
+    everything = adapter(markers="all")
+    assert len(everything.columns(model)) < len(everything.keys(model))
+    assert adapter(name="own").keys(model)[0] == "geometry/own/penultimate/dimension"
+
+
+@pytest.mark.parametrize(
+    ("key", "evaluates", "message"),
+    [
+        ("geometry/penultimate/dimensions", True, "is not measured. Measured are geometry/penultimate/dimension"),
+        ("eval_geometry/fc/nc1", True, "'geometry/fc/nc1' is not measured"),
+        ("geometry/penultimate/nc1", False, "has no evaluation"),
+    ],
+)
+def test_a_key_that_is_not_measured_is_refused(key, evaluates, message):
+    with pytest.raises(gm.InputError, match=message):
+        adapter().require_measured(network(), key, evaluates, prefix="eval_")
+
+
+@pytest.mark.parametrize("key", [None, "loss", "geometry/penultimate/nc1", "eval_geometry/penultimate/alarm"])
+def test_keys_that_are_measured_and_those_of_others_are_not(key):
+    adapter().require_measured(network(), key, True, prefix="eval_")
+
+
+def test_two_of_a_name_are_refused_and_others_are_passed_over():
+    require_one_of_a_name([adapter(), adapter(name="other"), object(), None])
+    with pytest.raises(gm.InputError, match="two geometry callbacks have the name 'a'"):
+        require_one_of_a_name([adapter(), adapter(name="a"), adapter(name="a")])
+
+
+def test_a_ready_made_monitor_takes_no_options_and_lists_of_yaml_count_as_tuples():
+    monitor = gm.GeometryMonitor(probe_set())
+    assert monitor_of(monitor, shifts=[], batch_size=128) is monitor
+    with pytest.raises(gm.InputError, match=r"give \['batch_size', 'shifts'\] to the GeometryMonitor"):
+        monitor_of(monitor, shifts=["noise"], batch_size=3)
+    with pytest.raises(gm.InputError, match="takes a ProbeSet; a ValidationProbe works with Lightning"):
+        Adapter(gm.ValidationProbe(classes=3, per_class=5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"stop_on_decline": "no"}, {"directory": 3}, {"directory": ""}, {"every_n_epochs": 0}, {"layers": []}]
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(gm.InputError):
+        adapter(**options).keys(network())
+
+
+def test_the_first_in_a_list_also_while_it_is_read():
+    called: list[str] = []
+    callbacks = ["a", "b", "own", "c"]
+    for each in callbacks:
+        called.append(each)
+        if each == "own":
+            first_in(callbacks, callbacks[2])
+    assert callbacks == ["own", "a", "b", "c"]
+    assert called == ["a", "b", "own", "c"]
+
+
+def test_who_calls_is_found_through_other_objects():
+    class Trainer:
+        def train(self, resume_from: str, callback: Any) -> Any:
+            return Handler().call(callback)
+
+    class Handler:
+        def call(self, callback: Any) -> Any:
+            return callback()
+
+    found = Trainer().train("checkpoint", lambda: caller(Trainer))
+    assert isinstance(found["self"], Trainer)
+    assert found["resume_from"] == "checkpoint"
+    with pytest.raises(gm.InputError, match="works in a Trainer only"):
+        caller(Trainer)
+
+
+def test_a_model_under_the_autocast_of_another_library_computes_in_its_own_dtype():
+    model = network()
+    plain = gm.GeometryMonitor(probe_set(), **OPTIONS).measure(model, step=1)
+    model._original_forward = original = model.forward
+
+    def half(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return original(x)
+
+    model.forward = half
+    own = gm.GeometryMonitor(probe_set(), **OPTIONS).measure(model, step=1)
+    assert [r.value for r in own if r.layer] == [r.value for r in plain if r.layer]
+    assert model.forward is half
+
+
+def test_a_model_may_name_its_head():
+    class Foreign(nn.Module):
+        head_path = "head"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv1d(1, 8, 6), nn.Flatten(0, -1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x[:, None]).squeeze(-1)).reshape(len(x), -1)
+
+    records = gm.GeometryMonitor(probe_set(), markers=["participation_ratio"], on_error="raise").measure(
+        Foreign(), step=1
+    )
+    assert records[0].layer == "penultimate"
