@@ -163,7 +163,5 @@ def test_a_model_may_name_its_head():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(x[:, None]).squeeze(-1)).reshape(len(x), -1)
 
-    records = gm.GeometryMonitor(probe_set(), markers=["participation_ratio"], on_error="raise").measure(
-        Foreign(), step=1
-    )
-    assert records[0].layer == "penultimate"
+    monitor = gm.GeometryMonitor(probe_set(), markers=["participation_ratio"], panel=None, on_error="raise")
+    assert monitor.measure(Foreign(), step=1)[0].layer == "penultimate"

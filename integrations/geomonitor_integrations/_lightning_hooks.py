@@ -67,7 +67,7 @@ class GeometryHooks:
         process_group: Group = None,
     ) -> None:
         super().__init__()
-        given = {
+        given: dict[str, Any] = {
             "layers": layers, "markers": markers, "panel": panel, "geometry": geometry, "pool": pool,
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
             "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
