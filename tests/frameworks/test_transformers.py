@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -346,13 +347,16 @@ def two_processes(folder: str) -> None:
 def test_two_processes(tmp_path):
     root = Path(__file__).parents[2]
     code = f"from tests.frameworks.test_transformers import two_processes; two_processes({str(tmp_path)!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     script = tmp_path / "train.py"
     script.write_text(code)
     paths = os.pathsep.join([str(root), str(root / "integrations")])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", str(script)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
