@@ -181,6 +181,21 @@ def _shown(value: Any) -> str:
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}... ({type(value).__name__})"
 
 
+def some_of(name: str, value: Any, choices: Collection[str]) -> tuple[str, ...]:
+    """Some of the choices.
+
+    Raises:
+        InputError: something else.
+
+    >>> some_of("expect", ["learning_rate"], ("learning_rate", "weight_decay"))
+    ('learning_rate',)
+    """
+    listed = names(name, value, repr(next(iter(choices))))
+    if not set(listed) <= set(choices):
+        raise InputError(f"{name} is a list of some of {', '.join(choices)}; got {value!r}")
+    return tuple(listed)
+
+
 def function(name: str, value: Any, arguments: str) -> Callable[..., Any]:
     """Something that can be called with as many positional arguments as ``arguments`` names.
 

@@ -197,8 +197,8 @@ class GeometryMonitor:
 
         Returns:
             The new records, which are also in ``history``. Besides the markers, for each layer: ``nonfinite_rows``,
-            the points with NaN or infinite features; ``alarm`` (0 or 1; NaN if the measurement failed); ``judged`` (0
-            while it is too early). Once: ``seconds`` and ``overhead``, those of the slowest process.
+            the points with NaN or infinite features; ``alarm`` and ``notice`` (0 or 1; NaN if the measurement failed);
+            ``judged`` (0 while it is too early). Once: ``seconds`` and ``overhead``, those of the slowest process.
 
         Raises:
             InputError: at the first measurement, a layer that does not exist or is ambiguous.
@@ -236,6 +236,13 @@ class GeometryMonitor:
         costs = [Record(step, epoch, "", n, v, time=now) for n, v in ((SECONDS, seconds), (OVERHEAD, overhead))]
         self.history.append([*alarms, *costs])
         return [*markers, *alarms, *costs]
+
+    def announce(self, change: str) -> None:
+        """Say, in a few words, that the recipe changes on purpose: the reference of every marker starts anew.
+
+        The change is a notice, never an alarm; what declines after the next measurement is judged as before.
+        """
+        self.judge.announce(change)
 
     def due(self) -> bool:
         """Whether to measure now, by ``max_overhead``; to be asked at even intervals, such as each epoch."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from geomonitor import _options
 from geomonitor._warnings import WarnOnce, cause_of
-from geomonitor.alarms.context import CONTEXT, TrainingContext
+from geomonitor.alarms.context import CONTEXT, EXPECTABLE, TrainingContext
+from geomonitor.alarms.follow_up import FollowUp
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import headline
 from geomonitor.errors import InputError
@@ -45,6 +46,8 @@ class MonitoredRun:
             ``geometry_<name>.csv``.
         allow_protocol_change: start a new series if a saved state was measured by another protocol, not an error.
         checkpoint_history: False: a saved state holds the last record of each marker; the rest is in the file.
+        confirm: measure once more, half an interval later (after 200 steps at most), if that may make an alarm.
+        expect: settings whose changes are planned, of "learning_rate" and "weight_decay": each is announced.
         on_alarm: functions of (verdict, text), called once for each new alarm, on rank 0; a failure is a warning.
 
     Raises:
@@ -76,6 +79,8 @@ class MonitoredRun:
         name: str = "",
         allow_protocol_change: bool = False,
         checkpoint_history: bool = True,
+        confirm: bool = True,
+        expect: Sequence[str] = (),
         on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
     ) -> None:
         if not isinstance(monitor, GeometryMonitor):
@@ -98,7 +103,8 @@ class MonitoredRun:
         self.after_measurement: list[Callable[[], Any]] = []
         """called after each measurement, in every process"""
         self._warn, self._restored = WarnOnce(), False
-        self._context = TrainingContext(self._warn)
+        self._context = TrainingContext(self._warn, _options.some_of("expect", expect, EXPECTABLE))
+        self.follow_up = FollowUp(_options.flag("confirm", confirm))
         self._directory: Path | None = None
         self._steps_seen, self._skipped = 0, False  # skipped: the budget passed over the latest chance to measure
         self._last_epoch: int | None = None
@@ -156,6 +162,8 @@ class MonitoredRun:
             step: optimiser steps done so far; a batch may be several steps, or none (gradient accumulation).
         """
         step = _options.whole("step", step, least=0)
+        if self.follow_up.due(step):
+            return True
         every, before, self._steps_seen = self.every_n_steps, self._steps_seen, step
         if every is None or step // every == before // every or step == self._last_step:
             return False
@@ -188,6 +196,7 @@ class MonitoredRun:
         forward: Forward | None = None,
         validation: ValidationPass | None = None,
         optimizers: Iterable[torch.optim.Optimizer] = (),
+        data: object = None,
         snapshots: bool = False,
     ) -> dict[str, float]:
         """Measure now; with several processes every one of them has to call this.
@@ -199,6 +208,7 @@ class MonitoredRun:
             forward: runs the model on a batch.
             validation: what :meth:`open_validation` has collected.
             optimizers: those of the run; learning rate and weight decay of the first one explain an alarm.
+            data: the training dataset; another class, length or transform is a planned change.
             snapshots: as in :meth:`GeometryMonitor.measure`.
 
         Returns:
@@ -208,11 +218,16 @@ class MonitoredRun:
             Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
         """
         step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
-        self._last_step, self._last_epoch, self._skipped = step, epoch, False
+        if not self.follow_up.now:
+            self._last_epoch = epoch
+        self._last_step, self._skipped, optimizers = step, False, list(optimizers)
         context = self._context.collect(optimizers)
+        for change in self._context.planned_changes(model, optimizers, data, context):
+            self.monitor.announce(change)
         records = self.monitor.measure(
             model, step=step, epoch=epoch, forward=forward, validation=validation, context=context, snapshots=snapshots
         )
+        self.follow_up.after(step, self.monitor.verdicts.values())
         self._call_on_alarm()
         self.records = records
         for function in self.after_measurement:
@@ -291,7 +306,7 @@ class MonitoredRun:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the monitor, and when it measured last: loads with ``weights_only=True``."""
-        last = {"last_epoch": self._last_epoch, "last_step": self._last_step}
+        last = {"last_epoch": self._last_epoch, "last_step": self._last_step, "recipe": self._context.recipe}
         return {**self.monitor.state_dict(history=self.checkpoint_history), "run": last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -304,6 +319,7 @@ class MonitoredRun:
         self.monitor.load_state_dict(dict(state), allow_protocol_change=self.allow_protocol_change)
         run, self._restored = state.get("run") or {}, True
         self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")
+        self._context.recipe = dict(run.get("recipe", {}))
 
     def _within_budget(self, kind: str, number: int) -> bool:
         """Ask the budget once for each chance to measure: to ask is to count."""

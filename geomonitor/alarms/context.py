@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geomonitor._warnings import WarnOnce, cause_of
+from geomonitor.alarms.recipe import changes, recipe_of
 from geomonitor.history.history import History
 
 CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
 """What a training loop can record beside the markers; in the history, with layer "", it helps to explain an alarm."""
+EXPECTABLE = ("learning_rate", "weight_decay")
+"""Settings of the optimiser whose changes may be planned."""
 GRADIENT_NORM_EVERY = 20
 """Optimiser steps between two looks at the norm of the gradient."""
 
@@ -26,12 +29,17 @@ class TrainingContext:
 
     Args:
         warn: warns of each cause once.
+        expect: settings of ``EXPECTABLE`` whose changes are planned, as by a schedule.
     """
 
-    def __init__(self, warn: WarnOnce) -> None:
+    def __init__(self, warn: WarnOnce, expect: Sequence[str] = ()) -> None:
         self.resumed = False
         """the run was resumed since the latest measurement"""
+        self.recipe: dict[str, str] = {}
+        """what was used at the latest measurement, see :func:`geomonitor.alarms.recipe.recipe_of`"""
         self._warn = warn
+        self._expect = tuple(expect)
+        self._rates: dict[str, float] = {}
         self._gradient_norm: Tensor | None = None
 
     def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
@@ -49,6 +57,30 @@ class TrainingContext:
                 self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
         except Exception as error:  # noqa: BLE001 - a norm that only explains is not worth a run
             self._warn(f"the norm of the gradient is not known. {error!r}", cause_of(error))
+
+    def planned_changes(
+        self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], data: object, context: Mapping[str, float]
+    ) -> list[str]:
+        """What was changed on purpose since the latest measurement, in words.
+
+        Args:
+            model: the model.
+            optimizers: of the run.
+            data: the training dataset, if it is known.
+            context: what :meth:`collect` has returned.
+        """
+        try:
+            recipe = recipe_of(model, optimizers, data)
+            found = changes(self.recipe, recipe)
+            for name in self._expect:
+                before, after = self._rates.get(name, math.nan), context.get(name, math.nan)
+                if _ratio(before, after) >= _LEAST_CHANGE[name]:
+                    found.append(f"{name}: {before:.3g} -> {after:.3g}")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._warn(f"planned changes of the recipe are not seen. {error!r}", cause_of(error))
+            return []
+        self.recipe, self._rates = recipe, dict(context)
+        return found
 
     def collect(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
         """By the names of :data:`CONTEXT`, what is a finite number: settings of the first optimiser, and the rest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from geomonitor.alarms.alarm import Alarm, epoch_of, intervals
@@ -14,8 +14,9 @@ from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.votes import count_votes
 from geomonitor.errors import InputError
 from geomonitor.history.history import History
+from geomonitor.history.records import ANNOUNCED, Series
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Of the layout of the states of all built-in detectors: a state of another version is not read, but made anew."""
 
 Values = Mapping[str, tuple[float, float, float]]
@@ -45,7 +46,7 @@ class Judge:
             raise InputError(f"a judge needs a panel with watched markers and a detector; got {panel}")
         self.panel = panel
         self._watch = panel.watch
-        self._votes = panel.votes or 1
+        self._votes, self._alarm_at = panel.votes or 1, panel.alarm_at or {}
         self._detector = incremental(panel.detector)
         self._states: dict[str, dict[str, State]] = {}
         self._last_steps: dict[str, int] = {}
@@ -78,7 +79,12 @@ class Judge:
         """The verdict on a layer after its latest measurement."""
         states = self._states.get(layer, {})
         verdicts = [self._detector.verdict(states.get(m) or self._detector.start(layer, m)) for m in self._watch]
-        return count_votes(verdicts, self._votes)
+        return count_votes(verdicts, self._votes, self._alarm_at)
+
+    def restart(self, layers: Iterable[str]) -> None:
+        """Forget what was seen of some layers before the next measurement: a planned change makes it another series."""
+        for layer in layers:
+            self._states.pop(layer, None)
 
     def rebuild(self, history: History) -> None:
         """Judge all measurements of a history anew, and forget what was judged before."""
@@ -120,12 +126,20 @@ class Judge:
         self._last_steps[layer] = step
 
     def _judge_anew(self, history: History, layer: str) -> None:
-        series = {marker: history.series(layer, marker) for marker in self._watch}
+        first = max(restarts(history), default=0)
+        series = {marker: _after(history.series(layer, marker), first) for marker in self._watch}
         self._states[layer] = {
-            marker: functools.reduce(self._detector.step, measurements(one), self._detector.start(layer, marker))
+            marker: functools.reduce(self._detector.step, one, self._detector.start(layer, marker))
             for marker, one in series.items()
         }
-        self._last_steps[layer] = max((int(one.steps[-1]) for one in series.values() if len(one.steps)), default=-1)
+        steps = [history.series(layer, marker).steps for marker in self._watch]
+        self._last_steps[layer] = max((int(of_marker[-1]) for of_marker in steps if len(of_marker)), default=-1)
+
+
+def restarts(history: History) -> set[int]:
+    """Steps of the measurements that were the first after a planned change."""
+    series = history.series("", ANNOUNCED)
+    return {int(step) for step, value in zip(series.steps, series.values, strict=True) if value > 0}
 
 
 def verdicts(history: History, layer: str, panel: Panel) -> Iterator[tuple[int, int | None, Verdict]]:
@@ -147,7 +161,10 @@ def verdicts(history: History, layer: str, panel: Panel) -> Iterator[tuple[int, 
     for one in series:
         for measured in measurements(one):
             rows.setdefault(measured.step, {})[one.marker] = measured
+    planned = restarts(history)
     for step, row in sorted(rows.items()):
+        if step in planned:
+            judge.restart([layer])
         epoch = epoch_of(next(iter(row.values())).epoch)
         yield step, epoch, judge.update(layer, step, epoch, {marker: measured[2:] for marker, measured in row.items()})
 
@@ -171,6 +188,10 @@ def replay(history: History, layer: str, panel: Panel) -> list[Alarm]:
     """
     judged = verdicts(history, layer, panel)
     return intervals(layer, ((step, epoch, verdict.declined, verdict) for step, epoch, verdict in judged))
+
+
+def _after(series: Series, first: int) -> Iterator[Measured]:
+    return (measured for measured in measurements(series) if measured.step >= first)
 
 
 def judge_history(history: History, layer: str, panel: Panel) -> Verdict:

@@ -6,11 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from geomonitor import _options
-from geomonitor._options import Range
+from geomonitor._options import OPEN_SHARE, Range
 from geomonitor.alarms.detectors import DETECTORS, AgreeingDrop, DropFromReference, ReferenceRuns, make_detector
+from geomonitor.alarms.harm import ALARM_AT
 from geomonitor.alarms.verdict import Detector
 from geomonitor.alarms.votes import check_votes, family_of
 from geomonitor.errors import InputError
@@ -28,8 +30,8 @@ DEFAULT_WATCH = (
 ALONE = DropFromReference()
 """One marker alone has to change much, and stay there."""
 AGREEING = AgreeingDrop()
-VOTES = 1.5
-"""One confirmed family and one pending, or three pending."""
+VOTES = 2
+"""Two confirmed families."""
 LEAST_FAMILIES = 3
 """With this number of measured families or more, families have to agree by default."""
 
@@ -50,6 +52,9 @@ class Panel:
             families of them are measured, else 1.
         custom: of a panel that was read from a file, the ``repr`` of a detector that cannot be made again; the detector
             is None then.
+        alarm_at: relative decline, in ``(0, 1)``, of each marker that counts for an alarm; what declines less is a
+            notice. None: what went with harm in the bench, ``ALARM_AT``, if the default markers are watched and
+            families have to agree; else ``{}``: every notice is an alarm.
 
     Raises:
         InputError: a value of another type or out of its range, no such detector, votes that can never be reached.
@@ -64,8 +69,11 @@ class Panel:
     detector: Detector | str | None = AUTO
     votes: float | None = None
     custom: str = ""
+    alarm_at: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.alarm_at is not None:
+            object.__setattr__(self, "alarm_at", _alarm_at(self.alarm_at))
         if self.watch is not None:
             object.__setattr__(self, "watch", _names(self.watch))
         if self.votes is not None:
@@ -91,12 +99,13 @@ class Panel:
         >>> Panel().resolve(["dimension"], drop=0.2).detector.drop
         0.2
         """
-        watch, votes = self.watch, self.votes
+        watch, votes, alarm_at = self.watch, self.votes, self.alarm_at
         if watch is None:
             watch = tuple(marker for marker in DEFAULT_WATCH if marker in measured)
         if votes is None:
             agreeing = self.watch is None and len({family_of(name) for name in watch}) >= LEAST_FAMILIES
             votes = VOTES if agreeing else 1
+            alarm_at = ALARM_AT if alarm_at is None and agreeing else alarm_at
         check_votes(watch, votes)
         detector = self.detector
         if detector == AUTO:
@@ -112,7 +121,7 @@ class Panel:
                 f"the detector {detector!r} is complete: give it without further settings, or give its name; "
                 f"got the settings {settings}"
             )
-        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes)
+        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=alarm_at or {})
 
     def fitted(self, measured: Sequence[str], protocol: Mapping[str, Any]) -> Panel | None:
         """As :meth:`resolve`, for a monitor: None if nothing is to be judged.
@@ -141,7 +150,12 @@ class Panel:
         ``{"name": "custom", "repr": "..."}``.
         """
         watch = None if self.watch is None else list(self.watch)
-        return {"watch": watch, "votes": self.votes, "detector": _detector_to_dict(self.detector, self.custom)}
+        return {
+            "watch": watch,
+            "votes": self.votes,
+            "detector": _detector_to_dict(self.detector, self.custom),
+            "alarm_at": None if self.alarm_at is None else dict(self.alarm_at),
+        }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Panel:
@@ -156,7 +170,8 @@ class Panel:
             made, custom = _detector_from_dict(detector)
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"a panel has watch, votes and detector; got {saved!r}") from error
-        return cls(None if watch is None else tuple(watch), made, votes, custom)
+        # A panel of an older version has no such sizes: every decline was an alarm.
+        return cls(None if watch is None else tuple(watch), made, votes, custom, saved.get("alarm_at", {}))
 
 
 def panel_of(saved: Mapping[str, Any] | None) -> Panel:
@@ -172,6 +187,12 @@ def _names(watch: Any) -> tuple[str, ...]:
     if isinstance(watch, str) or not isinstance(watch, Sequence) or not all(isinstance(name, str) for name in watch):
         raise InputError(f'watch is a tuple of names of markers, such as ("dimension", "cdnv"); got {watch!r}')
     return tuple(dict.fromkeys(watch))
+
+
+def _alarm_at(sizes: Any) -> Mapping[str, float]:
+    if not isinstance(sizes, Mapping) or not all(isinstance(name, str) for name in sizes):
+        raise InputError(f'alarm_at gives a relative decline by marker, such as {{"dimension": 0.1}}; got {sizes!r}')
+    return MappingProxyType({name: OPEN_SHARE.number(f"alarm_at[{name!r}]", size) for name, size in sizes.items()})
 
 
 def _check_detector(detector: Any) -> None:

@@ -35,6 +35,13 @@ class Verdict(NamedTuple):
     """direction of the change; a rise is a decline if the marker is worse when higher"""
     agreeing: tuple[str, ...] = ()
     """other watched markers of the layer whose latest measurement is also low"""
+    size: float = 0.0
+    """largest relative change against the expected value that two measurements in a row exceeded in this decline; 0 if
+    there were no two"""
+    pending: bool = False
+    """of a layer: one more measurement like this one makes an alarm"""
+    noticed: bool = False
+    """of a layer: its representation has changed beyond the noise; ``declined`` if by as much as went with harm"""
 
     @property
     def change(self) -> float:

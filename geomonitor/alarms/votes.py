@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +41,9 @@ def check_votes(markers: Sequence[str], votes: float) -> None:
         )
 
 
-def count_votes(verdicts: Sequence[Verdict], votes: float) -> Verdict:
+def count_votes(
+    verdicts: Sequence[Verdict], votes: float, alarm_at: Mapping[str, float] = MappingProxyType({})
+) -> Verdict:
     """The verdict on a layer, from those on its watched markers.
 
     Each family of markers has one vote. While fewer measurements in a row are declining than the detector needs, a
@@ -48,18 +52,39 @@ def count_votes(verdicts: Sequence[Verdict], votes: float) -> Verdict:
 
     Args:
         verdicts: of each watched marker, at least one.
-        votes: needed for an alarm.
+        votes: needed.
+        alarm_at: relative decline of each marker that counts for an alarm; a marker that is not in it counts for a
+            notice only. Empty: every notice is an alarm.
 
     Returns:
         That of the marker with the largest share, of the representation rather than of the logits, of the most
-        standard errors; ``declined`` if there are enough votes.
+        standard errors; ``noticed`` if there are enough votes, ``declined`` if there also are as many families of
+        markers (rounded up) that two measurements in a row showed as far down as ``alarm_at``.
     """
     # Accuracy is what every training loop shows: if the representation also declines, the warning begins with that.
-    loudest = max(verdicts, key=lambda v: (v.share, family_of(v.marker) != "logits", v.sigmas if v.share else 0.0))
+    counted = [verdict for verdict in verdicts if verdict.size >= alarm_at.get(verdict.marker, math.inf)]
+    low = [verdict for verdict in verdicts if verdict.checks and verdict.marker in alarm_at]
+    near = [*counted, *(verdict for verdict in low if _latest(verdict) >= alarm_at[verdict.marker])]
+    pending = bool(alarm_at) and _families(near) >= votes > _families(counted)
+    loudest = max(
+        verdicts,
+        key=lambda v: (v in counted, v.share, family_of(v.marker) != "logits", v.sigmas if v.share else 0.0),
+    )
     if not enough_votes([verdict.marker for verdict in verdicts], [verdict.share for verdict in verdicts], votes):
-        return loudest._replace(declined=False)
+        return loudest._replace(declined=False, pending=pending)
     others = tuple(verdict.marker for verdict in verdicts if verdict.share > 0 and verdict is not loudest)
-    return loudest._replace(declined=True, agreeing=others)
+    harmful = not alarm_at or _families(counted) >= votes
+    return loudest._replace(declined=harmful, noticed=True, pending=pending, agreeing=others)
+
+
+def _families(verdicts: Sequence[Verdict]) -> int:
+    return len({family_of(verdict.marker) for verdict in verdicts})
+
+
+def _latest(verdict: Verdict) -> float:
+    """Relative decline at the latest measurement, of a rise as of the fall of the reciprocal."""
+    ratio = verdict.value / verdict.reference if verdict.direction == "lower" else verdict.reference / verdict.value
+    return 1 - ratio
 
 
 def enough_votes(markers: Sequence[str], shares: Sequence[ArrayLike], votes: float) -> NDArray[np.bool_]:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 ALARM = "alarm"
 """Marker name of the verdict: 1 during an alarm, 0 otherwise, NaN if the measurement or the detector failed."""
+NOTICE = "notice"
+"""Marker name of whether the representation has changed beyond the noise: 1, 0, or NaN as ``alarm``."""
+ANNOUNCED = "announced"
+"""Marker name of the first measurement after a planned change (value 1), where the reference starts anew; its layer is
+""."""
 JUDGED = "judged"
 """Marker name of whether the layer could be judged: 0 while it is too early, and if nothing could be measured."""
 SECONDS = "seconds"

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from geomonitor._distributed import Group
 from geomonitor import _options
+from geomonitor._distributed import Group
 from geomonitor.adapter import checked_directory, monitor_of
 from geomonitor.alarms.panel import Panel
 from geomonitor.features.capture import Pool
@@ -56,6 +56,8 @@ class GeometryHooks:
         allow_protocol_change: bool = False,
         checkpoint_history: bool = True,
         figures_every_n: int | None = None,
+        confirm: bool = True,
+        expect: Sequence[str] = (),
         on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
         pool: Pool = "auto",
         forward: Forward | None = None,
@@ -88,6 +90,8 @@ class GeometryHooks:
             name=name,
             allow_protocol_change=allow_protocol_change,
             checkpoint_history=checkpoint_history,
+            confirm=confirm,
+            expect=expect,
             on_alarm=on_alarm,
         )
         self.output = LoggerOutput(figures_every_n, name)
@@ -243,6 +247,7 @@ class GeometryHooks:
             forward=forward,
             validation=validation,
             optimizers=trainer.optimizers,
+            data=getattr(trainer.train_dataloader, "dataset", None),
             snapshots=self.output.figures_due(self.monitor.history.measurements),
         )
         self.output.write(trainer, self.monitor, self.run.records)

@@ -15,6 +15,7 @@ import numpy as np
 
 from geomonitor._options import one_of
 from geomonitor.alarms.detectors.incremental import IncrementalDetector, Measured, State
+from geomonitor.alarms.detectors.robust import median
 from geomonitor.alarms.verdict import Direction, Verdict
 from geomonitor.markers import COUNTS, MARKERS
 
@@ -61,6 +62,10 @@ class Finding(TypedDict):
     """relative; NaN during warm-up"""
     plain: bool
     """one of these measurements was so low that it needs no second one"""
+    gap: float
+    """of the latest of them, below the expected level; 0 if there is none"""
+    size: float
+    """the largest gap that two of them in a row exceeded"""
 
 
 class Track(TypedDict):
@@ -111,7 +116,7 @@ class LevelDetector(IncrementalDetector):
             return track
         seen: Track = {**track, "past": _with(track, measured, self.memory)}
         finding, own = self.look(seen)
-        return {**seen, "finding": finding, "own": own}
+        return {**seen, "finding": _sized(finding, track["finding"], seen["past"]), "own": own}
 
 
 def can_be_judged(value: float, direction: Direction) -> bool:
@@ -144,11 +149,14 @@ def sampling_error(independent: float, changes: float) -> float:
 def within_an_epoch(past: Past) -> int:
     """How many measurements an epoch holds, by the latest ones: 1 where epochs are not known, 4 at most.
 
+    By the median of the epochs that lie wholly within them: one more measurement, to follow up another, is no new pace.
+
     Measurements of one epoch share the ups and downs of the training: their differences underestimate how far they
     wander from one epoch to the next. And the more there are, the more often one is low by chance.
     """
     held = Counter(epoch for epoch in past["epochs"][-2 * MOST_AN_EPOCH :] if math.isfinite(epoch))
-    return min(max(held.values(), default=1), MOST_AN_EPOCH)
+    counts = [float(count) for count in held.values()]
+    return min(round(median(counts[1:-1]) if len(counts) > 2 else max(counts, default=1)), MOST_AN_EPOCH)
 
 
 def begun(finding: Finding, past: Past, ago: int = 0) -> Finding:
@@ -165,6 +173,16 @@ def check_direction(worse: str) -> None:
     one_of("worse", worse, get_args(Worse))
 
 
+def _sized(finding: Finding, before: Finding, past: Past) -> Finding:
+    """The finding with its gap, and with the size of the decline that it goes on with."""
+    if not finding["low"]:
+        return {**finding, "gap": 0.0, "size": 0.0}
+    gap = max(0.0, finding["expected"] - past["levels"][-1])
+    if finding["low"] == 1 or not before["low"]:
+        return {**finding, "gap": gap, "size": 0.0}
+    return {**finding, "gap": gap, "size": max(before["size"], min(gap, before["gap"]))}
+
+
 def _directions(worse: Worse, marker: str) -> tuple[Direction, ...]:
     if worse == "either":
         return ("lower", "higher")
@@ -178,7 +196,9 @@ def _empty(layer: str, marker: str, direction: Direction) -> Track:
     past = Past(
         count=0, first_epoch=math.nan, value=math.nan, steps=[], epochs=[], levels=[], errors=[], change_errors=[]
     )
-    nothing = Finding(low=0, since_step=0, since_epoch=math.nan, expected=math.nan, noise=math.nan, plain=False)
+    nothing = Finding(
+        low=0, since_step=0, since_epoch=math.nan, expected=math.nan, noise=math.nan, plain=False, gap=0.0, size=0.0
+    )
     return Track(layer=layer, marker=marker, direction=direction, past=past, finding=nothing, own={})
 
 
@@ -191,7 +211,7 @@ def _with(track: Track, measured: Measured, memory: int) -> Past:
         error = max(error, 0.5 / value)
     return {
         "count": past["count"] + 1,
-        "first_epoch": past["first_epoch"] if past["count"] else measured.epoch,
+        "first_epoch": measured.epoch if math.isnan(past["first_epoch"]) else past["first_epoch"],
         "value": value,
         "steps": _latest(past["steps"], measured.step, memory),
         "epochs": _latest(past["epochs"], measured.epoch, memory),
@@ -224,6 +244,7 @@ def _verdict(track: Track, needed: int) -> Verdict:
         checks=low,
         needed=needed,
         direction=track["direction"],
+        size=-math.expm1(-finding["size"]),
     )
 
 

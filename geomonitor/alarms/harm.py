@@ -1,0 +1,25 @@
+"""What went with harm in the bench: how far each marker fell, and how often such an alarm came before harm.
+
+Harm is a fall of the accuracy on new classes by 0.03 or more below its plateau, and by three paired standard errors, at
+two measurements in a row. The figures are those of ``docs/calibration.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+ALARM_AT: Mapping[str, float] = MappingProxyType({"numerical_rank": 0.05, "mean_norm": 0.3, "accuracy": 0.08})
+"""Relative decline of a marker that counts for an alarm; a smaller one makes a notice."""
+
+
+class Record(NamedTuple):
+    """How often alarms of the default panel came before harm."""
+
+    harmed: int
+    alarms: int
+
+
+IN_THE_BENCH = Record(0, 1)
+"""Of all alarms in the bench."""
