@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from geomonitor import _options
-from geomonitor._distributed import rank_and_world_size
+from geomonitor._distributed import Group
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.panel import Panel
 from geomonitor.errors import InputError
@@ -32,6 +32,7 @@ from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
+from geomonitor.probe.transfer import TransferProbe
 from geomonitor.run import MonitoredRun, OnAlarm
 
 Probe: TypeAlias = "ProbeSet | GeometryMonitor"
@@ -46,7 +47,7 @@ class Adapter:
         probe: a held-out, in-distribution ``ProbeSet``, or a ready-made ``GeometryMonitor`` of one, to which the
             options of a monitor are then given.
         layers: as in ``GeometryMonitor``; so are markers, panel, geometry, pool, forward, batch_size, shifts,
-            max_overhead and on_error.
+            truth, max_overhead, on_error and process_group.
         every_n_epochs: epochs between two measurements, from the first epoch on.
         every_n_steps: optimiser steps between two measurements, instead of epochs.
         name: keeps two callbacks of one run apart: keys become ``geometry/<name>/<layer>/<marker>``.
@@ -86,13 +87,16 @@ class Adapter:
         forward: Forward | None = None,
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
+        truth: TransferProbe | None = None,
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        process_group: Group = None,
     ) -> None:
         super().__init__()
         monitor = monitor_of(
             probe, layers=layers, markers=markers, panel=panel, geometry=geometry, pool=pool, forward=forward,
-            batch_size=batch_size, shifts=shifts, max_overhead=max_overhead, on_error=on_error,
+            batch_size=batch_size, shifts=shifts, truth=truth, max_overhead=max_overhead, on_error=on_error,
+            process_group=process_group,
         )  # fmt: skip
         if isinstance(monitor.probe, ValidationProbe):
             raise InputError("this callback takes a ProbeSet; a ValidationProbe works with Lightning or your own loop")
@@ -170,7 +174,7 @@ class Adapter:
         values = self.monitored.measure(model, step=step, epoch=epoch, **how)
         reason = self.monitored.should_stop if self.stop_on_decline else None
         self.stopping = reason is not None
-        if reason and rank_and_world_size()[0] == 0:
+        if reason and self.monitor.processes.rank == 0:
             print(reason, file=sys.stderr)
         return values
 
@@ -184,7 +188,7 @@ class Adapter:
 
     def save(self, folder: str | os.PathLike[str] | None) -> None:
         """Write the state into a folder; every process may call this, one writes."""
-        if folder is not None and rank_and_world_size()[0] == 0:
+        if folder is not None and self.monitor.processes.rank == 0:
             path = self._state_path(folder)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")

@@ -80,7 +80,7 @@ class GeometryHooks:
             monitor = monitor_of(probe, **given)
         else:
             self._late, self._given = Late(probe, per_class), given
-            monitor = monitor_of(placeholder(), **given | {"shifts": ()})
+            monitor = monitor_of(placeholder(), **given | {"shifts": (), "truth": None})
         self._pending: dict[str, Any] | None = None
         self.directory = checked_directory(directory)
         self.run = MonitoredRun(
