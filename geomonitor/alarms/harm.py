@@ -1,7 +1,7 @@
 """What went with harm in the bench: how far each marker fell, and how often such an alarm came before harm.
 
 Harm is a fall of the accuracy on new classes by 0.03 or more below its plateau, and by three paired standard errors, at
-two measurements in a row. The figures are those of ``docs/calibration.md``.
+two measurements in a row. The figures are those of ``docs/carry_over.md``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-ALARM_AT: Mapping[str, float] = MappingProxyType({"numerical_rank": 0.05, "mean_norm": 0.3, "accuracy": 0.08})
+ALARM_AT: Mapping[str, float] = MappingProxyType({"numerical_rank": 0.1, "mean_norm": 0.25, "accuracy": 0.06})
 """Relative decline of a marker that counts for an alarm; a smaller one makes a notice."""
 
 
-class Record(NamedTuple):
+class Rate(NamedTuple):
     """How often alarms of the default panel came before harm."""
 
     harmed: int
     alarms: int
 
 
-IN_THE_BENCH = Record(0, 1)
+IN_THE_BENCH = Rate(163, 268)
 """Of all alarms in the bench."""

@@ -1,0 +1,160 @@
+"""How the default panel warns on eight tasks: three it was calibrated on before, five new ones; docs/carry_over.md.
+
+OMP_NUM_THREADS=1 python -m benchmarks.elsewhere.report            # prints the tables; two minutes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+from benchmarks.early_warning.calibration import wilson
+from benchmarks.early_warning.trajectories import load_runs
+from benchmarks.elsewhere.harm import Harm, harm_of
+from benchmarks.elsewhere.recipes import PLAIN, PLANNED
+from benchmarks.elsewhere.runs import Run, load
+from geomonitor import DropFromReference, Panel
+from geomonitor.alarms.judge import Judge
+from geomonitor.alarms.panel import DEFAULT_WATCH
+
+LATE = 3
+"""Measurements after half of the harm at which an alarm still counts as in time."""
+BASE_RATES = (0.05, 0.2)
+
+
+class Outcome(NamedTuple):
+    """What the panel did in a run."""
+
+    run: Run
+    harm: Harm | None
+    notice: int | None
+    """measurement of the first one"""
+    alarm: int | None
+    announced: int | None
+    """measurement of the first alarm if planned changes are announced"""
+
+
+def outcome(run: Run) -> Outcome:
+    """Judge a run as it was trained, and, if its change was planned, once more with an announcement."""
+    panel = Panel().resolve(DEFAULT_WATCH)
+    notice, alarm = first(run, panel)
+    planned = run.family in PLANNED and run.onset is not None
+    announced = first(run, panel, restart=run.onset)[1] if planned else alarm
+    return Outcome(run, harm_of(run.columns), notice, alarm, announced)
+
+
+def first(run: Run, panel: Panel, restart: int | None = None) -> tuple[int | None, int | None]:
+    """First notice and first alarm; follow-up measurements where the run has them."""
+    judge = Judge(panel)
+    notice = alarm = None
+    watched = [name for name in panel.watch or () if name in run.columns]
+    for check in range(len(run.columns["unseen_accuracy"])):
+        if restart is not None and check == restart + 1:
+            judge.restart(["features"])
+        values = {name: _value(run, name, check) for name in watched}
+        verdict = judge.update("features", 2 * check, check, values)
+        notice = check if notice is None and verdict.noticed else notice
+        alarm = check if alarm is None and verdict.declined else alarm
+        followed = [name for name in watched if f"later_{name}" in run.columns]
+        later = {name: float(run.columns[f"later_{name}"][check]) for name in followed}
+        if verdict.pending and any(math.isfinite(value) for value in later.values()):
+            again = {name: (value, math.nan, math.nan) for name, value in later.items()}
+            verdict = judge.update("features", 2 * check + 1, check, again)
+            alarm = check if alarm is None and verdict.declined else alarm
+    return notice, alarm
+
+
+def _value(run: Run, name: str, check: int) -> tuple[float, float, float]:
+    """Value, standard error and error of the change; NaN where a run does not have them."""
+    columns = (name, f"{name}_standard_error", f"{name}_change_error")
+    value, error, change = (float(run.columns[c][check]) if c in run.columns else math.nan for c in columns)
+    return value, error, change
+
+
+def single(name: str, worse: str, drop: float) -> Callable[[Run], int | None]:
+    """What people use today, judged alike: one number that is worse by ``drop`` at two measurements in a row."""
+    panel = Panel((name,), DropFromReference(drop=drop, sigmas=1.75, worse=worse))  # type: ignore[arg-type]
+    return lambda run: first(run, panel)[1]
+
+
+def in_time(harm: Harm, alarm: int | None) -> bool:
+    """Whether an alarm came no later than three measurements after half of the harm."""
+    return alarm is not None and alarm <= harm.half + LATE
+
+
+def share(found: int, of: int) -> str:
+    """A count with its 95 % interval."""
+    low, high = wilson(found, of)
+    return f"{found} of {of} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def row(title: str, outcomes: Sequence[Outcome], alarm: Callable[[Outcome], int | None]) -> str:
+    """A line of the table."""
+    harmed = [o for o in outcomes if o.harm is not None]
+    large = [o for o in harmed if o.harm and o.harm.depth >= 0.1]
+    fine = [o for o in outcomes if o.harm is None]
+    found = sum(in_time(o.harm, alarm(o)) for o in harmed if o.harm)
+    found_large = sum(in_time(o.harm, alarm(o)) for o in large if o.harm)
+    false = sum(alarm(o) is not None for o in fine)
+    sensitivity, rate = found / max(1, len(harmed)), max(false, 0.5) / max(1, len(fine))
+    ratio = f"{sensitivity / rate:.1f}" if found else "-"
+    precision = [base * sensitivity / (base * sensitivity + (1 - base) * rate) for base in BASE_RATES]
+    cells = [title, share(found, len(harmed)), share(found_large, len(large)), share(false, len(fine)), ratio]
+    return "| " + " | ".join([*cells, *(f"{value:.0%}" for value in precision)]) + " |"
+
+
+def all_runs() -> list[Run]:
+    """The runs of both benches."""
+    old = [Run(r.task, r.family, r.seed, r.onset, r.columns) for r in load_runs()]
+    return [*old, *load()]
+
+
+def main() -> None:
+    """Print the tables."""
+    runs = all_runs()
+    with ProcessPoolExecutor() as pool:
+        outcomes = list(pool.map(outcome, runs, chunksize=32))
+    new = [o for o in outcomes if "plateau" in o.run.columns]
+    old = [o for o in outcomes if "plateau" not in o.run.columns]
+    head = ["", "found, of all harm", "of harm >= 0.1", "alarm, of all runs without harm", "likelihood ratio"]
+    print("| " + " | ".join([*head, *(f"precision at {base:.0%}" for base in BASE_RATES)]) + " |")
+    print("|" + "---|" * (len(head) + len(BASE_RATES)))
+    print(row("**alarm, five new tasks**", new, lambda o: o.alarm))
+    print(row("the same, planned changes announced", new, lambda o: o.announced))
+    for task in sorted({o.run.task for o in new}):
+        print(row(task, [o for o in new if o.run.task == task], lambda o: o.alarm))
+    print(row("**alarm, three old tasks**", old, lambda o: o.alarm))
+    print(row("**alarm, all**", outcomes, lambda o: o.alarm))
+    print(row("notice, five new tasks", new, lambda o: o.notice))
+    print(row("notice, all", outcomes, lambda o: o.notice))
+    for name, worse, drops in (("rankme", "lower", (0.2, 0.4, 0.6)), ("val_loss", "higher", (0.4, 0.6, 0.7)),
+                               ("val_accuracy", "lower", (0.05, 0.1, 0.15))):  # fmt: skip
+        for drop in drops:
+            alarms = {id(o): single(name, worse, drop)(o.run) for o in new}
+            print(row(f"{name} worse by {drop:.0%}, new tasks", new, lambda o, alarms=alarms: alarms[id(o)]))
+    kinds: Iterable[tuple[str, Sequence[str] | None]] = (
+        ("nothing changes", PLAIN),
+        ("planned", PLANNED),
+        ("faults", None),
+    )
+    for kind, families in kinds:
+        part = [o for o in new if (o.run.family in families if families else o.run.family not in (*PLAIN, *PLANNED))]
+        fine = [o for o in part if o.harm is None]
+        print(f"new tasks, {kind}: alarms {share(sum(o.alarm is not None for o in fine), len(fine))}, announced "
+              f"{share(sum(o.announced is not None for o in fine), len(fine))}, notices "
+              f"{share(sum(o.notice is not None for o in fine), len(fine))}")  # fmt: skip
+    alarmed = [o for o in outcomes if o.alarm is not None]
+    print(
+        "alarms that came with harm:",
+        share(sum(o.harm is not None and in_time(o.harm, o.alarm) for o in alarmed), len(alarmed)),
+    )
+    alarmed = [o for o in new if o.alarm is not None]
+    print(
+        "of the new tasks:", share(sum(o.harm is not None and in_time(o.harm, o.alarm) for o in alarmed), len(alarmed))
+    )
+
+
+if __name__ == "__main__":
+    main()
