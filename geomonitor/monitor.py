@@ -170,7 +170,7 @@ class GeometryMonitor:
             **{"markers": self.markers, "batch size": self.batch_size, "on_error": self.on_error},
             **{"max_overhead": self.budget.max_overhead, "panel": self.panel and self.panel.to_dict()},
         }
-        setup = Setup(self.probe, self.layers, call != "measure", self.batch_size, settings)
+        setup = Setup(self.probe, self.truth, self.layers, call != "measure", self.batch_size, settings)
         self._agreement.reach(f"{call}(step={step})", step, model, setup)
 
     def measure(
@@ -355,6 +355,6 @@ class GeometryMonitor:
         self._latest_points, self._points = taken.latest_points, taken.fingerprint
         if agreement.identity != taken.identity:  # found at the first measurement
             agreement.identity = taken.identity
-            self.history.describe(self.protocol, None if self.panel is None else self.panel.to_dict())
+            self.history.note("protocol", self.protocol)
         self.references = {**taken.latest_points, **self.references}
         return taken

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from geomonitor import _options
-from geomonitor._distributed import ALL_PROCESSES
+from geomonitor._distributed import Processes
 from geomonitor._warnings import WarnOnce
 from geomonitor.decide.checkpoints import load_checkpoint, load_weights
 from geomonitor.decide.kept_file import KeptFile, mark_of
@@ -91,7 +91,7 @@ class CheckpointKeeper:
         if not run.monitor.history.measurements:  # a new run: what an earlier one has kept stays
             self.healthy_until, self._saved, self._last, self._kept, self._token = -1, [], None, None, ""
         self._token = self._token or secrets.token_hex(8)
-        self._last = ALL_PROCESSES.gathered(self._found_again())[0]
+        self._last = self.monitor.processes.gathered(self._found_again())[0]
         self._name()
 
     def saved(self, path: str | os.PathLike[str], *, step: int, epoch: int | None = None) -> None:
@@ -123,7 +123,7 @@ class CheckpointKeeper:
             path = Path(self._last.path)
             if load is None:
                 assert model is not None  # one of both is given
-                problem = _load_everywhere(model, path)
+                problem = _load_everywhere(model, path, self.monitor.processes)
             else:
                 try:
                     load(path)
@@ -131,7 +131,7 @@ class CheckpointKeeper:
                     problem = str(error)
         if problem is None:
             self.restored = self._last
-        elif ALL_PROCESSES.rank == 0:
+        elif self.monitor.processes.rank == 0:
             text = f"no checkpoint is restored, the weights stay those of the end of the run: {problem}"
             warnings.warn(text, GeomonitorWarning, stacklevel=3)
 
@@ -157,7 +157,7 @@ class CheckpointKeeper:
         if step is not None and self._declining_since() is None and not self._run.failed:
             self.healthy_until = step
             self._keep_newest()
-        elif self._run.monitor.new_alarms and ALL_PROCESSES.rank == 0:
+        elif self._run.monitor.new_alarms and self.monitor.processes.rank == 0:
             since = self._declining_since(pending=False)
             problem = None if since is None else self._problem(since)
             if problem is not None:
@@ -182,13 +182,13 @@ class CheckpointKeeper:
     def _keep_newest(self) -> None:
         """Link the newest healthy checkpoint that still exists, and delete the link to the one before."""
         found: SavedCheckpoint | None = self._last
-        if ALL_PROCESSES.rank == 0:
+        if self.monitor.processes.rank == 0:
             healthy = [c for c in self._saved if c.step <= self.healthy_until and os.path.exists(c.path)]
             newest = max(healthy, key=lambda c: c.step, default=None)
             gone = self._last is not None and not (self._kept is not None and self._kept.exists)
             if newest is not None and (self._last is None or gone or newest.step > self._last.step):
                 found = self._link(newest)
-        found = ALL_PROCESSES.gathered(found)[0]
+        found = self.monitor.processes.gathered(found)[0]
         if found != self._last:
             self._last = found
             self._name()
@@ -220,7 +220,7 @@ class CheckpointKeeper:
     def _found_again(self) -> SavedCheckpoint | None:
         """What this run had kept when it was cut off, if it is not of a part of the run that is done again."""
         folders = {Path(c.path).parent for c in (*self._saved, *([self._last] if self._last else []))}
-        if ALL_PROCESSES.rank or not folders or self._kept is not None:
+        if self.monitor.processes.rank or not folders or self._kept is not None:
             return self._last
         own = [found for folder in folders if (found := _marked(folder, self._token)) is not None]
         latest = max(own, key=lambda c: c.step, default=None)
@@ -248,7 +248,7 @@ def _marked(folder: Path, token: str) -> SavedCheckpoint | None:
     return None
 
 
-def _load_everywhere(model: nn.Module, path: Path) -> str | None:
+def _load_everywhere(model: nn.Module, path: Path, processes: Processes) -> str | None:
     """Load a checkpoint into the model of every process, or of none; the reason if it cannot be."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     checkpoint, problem = None, None
@@ -256,7 +256,7 @@ def _load_everywhere(model: nn.Module, path: Path) -> str | None:
         checkpoint = load_checkpoint(path)
     except (InputError, OSError) as error:
         problem = str(error)
-    if not ALL_PROCESSES.all(problem is None, device):
+    if not processes.all(problem is None, device):
         return problem or f"{path} cannot be read in another process"
     assert checkpoint is not None  # read in all processes
     try:

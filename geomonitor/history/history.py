@@ -98,17 +98,6 @@ class History:
         self._side = {**self._side, name: value}
         self._file.rewrite_side(_side_text(self._side))
 
-    def describe(self, protocol: dict[str, Any], panel: dict[str, Any] | None = None) -> None:
-        """Replace protocol and panel in the side file, if there is one, with what is known by now.
-
-        Args:
-            protocol: as in :meth:`open`.
-            panel: likewise.
-        """
-        if self._file is not None and self._side is not None:
-            self._side = {**self._side, "protocol": protocol, "panel": panel}
-            self._file.describe(_side_text(self._side))
-
     @property
     def layers(self) -> tuple[str, ...]:
         """Aliases of the layers, in the order of their first record; without ``""``, the whole measurement."""

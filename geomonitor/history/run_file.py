@@ -85,15 +85,6 @@ class RunFile:
         if self._complete:
             self._write_side()
 
-    def describe(self, side: str) -> None:
-        """Replace the text of the side file, if there is one; written with the next addition.
-
-        Args:
-            side: the text.
-        """
-        if self._side is not None and side != self._side:
-            self._side, self._side_is_due = side, True
-
     def outdated(self) -> None:
         """What should be in the file is another text now: the next addition writes all anew."""
         self._complete = False

@@ -18,12 +18,14 @@ from geomonitor.measure.measurement import ElsewhereError
 from geomonitor.measure.meeting import DifferenceError, Meeting
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.transfer import TransferProbe
 
 
 class Setup(NamedTuple):
     """How a process measures."""
 
     probe: ProbeSet | ValidationProbe
+    truth: TransferProbe | None
     layers: Layers
     """where"""
     anew: bool
@@ -113,6 +115,8 @@ class Agreement:
         """Raise what keeps this process from measuring."""
         if setup.anew or not self.aliases:
             self.aliases = tuple(resolve_layers(model, setup.layers))
+        if setup.truth is not None:
+            setup.truth.probe.check_content()
         if isinstance(setup.probe, ProbeSet):
             setup.probe.check_content()
             now = points_at_once(setup.probe, setup.batch_size, self.processes.size)

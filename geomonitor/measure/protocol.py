@@ -33,7 +33,7 @@ def protocol_of(
     named: Any = layers
     if not isinstance(layers, str):
         named = dict(layers) if isinstance(layers, Mapping) else list(layers)
-    shifts = sorted(plan.shifts)
+    shifts, new = sorted(plan.shifts), None if plan.truth is None else plan.truth.probe.content
     return {
         "probe": probe.fingerprint,
         **({} if probe.content is None else {"content": probe.content}),
@@ -45,6 +45,7 @@ def protocol_of(
         **plan.geometry.as_dict(),
         **({"shifts": shifts} if shifts else {}),
         **({} if plan.truth is None else {"truth": plan.truth.fingerprint}),
+        **({} if new is None else {"truth content": new}),
     }
 
 
@@ -90,7 +91,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("content", "forward", "dtypes", "batch_size")
+KNOWN_LATER = ("content", "truth content", "forward", "dtypes", "batch_size")
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

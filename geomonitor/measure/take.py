@@ -113,7 +113,7 @@ def take_measurement(
     if plan.truth is not None:
         truth = measure_truth(
             model, found, plan.truth, measurement.points, forward=how.forward, batch_size=how.batch_size,
-            pool=how.pool, device=device, warn=warn,
+            pool=how.pool, device=device, warn=warn, processes=processes,
         )  # fmt: skip
         values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
         influences = {**influences, **truth.influences}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.features.capture import Layer, Pool
@@ -42,6 +43,7 @@ def measure_truth(
     pool: Pool,
     device: torch.device,
     warn: Callable[[str, str], None],
+    processes: Processes = ALL_PROCESSES,
 ) -> Truth:
     """Measure transfer; every process makes the same calls. A failure is NaN and a warning, the geometry stays.
 
@@ -55,12 +57,14 @@ def measure_truth(
         pool: as in ``GeometryMonitor``.
         device: of the model.
         warn: takes a warning and a key of its cause.
+        processes: that measure together.
     """
     probe = truth.probe
     try:
         new = points_of(
-            model, layers, probe, forward=forward, batch_size=batch_size, pool=pool, device=device, warn=warn
-        )
+            model, layers, probe, forward=forward, batch_size=batch_size, pool=pool, device=device, warn=warn,
+            processes=processes,
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
         warn(f"transfer cannot be measured, its values are NaN. {type(error).__name__}: {error}", cause_of(error))
         return nothing_true(list(layers))
@@ -84,6 +88,7 @@ def points_of(
     pool: Pool,
     device: torch.device,
     warn: Callable[[str, str], None],
+    processes: Processes = ALL_PROCESSES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features ``(Q, N)`` and class numbers ``(Q,)`` of a probe set by layer, class by class, equal in all processes.
 
@@ -96,12 +101,13 @@ def points_of(
         pool: as in ``GeometryMonitor``.
         device: of the model.
         warn: takes a warning and a key of its cause.
+        processes: that measure together.
 
     Returns:
         Without layers in which a class has fewer than two points with finite features.
     """
     plan = Plan(probe.classes, probe.per_class, (), (), GeometryOptions())
-    measurement = Measurement(plan, dict.fromkeys(layers, Head()), {}, device, warn)
+    measurement = Measurement(plan, dict.fromkeys(layers, Head()), {}, device, warn, processes=processes)
     run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={})
     measurement.compute_after(lambda: run(model, layers, probe, measurement))
     return measurement.points

@@ -65,7 +65,7 @@ def _held(dataset: Any) -> Any:
     return inner if inner is not None and inner is not dataset and len(inner) == len(dataset) else None
 
 
-def overlap(ours: Origins, train: Any) -> Indices:
+def overlap(ours: Origins, train: Any, *, strict: bool = True) -> Indices:
     """Which items are also in a training set.
 
     The same item is recognised by its index in the same dataset object; by its content among the ``tensors`` or
@@ -75,6 +75,7 @@ def overlap(ours: Origins, train: Any) -> Indices:
     Args:
         ours: items to look for, from ``origins(..., search=True)``.
         train: dataset, ``DataLoader``, or indices into the one source of ``ours``.
+        strict: False: what cannot be compared counts as different.
 
     Returns:
         Positions in ``ours``, ascending.
@@ -96,7 +97,7 @@ def overlap(ours: Origins, train: Any) -> Indices:
         for other, train_source in enumerate(theirs.sources):
             here, there = ours.rows[:, 0] == mine, theirs.rows[theirs.rows[:, 0] == other, 1]
             if here.any() and len(there):
-                shared[here] |= _found(source, ours.rows[here, 1], train_source, there)
+                shared[here] |= _found(source, ours.rows[here, 1], train_source, there, strict=strict)
     return np.flatnonzero(shared).astype(np.int64)
 
 
@@ -130,7 +131,7 @@ def _one_dataset(train: Any) -> Any:
     return map_style(train)
 
 
-def _found(source: Any, indices: Indices, train: Any, train_indices: Indices) -> NDArray[np.bool_]:
+def _found(source: Any, indices: Indices, train: Any, train_indices: Indices, *, strict: bool) -> NDArray[np.bool_]:
     """Which items of a source are among those of another one."""
     if source is train:
         return np.isin(indices, train_indices)
@@ -139,6 +140,8 @@ def _found(source: Any, indices: Indices, train: Any, train_indices: Indices) ->
         if ours is not None and theirs is not None:
             there = set(theirs)
             return np.array([key in there for key in ours])
+    if not strict:
+        return np.zeros(len(indices), dtype=bool)
     raise InputError(
         f"whether points of the probe set are trained on cannot be checked: train is a {_name(train)}, the probe set "
         f"is from a {_name(source)}, and which items of the two are the same is not known. Give indices as train=, or "

@@ -89,7 +89,7 @@ class TransferProbe:
         one = any(_is_one_dataset(a, b) for a in ours.sources for b in theirs.sources)
         shared = sorted(set(self.probe.classes) & set(known.classes)) if one else []
         mine = ours._replace(rows=ours.rows[self.probe.indices.numpy()])
-        points = overlap(mine, Subset(known.dataset, known.indices.tolist()))
+        points = overlap(mine, Subset(known.dataset, known.indices.tolist()), strict=False)
         if shared or len(points):
             found = f"the classes {shared}" if shared else f"{len(points)} points"
             raise InputError(
