@@ -20,8 +20,19 @@ ORDER = (
 """From the ground up; ``__init__`` gathers the public names and may import everything."""
 GLUE_ORDER = (
     *("nnls.gram_problem", "nnls.block_pivoting", "nnls.block_pivoting_loops", "nnls.block_pivoting_compiled"),
-    *("nnls.lawson_hanson", "nnls.semismooth_newton", "nnls.minimal_norm", "nnls.solve"),
-    *("pseudo_inverse", "cosines", "ranks", "draws", "points", "anchors", "centers", "center_slopes", "scalars"),
+    *("nnls.alternating_directions", "nnls.lawson_hanson", "nnls.semismooth_newton", "nnls.minimal_norm", "nnls.solve"),
+    *(
+        "pseudo_inverse",
+        "cosines",
+        "ranks",
+        "draws",
+        "points",
+        "span",
+        "anchors",
+        "centers",
+        "center_slopes",
+        "scalars",
+    ),
     *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options"),
 )
 """Files of ``glue/`` from the ground up: solvers, what they are used for, the definition, its options."""

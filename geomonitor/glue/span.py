@@ -11,6 +11,8 @@ Probab. Comput. 9 (2000): a random matrix is about as large as its longest row a
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from scipy.linalg.lapack import dpstrf  # type: ignore[import-untyped]
@@ -20,12 +22,14 @@ from geomonitor.glue.points import Points
 
 # Errors of an entry as a part of it. A layer sums in float32 at least, over many units, and its sums differ by several
 # units in the last place from one batch size to another; half precision is rounded once, at the end.
-ROUNDINGS = {
-    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
-    torch.float16: torch.finfo(torch.float16).eps,
-    torch.float32: 16 * torch.finfo(torch.float32).eps,
-    torch.float64: 8 * torch.finfo(torch.float64).eps,
-}
+ROUNDINGS = MappingProxyType(
+    {
+        torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+        torch.float16: torch.finfo(torch.float16).eps,
+        torch.float32: 16 * torch.finfo(torch.float32).eps,
+        torch.float64: 8 * torch.finfo(torch.float64).eps,
+    }
+)
 # Half precision: if directions between the rounding and this many times the rounding decide the measures, so do others
 # below the rounding, which cannot be seen.
 COARSER = 4
@@ -66,10 +70,11 @@ def in_span(points: Points, directions: Tensor, rounding: float) -> tuple[Points
         return points, directions
     factor = torch.from_numpy(np.tril(packed)[:, :rank]).to(units)  # L, rows in the order of the pivots
     order = torch.from_numpy(pivots).to(units.device, torch.int64) - 1
-    products = units[order] @ directions.T
-    moved = torch.linalg.solve_triangular(factor[:rank], products[:rank], upper=False)
-    if rounding < ROUNDINGS[torch.float32] and not bool((factor @ moved - products).abs().amax() <= SAME_PRODUCTS):
-        return points, directions
+    moved = torch.linalg.solve_triangular(factor[:rank], units[order[:rank]] @ directions.T, upper=False)
+    if rounding < ROUNDINGS[torch.float32]:  # the Gram matrix cannot show that little
+        different = factor @ moved - (units @ directions.T)[order]
+        if not bool(different.abs().amax() <= SAME_PRODUCTS):
+            return points, directions
     return points.with_units(torch.zeros_like(factor).index_copy_(0, order, factor)), moved.T.contiguous()
 
 
