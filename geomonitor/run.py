@@ -220,7 +220,8 @@ class MonitoredRun:
         step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
         if not self.follow_up.now:
             self._last_epoch = epoch
-        self._last_step, self._skipped, optimizers = step, False, list(optimizers)
+        self._last_step, self._skipped = step, False
+        optimizers = list(_options.instance("optimizers", optimizers, Iterable, "a list of optimizers"))
         context = self._context.collect(optimizers)
         for change in self._context.planned_changes(model, optimizers, data, context):
             self.monitor.announce(change)

@@ -61,7 +61,8 @@ def test_the_records_are_the_markers_of_the_layer():
     for name, value in expected.items():
         assert measured[f"geometry/penultimate/{name}"] == pytest.approx(value.item(), rel=1e-9)
     assert set(measured) == {
-        f"geometry/penultimate/{name}" for name in [*gm.MARKER_GROUPS["all"], "nonfinite_rows", "alarm", "judged"]
+        f"geometry/penultimate/{name}"
+        for name in [*gm.MARKER_GROUPS["all"], "nonfinite_rows", "alarm", "notice", "judged"]
     }
 
 
@@ -74,7 +75,7 @@ def test_standard_errors_come_with_the_sampled_markers_only():
 def test_default_markers_and_seconds():
     records = monitor().measure(network(), step=1)
     assert tuple(r.marker for r in records) == (
-        *gm.MARKER_GROUPS["default"], "nonfinite_rows", "alarm", "judged", "seconds", "overhead"
+        *gm.MARKER_GROUPS["default"], "nonfinite_rows", "alarm", "notice", "judged", "seconds", "overhead"
     )  # fmt: skip
     assert 0 < records[-2].value < 60
     assert all(r.step == 1 and r.epoch is None for r in records)
@@ -131,8 +132,8 @@ def test_a_failing_measurement_is_warned_of_once_and_is_nan():
     model, watcher = Broken(), monitor(on_error="warn")
     with pytest.warns(gm.GeomonitorWarning, match=r"step 1; .* RuntimeError: out of cheese"):
         records = watcher.measure(model, step=1)
-    assert all(math.isnan(r.value) for r in records[:-4])
-    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 5
+    assert all(math.isnan(r.value) for r in records[:-3])
+    assert len(records) == len(gm.MARKER_GROUPS["default"]) + 6
     watcher.measure(model, step=2)  # the same cause is not told again: warnings are errors here
     model.broken = False
     assert math.isfinite(watcher.measure(model, step=3)[0].value)

@@ -53,14 +53,14 @@ class Panel:
         custom: of a panel that was read from a file, the ``repr`` of a detector that cannot be made again; the detector
             is None then.
         alarm_at: relative decline, in ``(0, 1)``, of each marker that counts for an alarm; what declines less is a
-            notice. None: what went with harm in the bench, ``ALARM_AT``, if the default markers are watched and
-            families have to agree; else ``{}``: every notice is an alarm.
+            notice. None: what went with harm in the bench, ``ALARM_AT``, if markers, detector and votes are the
+            default ones; else ``{}``: every notice is an alarm.
 
     Raises:
         InputError: a value of another type or out of its range, no such detector, votes that can never be reached.
 
     >>> Panel().resolve(["dimension", "numerical_rank", "cdnv", "accuracy"]).votes
-    1.5
+    2
     >>> Panel(["dimension"], DropFromReference(drop=0.2)).to_dict()["detector"]["drop"]
     0.2
     """
@@ -105,7 +105,7 @@ class Panel:
         if votes is None:
             agreeing = self.watch is None and len({family_of(name) for name in watch}) >= LEAST_FAMILIES
             votes = VOTES if agreeing else 1
-            alarm_at = ALARM_AT if alarm_at is None and agreeing else alarm_at
+            alarm_at = ALARM_AT if alarm_at is None and agreeing and self.detector == AUTO else alarm_at
         check_votes(watch, votes)
         detector = self.detector
         if detector == AUTO:
@@ -144,7 +144,7 @@ class Panel:
         return panel
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file: ``{"watch": [...], "votes": 1.5, "detector": {"name": "agreeing_drop", ...}}``.
+        """Plain values for a file: ``{"watch": [...], "votes": 2, "detector": {"name": "agreeing_drop", ...}}``.
 
         Infinity is None, which JSON knows; a detector that is the user's own, or was given runs in memory, is
         ``{"name": "custom", "repr": "..."}``.

@@ -48,7 +48,7 @@ def content_of(read: Callable[[int], list[str]], indices: Sequence[int], name: s
     """Fingerprint of a few items of a dataset, which are read twice.
 
     Args:
-        read: reads the items so many times in a row, each time anew, and gives the digests of all.
+        read: reads the items n times in a row, each time anew, and gives the digests of all.
         indices: of these items.
         name: of the dataset, for the warning.
 

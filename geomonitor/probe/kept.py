@@ -23,6 +23,11 @@ class KeptBatches:
         self.readings = 0
         """how many times the data set was read"""
 
+    @property
+    def holds_batches(self) -> bool:
+        """Whether a whole reading is kept: what is measured cannot change any more."""
+        return bool(self._pieces)
+
     def inputs(self, source: Read, dataset: Any, key: Hashable) -> Iterator[Any]:
         """The batches that ``source(dataset)`` yields: those kept under ``key``, else read by ``read_apart``.
 

@@ -142,10 +142,14 @@ class ProbeSet:
     def check_content(self) -> None:
         """Read the few points of ``content`` again; nothing to do if that is None.
 
+        Nor once the batches are kept (``docs/probe.md``): then no measurement reads the dataset again.
+
         Raises:
             MeasurementError: they hold something else now.
         """
-        if self.content is not None and content_now(self._digests) != self.content:
+        if self.content is None or self._kept.holds_batches:
+            return
+        if content_now(self._digests) != self.content:
             raise MeasurementError(
                 f"the data of the probe set have changed since it was made: {type(self.dataset).__name__} gives other "
                 "items under the same indices, and the numbers cannot be compared with those before. Let nothing write "
@@ -206,7 +210,7 @@ class ProbeSet:
         return [int(index) for index in self.indices[order[:CHECKED_POINTS]]]
 
     def _digests(self, times: int) -> list[str]:
-        """Of the checked items as the dataset gives them, read so many times in a row."""
+        """Of the checked items as the dataset gives them, read ``times`` times in a row."""
         indices = self._checked_indices() * times
         return list(read(lambda dataset: (digest(dataset[index]) for index in indices), self.dataset))
 

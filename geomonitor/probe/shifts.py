@@ -73,9 +73,10 @@ def named_shifts(shifts: Sequence[str] | Mapping[str, Shift]) -> dict[str, Shift
     """
     if isinstance(shifts, Mapping):
         for name, shift in shifts.items():
-            if not isinstance(name, str) or not name or "/" in name:
-                raise InputError(f"the name of a shift is a word without '/', such as 'fog'; got {name!r}")
-            _options.function(f"shifts[{name!r}]", shift, "inputs")
+            if not isinstance(name, str) or not name:
+                raise InputError(f"the name of a shift is a word, such as 'fog'; got {name!r}")
+            if shift is not None or name not in BUILT_IN:
+                _options.function(f"shifts[{name!r}]", shift, "inputs")
         return dict(shifts)
     shifts = _options.names("shifts", shifts, "'noise'")
     unknown = [name for name in shifts if name not in BUILT_IN]

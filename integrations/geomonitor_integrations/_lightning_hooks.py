@@ -247,11 +247,19 @@ class GeometryHooks:
             forward=forward,
             validation=validation,
             optimizers=trainer.optimizers,
-            data=getattr(trainer.train_dataloader, "dataset", None),
+            data=_training_data(trainer),
             snapshots=self.output.figures_due(self.monitor.history.measurements),
         )
         self.output.write(trainer, self.monitor, self.run.records)
         return values
+
+
+def _training_data(trainer: Any) -> Any:
+    """The training dataset; None if there are several, or none is loaded now."""
+    try:
+        return getattr(trainer.train_dataloader, "dataset", None)
+    except AssertionError:
+        return None
 
 
 def step_of(trainer: Any, *, in_batch: bool = True) -> int:

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from geomonitor import MARKER_GROUPS, Cusum, DropFromReference, History, InputError, Record, ReferenceRuns, Trend
 from geomonitor.alarms.detectors import AgreeingDrop
+from geomonitor.alarms.harm import ALARM_AT
 from geomonitor.alarms.panel import AGREEING, ALONE, DEFAULT_WATCH, VOTES, Panel, panel_of
 from geomonitor.alarms.votes import enough_votes
 from tests.alarms.detectors.simulated_runs import as_series, healthy_run
@@ -23,7 +24,7 @@ def resolved(measured, watch=None, detector="auto", votes=None, **settings) -> P
 
 
 def test_by_default_families_have_to_agree():
-    assert Panel().resolve(MARKER_GROUPS["default"]) == Panel(DEFAULT_WATCH, AGREEING, VOTES)
+    assert Panel().resolve(MARKER_GROUPS["default"]) == Panel(DEFAULT_WATCH, AGREEING, VOTES, alarm_at=ALARM_AT)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def callback() -> GeometryCallback:
     labels = torch.arange(96) % 3
     points = torch.randn(3, 5, generator=generator)[labels] + torch.randn(96, 5, generator=generator)
     probe = gm.ProbeSet.from_dataset(TensorDataset(points, labels), per_class=12)
-    return GeometryCallback(probe, geometry={"directions": 10}, markers=["dimension", "nc1", "accuracy", "drift"])
+    return GeometryCallback(
+        probe, geometry={"directions": 10, "ridge": 0.0}, markers=["dimension", "nc1", "accuracy", "drift"]
+    )
 
 
 def test_a_run_is_read_with_its_protocol():

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import geomonitor as gm
 from geomonitor._distributed import Processes
+from geomonitor.decide.keeper import CheckpointKeeper
 from geomonitor.measure import meeting
 from geomonitor.measure.meeting import AbsentError, Meeting
 from tests.options import grouped
@@ -226,6 +227,13 @@ def in_groups(rank: int) -> dict[str, Any]:
     for name, group in (("group", mine), ("function", lambda: mine)):
         watcher = monitor(dataset, markers="all", process_group=group, on_error="raise")
         found[name] = {r.key: r.value for r in watcher.measure(model, step=rank % 2) if r.layer}
+    if rank != 1:  # rank 1 is not there
+        new = gm.TransferProbe.from_dataset(TensorDataset(dataset.tensors[0] + 1, dataset.tensors[1] + 4), per_class=10)
+        run = gm.MonitoredRun(monitor(dataset, process_group=mine, on_error="raise", truth=new))
+        keeper = CheckpointKeeper()
+        run.start(model)
+        keeper.start(run)
+        found["transfer"] = run.measure(model, step=1)["geometry/penultimate/transfer_accuracy"]
     passive = gm.GeometryMonitor(
         gm.ValidationProbe(classes=4, per_class=5), process_group=mine, on_error="raise", markers=["dimension"]
     )
@@ -255,6 +263,8 @@ def test_the_processes_of_a_group_measure_and_the_others_are_not_needed():
         assert found["passive"].keys() < alone.keys() | {"geometry/penultimate/dimension"}
         assert math.isfinite(found["passive"]["geometry/penultimate/dimension"])
     assert zero["passive"] == two["passive"]
+    assert math.isfinite(zero["transfer"])
+    assert zero["transfer"] == two["transfer"]
 
 
 def test_one_process_has_nobody_to_wait_for():

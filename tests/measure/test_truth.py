@@ -130,6 +130,45 @@ def test_known_classes_and_points_are_refused(shared):
     gm.GeometryMonitor(probe, truth=gm.TransferProbe.from_dataset(relabelled, per_class=20))
 
 
+class Rows(torch.utils.data.Dataset):
+    """A dataset of a user's own, which nothing is known about."""
+
+    def __init__(self, held: TensorDataset) -> None:
+        self.rows = [held[index] for index in range(240)]
+
+    def __len__(self) -> int:
+        return 240
+
+    def __getitem__(self, index: int):
+        return self.rows[index]
+
+
+class OtherRows(Rows):
+    pass
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, OtherRows])
+def test_new_classes_may_be_in_a_dataset_of_any_kind(kind):
+    new = data(3, 4, seed=1)
+    truth = gm.TransferProbe.from_dataset(new if kind is TensorDataset else kind(new), per_class=20)
+    gm.GeometryMonitor(gm.ProbeSet.from_dataset(Rows(data()), classes=[0, 1, 2], per_class=20), truth=truth)
+
+
+@pytest.mark.parametrize("when", ["in the run", "on resume"])
+def test_new_points_that_change_underneath(when):
+    held = data(3, 4, seed=1)
+    first = monitor(truth=gm.TransferProbe.from_dataset(held, per_class=20))
+    first.measure(model(), step=1)
+    held.tensors[0].mul_(1.5)
+    if when == "in the run":
+        with pytest.raises(gm.MeasurementError, match="have changed since it was made"):
+            first.measure(model(), step=2)
+    else:
+        again = monitor(truth=gm.TransferProbe.from_dataset(held, per_class=20))
+        with pytest.raises(gm.InputError, match="truth content"):
+            again.load_state_dict(first.state_dict())
+
+
 @pytest.mark.parametrize("truth", [3, "new", data()])
 def test_what_is_no_transfer_probe_is_refused(truth):
     with pytest.raises(gm.InputError, match=r"TransferProbe.from_dataset\(new_class_dataset\)"):

@@ -26,6 +26,7 @@ from geomonitor.probe.apart import is_in_memory, read, read_apart, unpacked
 from geomonitor.probe.handles import leave_open_handles, own_handles
 from tests.loads import Loads
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gives other items each time", "ignore:whether the data stay the same")
 COUNT, WIDTH = 240, 16
 forks = pytest.mark.skipif(not apart._can_fork(), reason="needs fork")
 
@@ -338,6 +339,28 @@ class TestKept:
         assert found[0] == found[2]
         assert sorted(found[0] + found[1]) == sorted(probe.indices.tolist())
 
+    def test_later_measurements_start_no_process(self, folder: Path, monkeypatch: Any) -> None:
+        monitor, network = monitor_of(Rows(folder)), model()
+        first = monitor.measure(network, step=1)[0].value
+
+        def forked() -> int:
+            raise AssertionError("a child")
+
+        monkeypatch.setattr(os, "fork", forked)
+        assert [monitor.measure(network, step=step)[0].value for step in (2, 3)] == [first, first]
+
+    def test_data_that_change_before_they_are_kept_are_noticed(self) -> None:
+        numbers = torch.arange(20.0)
+        probe = gm.ProbeSet.from_dataset(of_item(lambda index: numbers[index : index + 1]), per_class=4)
+        numbers += 1
+        with pytest.raises(gm.MeasurementError, match="have changed since it was made"):
+            probe.check_content()
+        numbers -= 1
+        kept_batches = torch.cat([batch.inputs for batch in probe.loader()])
+        numbers += 1
+        probe.check_content()
+        assert torch.equal(torch.cat([batch.inputs for batch in probe.loader()]), kept_batches)
+
     def test_what_was_begun_only_is_not_kept(self) -> None:
         probe = gm.ProbeSet.from_dataset(Noisy(), per_class=4)
         next(probe.loader(4))
@@ -441,17 +464,17 @@ class TestFailures:
             list(probe.loader())
 
     def test_in_a_run_it_is_nan_with_a_warning(self) -> None:
-        times = Loads()
+        dies = Loads()
 
         def get(_: int) -> Tensor:
-            times.append(1)
-            if len(times) > 2:  # those of the labels
+            if len(dies):
                 os._exit(5)
             return torch.zeros(WIDTH)
 
         dataset = of_item(get)
         dataset.targets = [index % 2 for index in range(20)]
         monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(dataset, per_class=2), panel=None, markers=["rankme"])
+        dies.append(1)
         with pytest.warns(gm.GeomonitorWarning, match="has died with exit code 5"):
             records = monitor.measure(model(), step=1)
         assert np.isnan(records[0].value)
