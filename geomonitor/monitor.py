@@ -206,6 +206,7 @@ class GeometryMonitor:
         """
         if isinstance(self.probe, ValidationProbe) == (validation is None):
             raise InputError("a ValidationProbe, and nothing else, is measured by measure(validation=validation_pass)")
+        _options.instance("model", model, nn.Module, "a torch.nn.Module")
         if forward is not None:
             _options.function("forward", forward, "model, inputs")
         snapshots = _options.flag("snapshots", snapshots)
@@ -238,7 +239,7 @@ class GeometryMonitor:
         return [*markers, *alarms, *costs]
 
     def announce(self, change: str) -> None:
-        """Say, in a few words, that the recipe changes on purpose: the reference of every marker starts anew.
+        """Note, in a few words, that the recipe changes on purpose: the reference of every marker starts anew.
 
         The change is a notice, never an alarm; what declines after the next measurement is judged as before.
         """

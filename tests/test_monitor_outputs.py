@@ -136,7 +136,7 @@ def test_accuracy_under_shifts():
     measured = _shifted_accuracies()
     names = [name.removeprefix(PROBE_KEY) for name in measured]
     shifted = [f"accuracy_under_{name}" for name in ("blur", "noise", "none", "upside_down")]
-    assert names == ["dimension", "accuracy", *shifted, "nonfinite_rows", "alarm", "judged"]
+    assert names == ["dimension", "accuracy", *shifted, "nonfinite_rows", "alarm", "notice", "judged"]
     assert measured[PROBE_KEY + "accuracy_under_none"] == measured[PROBE_KEY + "accuracy"]
     assert _shifted_accuracies() == measured
     assert all(result == pytest.approx(measured, rel=1e-6) for result in in_processes(_shifted_accuracies))

@@ -116,6 +116,7 @@ SERIES = history().series("fc", "dimension")
 CASES: dict[str, Case] = {
     "ProbeSet.from_dataset": case(gm.ProbeSet.from_dataset, dataset=DATASET, per_class=5),
     "ProbeSet.loader": case(lambda **k: list(PROBE.loader(**k)), PROBE.loader),
+    "TransferProbe.from_dataset": case(gm.TransferProbe.from_dataset, dataset=DATASET, per_class=10),
     "ValidationProbe": case(gm.ValidationProbe, classes=4),
     "GeometryOptions": case(gm.GeometryOptions),
     "GeometryOptions.of": case(gm.GeometryOptions.of, given={}),

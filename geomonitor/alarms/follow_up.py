@@ -1,4 +1,4 @@
-"""One more measurement soon after one that may become an alarm: sooner certain, and one bad moment is none."""
+"""One more measurement soon after one that may become an alarm: sooner certain, and one outlier is none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What went with harm in the bench: how far each marker fell, and how often such an alarm came before harm.
+"""What harm was associated with in the bench: how far each marker fell, and how often such an alarm came before harm.
 
 Harm is a fall of the accuracy on new classes by 0.03 or more below its plateau, and by three paired standard errors, at
-two measurements in a row. The figures are those of ``docs/carry_over.md``.
+two measurements in a row. Source of the figures: ``docs/carry_over.md``.
 """
 
 from __future__ import annotations

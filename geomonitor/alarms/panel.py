@@ -53,8 +53,8 @@ class Panel:
         custom: of a panel that was read from a file, the ``repr`` of a detector that cannot be made again; the detector
             is None then.
         alarm_at: relative decline, in ``(0, 1)``, of each marker that counts for an alarm; what declines less is a
-            notice. None: what went with harm in the bench, ``ALARM_AT``, if markers, detector and votes are the
-            default ones; else ``{}``: every notice is an alarm.
+            notice. None: what harm was associated with in the bench, ``ALARM_AT``, if markers, detector and votes are
+            the default ones; else ``{}``: every notice is an alarm.
 
     Raises:
         InputError: a value of another type or out of its range, no such detector, votes that can never be reached.

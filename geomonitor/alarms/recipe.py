@@ -47,7 +47,7 @@ def recipe_of(
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What changed, in words; nothing where one of both is not known.
+    """What changed, in words; nothing if one of both is not known.
 
     >>> changes({"optimizer": "SGD", "loss": ""}, {"optimizer": "AdamW", "loss": ""})
     ['optimizer: SGD -> AdamW']

@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
     pending: bool = False
     """of a layer: one more measurement like this one makes an alarm"""
     noticed: bool = False
-    """of a layer: its representation has changed beyond the noise; ``declined`` if by as much as went with harm"""
+    """of a layer: its representation has changed beyond the noise; ``declined``: by as much as comes with harm"""
 
     @property
     def change(self) -> float:

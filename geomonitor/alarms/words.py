@@ -110,7 +110,9 @@ def _notice(verdict: Verdict, changed: Sequence[str]) -> str:
         lines.append(f"Also changed: {', '.join(verdict.agreeing)}.")
     if changed:
         lines.append(f"Changed just before: {'; '.join(changed)}.")
-    lines.append("No alarm: changes of this size or kind rarely went with worse transfer. Nothing needs to be done.")
+    lines.append(
+        "No alarm: changes of this size or kind are rarely associated with worse transfer. Nothing needs to be done."
+    )
     return "\n".join(lines)
 
 

@@ -73,8 +73,8 @@ def named_shifts(shifts: Sequence[str] | Mapping[str, Shift]) -> dict[str, Shift
     """
     if isinstance(shifts, Mapping):
         for name, shift in shifts.items():
-            if not isinstance(name, str) or not name:
-                raise InputError(f"the name of a shift is a word, such as 'fog'; got {name!r}")
+            if not isinstance(name, str) or not name or "/" in name:
+                raise InputError(f"the name of a shift is a word without '/', such as 'fog'; got {name!r}")
             if shift is not None or name not in BUILT_IN:
                 _options.function(f"shifts[{name!r}]", shift, "inputs")
         return dict(shifts)

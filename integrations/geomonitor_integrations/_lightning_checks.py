@@ -32,7 +32,7 @@ def require_ordered_validation(trainer: Any, probe: Any) -> None:
     """
     if not trainer.enable_validation:
         raise InputError("a ValidationProbe needs a validation loop: give fit a validation loader, or use a ProbeSet")
-    if not getattr(trainer.fit_loop.epoch_loop.val_loop, "_is_sequential", True) and probe.labels is None:
+    if probe.labels is None and _combines(trainer.fit_loop.epoch_loop.val_loop):
         raise InputError(
             "the validation loaders are combined, so that each batch holds a batch of every loader, and a "
             "ValidationProbe cannot read labels from it: give the loaders as a list, or as CombinedLoader(loaders, "
@@ -44,6 +44,14 @@ def require_ordered_validation(trainer: Any, probe: Any) -> None:
             "the validation loader shuffles, so the position of a point does not name it: use shuffle=False, "
             "or give ValidationProbe(ids=function of the batch)"
         )
+
+
+def _combines(loop: Any) -> bool:
+    """Whether each batch of a validation loop holds a batch of every loader."""
+    # Before the first validation the loop has not taken its loaders yet.
+    taken = getattr(loop, "_combined_loader", None)
+    loaders = getattr(loop._data_source, "instance", None) if taken is None else taken
+    return getattr(loaders, "_mode", "sequential") != "sequential"
 
 
 def require_whole_model(trainer: Any) -> None:

@@ -55,7 +55,7 @@ class GeometryCallback(GeometryHooks, Callback):
         confirm: measure once more, half an interval later, if that may make an alarm (not with a ``ValidationProbe``).
         expect: settings whose changes are planned, of ``"learning_rate"`` and ``"weight_decay"``: the reference starts
             anew at each. Other optimisers, losses, dropout rates, training data and trained parameters are seen by
-            themselves; ``monitor.announce("mixup on")`` says what else is planned.
+            themselves; announce other plans by ``monitor.announce("mixup on")``.
         on_alarm: functions of (verdict, text), called once for each new alarm on rank 0.
         pool: as in ``GeometryMonitor``; so are forward, batch_size, shifts, max_overhead and on_error.
         forward: ``forward(model, inputs)`` runs the model on one probe batch.

@@ -241,7 +241,7 @@ def test_a_measurement_never_ends_a_run(seed, exponent, dtype, fault, markers):
     )
     records = measured(monitor.measure, model, step=1, epoch=0)
     assert [record.marker for record in records] == [
-        *dict.fromkeys(markers), "nonfinite_rows", "alarm", "judged", "seconds", "overhead"
+        *dict.fromkeys(markers), "nonfinite_rows", "alarm", "notice", "judged", "seconds", "overhead"
     ]  # fmt: skip
     restored = gm.GeometryMonitor(
         monitor.probe, markers=markers, panel=gm.Panel(markers[:1]), geometry={"directions": 4}
