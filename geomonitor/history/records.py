@@ -13,7 +13,7 @@ ALARM = "alarm"
 NOTICE = "notice"
 """Marker name of whether the representation has changed beyond the noise: 1, 0, or NaN as ``alarm``."""
 ANNOUNCED = "announced"
-"""Marker name of the first measurement after a planned change (value 1), at which the reference starts anew; its layer is
+"""Marker name of the first measurement after a planned change (value 1), which starts the reference anew; its layer is
 ""."""
 JUDGED = "judged"
 """Marker name of whether the layer could be judged: 0 while it is too early, and if nothing could be measured."""

@@ -115,7 +115,7 @@ def test_names_from_the_configuration_reach_no_path(tmp_path):
     assert {Path(path).name for path in inside} >= {"geometry.csv.partial", "geometry.csv", "geometry.json"}
     assert all(path.startswith(str(run)) or str(run).startswith(path + "/") for path in inside), inside
     assert not [path for path in writes.paths if "evil" in path]
-    assert "accuracy_under_{hostile}" in {record.marker for record in gm.History.load(run / "geometry.csv")}
+    assert f"accuracy_under_{hostile}" in {record.marker for record in gm.History.load(run / "geometry.csv")}
 
 
 def test_test_and_validate_measure_nothing_and_write_nothing(tmp_path):
