@@ -1,0 +1,54 @@
+"""The table of docs/carry_over.md, from the cached runs: a change of the default panel shows here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.elsewhere.harm import harm_of
+from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
+from benchmarks.elsewhere.report import in_time, outcome
+from benchmarks.elsewhere.runs import load
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return [outcome(run) for run in load()]
+
+
+def test_the_figures_of_the_new_tasks(outcomes):
+    harmed = [o for o in outcomes if o.harm is not None]
+    fine = [o for o in outcomes if o.harm is None]
+    assert (len(harmed), len(fine)) == (46, 290)
+    assert sum(in_time(o.harm, o.alarm) for o in harmed) == 16
+    assert sum(o.alarm is not None for o in fine) == 3
+    plain = [o for o in fine if o.run.family in PLAIN]
+    assert (sum(o.alarm is not None for o in plain), len(plain)) == (0, 108)
+    planned = [o for o in fine if o.run.family in PLANNED]
+    assert sum(o.announced is not None for o in planned) == 0
+
+
+@pytest.mark.parametrize(
+    ("late", "first", "half", "depth"),
+    [
+        ([0.8] * 4, 8, 8, 0.1),
+        ([0.86, 0.84, 0.82, 0.8], 8, 8, 0.08),
+        ([0.8, 0.9, 0.9, 0.9], None, None, None),  # one measurement alone
+        ([0.88] * 4, None, None, None),  # too small
+        ([0.866, 0.864, 0.82, 0.8], 8, 10, 0.08),  # half of it is there from the third one on
+    ],
+)
+def test_harm_by_hand(late, first, half, depth):
+    found = harm_of({"unseen_accuracy": np.array([0.9] * 8 + late)})
+    if first is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.first, found.half) == (first, half)
+        assert found.depth == pytest.approx(depth)
+
+
+def test_every_family_has_a_recipe_with_an_onset_within_the_run():
+    for family in FAMILIES:
+        onset = recipe(family, "minilm", 0).onset
+        assert onset is None if family in PLAIN else 0 <= onset < 16
