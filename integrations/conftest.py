@@ -8,6 +8,7 @@ FRAMEWORK_OF = {
     "transformers": "transformers",
     "ignite": "ignite",
     "keras": "keras",
+    "_keras_layers": "keras",
     "skorch": "skorch",
     "fastai": "fastai",
 }

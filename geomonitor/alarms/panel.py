@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, cast
 
 from geomonitor import _options
@@ -121,7 +120,7 @@ class Panel:
                 f"the detector {detector!r} is complete: give it without further settings, or give its name; "
                 f"got the settings {settings}"
             )
-        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=alarm_at or {})
+        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=dict(alarm_at or {}))
 
     def fitted(self, measured: Sequence[str], protocol: Mapping[str, Any]) -> Panel | None:
         """As :meth:`resolve`, for a monitor: None if nothing is to be judged.
@@ -192,7 +191,7 @@ def _names(watch: Any) -> tuple[str, ...]:
 def _alarm_at(sizes: Any) -> Mapping[str, float]:
     if not isinstance(sizes, Mapping) or not all(isinstance(name, str) for name in sizes):
         raise InputError(f'alarm_at gives a relative decline by marker, such as {{"dimension": 0.1}}; got {sizes!r}')
-    return MappingProxyType({name: OPEN_SHARE.number(f"alarm_at[{name!r}]", size) for name, size in sizes.items()})
+    return {name: OPEN_SHARE.number(f"alarm_at[{name!r}]", size) for name, size in sizes.items()}
 
 
 def _check_detector(detector: Any) -> None:

@@ -79,7 +79,7 @@ def latest(monitor: gm.GeometryMonitor) -> dict[str, float]:
     return {
         r.key: r.value
         for r in monitor.history
-        if r.step == last and r.layer and r.marker not in ("alarm", "judged", "drift")
+        if r.step == last and r.layer and r.marker not in ("alarm", "notice", "judged", "drift")
     }
 
 

@@ -335,7 +335,7 @@ def test_a_second_fit_of_the_same_callback_starts_anew(pl, tmp_path):
     geometry = callback(pl)
     for run in ("a", "b"):
         fit(pl, tmp_path / run, [geometry], max_epochs=1)
-        assert len(gm.History.load(tmp_path / run / "geometry.csv")) == len(geometry.monitor.history) == 12
+        assert len(gm.History.load(tmp_path / run / "geometry.csv")) == len(geometry.monitor.history) == 13
 
 
 def test_an_error_in_a_measurement_does_not_end_the_run(pl, tmp_path):

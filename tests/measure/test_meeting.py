@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import geomonitor as gm
 from geomonitor._distributed import Processes
@@ -41,21 +41,6 @@ def network(*, width: int = 16, seed: int = 0) -> nn.Module:
 def monitor(dataset: Any = None, probe: dict[str, Any] | None = None, **options: Any) -> gm.GeometryMonitor:
     found = gm.ProbeSet.from_dataset(data() if dataset is None else dataset, **{"per_class": 8, **(probe or {})})
     return gm.GeometryMonitor(found, **grouped(**{"directions": 10, **options}))
-
-
-class Breaks(Dataset[Any]):
-    """Can no longer be read, once told so."""
-
-    targets = (torch.arange(80) % 4).tolist()
-    broken = False
-
-    def __len__(self) -> int:
-        return 80
-
-    def __getitem__(self, index: int) -> Any:
-        if self.broken:
-            raise OSError("stale file handle")
-        return data()[index]
 
 
 # By name: makes the monitor of a rank, and its model; they differ on rank 1.
@@ -126,7 +111,7 @@ def warned(function: Callable[[], object]) -> list[str]:
 def changed_in_the_run(rank: int) -> dict[str, list[Any]]:
     """One rank differs from the second measurement on; the third one is as the first."""
     found = {}
-    inputs, breaks = data().tensors[0].clone(), Breaks()
+    inputs = data().tensors[0].clone()
     before = inputs.clone()
 
     def change(what: str, watcher: gm.GeometryMonitor, step: int) -> None:
@@ -135,12 +120,10 @@ def changed_in_the_run(rank: int) -> dict[str, list[Any]]:
             return
         if what == "data":
             inputs.copy_(before if back else before + 1)
-        elif what == "reading":
-            breaks.broken = not back
         else:
             watcher.batch_size = 128 if back else 5
 
-    datasets = {"data": TensorDataset(inputs, data().tensors[1]), "reading": breaks, "options": data()}
+    datasets = {"data": TensorDataset(inputs, data().tensors[1]), "options": data()}
     for what, dataset in datasets.items():
         watcher, steps = monitor(dataset), []
         for step in range(3):
@@ -154,7 +137,6 @@ def test_what_changes_on_one_rank_is_named_on_all_and_the_run_goes_on():
     ranks = in_processes(changed_in_the_run)
     texts = {
         "data": "on rank 1: MeasurementError: the data of the probe set have changed",
-        "reading": "on rank 1: OSError: stale file handle",
         "options": "batch size: on rank 0: 128; on rank 1: 5",
     }
     for what, text in texts.items():

@@ -127,6 +127,10 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
+def children_of_this_process() -> set[str]:
+    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+
+
 def handles_of(folder: Path) -> list[str]:
     """Open files of this process in a folder."""
     found = []
@@ -163,9 +167,10 @@ class TestHandles:
         dataset = kind(folder)
         if not stored:
             del dataset.targets
+        before = handles_of(folder)  # those of other tests: a class and a global keep theirs
         monitor_of(dataset).measure(model(), step=1)
         assert dataset.handle is None
-        assert handles_of(folder) == []
+        assert handles_of(folder) == before
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_forked_workers_get_the_right_items_in_the_same_order(self, folder: Path, kind: Any) -> None:
@@ -481,13 +486,12 @@ class TestFailures:
 
     def test_no_child_is_left_and_no_descriptor(self, folder: Path) -> None:
         probe = gm.ProbeSet.from_dataset(Rows(folder), per_class=4)
-        before = sorted(os.listdir("/proc/self/fd"))
+        before, children = sorted(os.listdir("/proc/self/fd")), children_of_this_process()
         for batch_size in (3, 5, 7):
             next(probe.loader(batch_size))
             list(probe.loader(batch_size))
         assert sorted(os.listdir("/proc/self/fd")) == before
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+        assert children_of_this_process() <= children  # of other tests, which may end meanwhile
 
 
 @forks
