@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -259,3 +261,12 @@ def test_another_family_seldom_joins_in_by_chance():
         found += alarms(run)
     assert found[ONSET] <= 7  # one of the other families is low by chance
     assert found.max() <= 15
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda panel: pickle.loads(pickle.dumps(panel))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("panel", [Panel(), Panel(("dimension",), votes=1, alarm_at={"dimension": 0.1})])
+def test_a_panel_goes_to_another_process(panel, again):
+    found = again(panel)
+    assert (found, found.to_dict()) == (panel, panel.to_dict())
