@@ -115,10 +115,13 @@ class TestGrowth:
         assert len(history) == 360_000
         file = saved(history.state_dict())
         assert len(file.getbuffer()) < megabytes * 1e6
-        started = time.process_time()
-        restored = History()
-        restored.load_state_dict(torch.load(file, weights_only=True))
-        assert time.process_time() - started < 0.5  # 0.05 on an idle core; the list of records took 4 to 10 s
+        seconds = []
+        for _ in range(3):
+            file.seek(0)
+            started, restored = time.process_time(), History()
+            restored.load_state_dict(torch.load(file, weights_only=True))
+            seconds.append(time.process_time() - started)
+        assert sorted(seconds)[1] < 0.5  # 0.05 on an idle core; the list of records took 4 to 10 s
         for name in ("marker0", "marker59"):
             for found, expected in zip(restored.series("layer3", name), history.series("layer3", name), strict=True):
                 np.testing.assert_array_equal(found, expected)
