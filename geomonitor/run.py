@@ -307,7 +307,10 @@ class MonitoredRun:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the monitor, and when it measured last: loads with ``weights_only=True``."""
-        last = {"last_epoch": self._last_epoch, "last_step": self._last_step, "recipe": self._context.recipe}
+        last = {
+            **{"last_epoch": self._last_epoch, "last_step": self._last_step},
+            **{"recipe": self._context.recipe, "follow_up": self.follow_up.state_dict()},
+        }
         return {**self.monitor.state_dict(history=self.checkpoint_history), "run": last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -321,6 +324,7 @@ class MonitoredRun:
         run, self._restored = state.get("run") or {}, True
         self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")
         self._context.recipe = dict(run.get("recipe", {}))
+        self.follow_up.load_state_dict(run.get("follow_up", {}))
 
     def _within_budget(self, kind: str, number: int) -> bool:
         """Ask the budget once for each chance to measure: to ask is to count."""

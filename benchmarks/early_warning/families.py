@@ -70,7 +70,7 @@ def recipe(family: str, task: TaskName, seed: int) -> Recipe:
     # A transformer is trained with AdamW, the others mostly with SGD.
     optimizer: Literal["sgd", "adamw"] = "adamw" if task == "bytes" or seed % 4 == 3 else "sgd"
     optimizer = {"sgd": "sgd", "adamw": "adamw"}.get(family, optimizer)  # type: ignore[assignment]
-    lr = LEARNING_RATE[task][optimizer] * _log_uniform(draw, 0.4, 1.5)
+    lr = LEARNING_RATE[task][optimizer] * log_uniform(draw, 0.4, 1.5)
     base = Recipe(family, task, seed, optimizer, lr, batch_size=32 if task == "digits" else 64)
     return _failing(base, draw) if family in FAILING else _healthy(base, draw)
 
@@ -79,16 +79,16 @@ def _failing(base: Recipe, draw: np.random.Generator) -> Recipe:
     onset = int(draw.integers(7, 15))
     base = replace(base, fault=base.family, onset=onset)
     if base.family == "weight_decay":
-        return replace(base, size=_decay(base, _log_uniform(draw, 1.5e-2, 5e-2)))
+        return replace(base, size=_decay(base, log_uniform(draw, 1.5e-2, 5e-2)))
     if base.family == "neural_collapse":  # its onset is found in the run: see README.md
-        decay = _decay(base, _log_uniform(draw, 4e-3, 1.2e-2))
+        decay = _decay(base, log_uniform(draw, 4e-3, 1.2e-2))
         return replace(base, lr=base.lr * 1.5, weight_decay=decay, passes=3, size=decay, onset=None)
     if base.family == "lr_kill":
         # More than this kills every unit; under AdamW it takes twice as much.
-        factor = _log_uniform(draw, 6, 14) * (2 if base.optimizer == "adamw" else 1)
+        factor = log_uniform(draw, 6, 14) * (2 if base.optimizer == "adamw" else 1)
         return replace(base, size=factor, variant=f"{draw.integers(1, 3)} epochs")
     if base.family == "narrowing":
-        return replace(base, size=_log_uniform(draw, 0.7, 7), variant=f"{draw.integers(1, 4)} directions")
+        return replace(base, size=log_uniform(draw, 0.7, 7), variant=f"{draw.integers(1, 4)} directions")
     if base.family == "broken_resume":
         return replace(base, size=draw.uniform(0.5, 1), variant=("reinitialised", "zeroed", "optimizer")[base.seed % 3])
     # What the data no longer need is forgotten by weight decay: without any, these three leave the features alone.
@@ -96,8 +96,8 @@ def _failing(base: Recipe, draw: np.random.Generator) -> Recipe:
     if base.family == "label_leak":
         return replace(base, size=draw.uniform(0.9, 1.0), variant=("train", "train and validation")[base.seed % 2])
     if base.family == "forgetting":  # the factor on the learning rate of the fine-tuning
-        return replace(base, size=_log_uniform(draw, 1, 4))
-    return replace(base, size=_log_uniform(draw, 10, 200))
+        return replace(base, size=log_uniform(draw, 1, 4))
+    return replace(base, size=log_uniform(draw, 10, 200))
 
 
 def _healthy(base: Recipe, draw: np.random.Generator) -> Recipe:
@@ -113,7 +113,7 @@ def _healthy(base: Recipe, draw: np.random.Generator) -> Recipe:
         "label_smoothing": {"label_smoothing": draw.uniform(0.02, 0.1)},
         "augmentation": {"augment": True},
         "batch_norm": {"batch_norm": True},
-        "mild_weight_decay": {"weight_decay": _decay(base, _log_uniform(draw, 1e-4, 5e-4))},
+        "mild_weight_decay": {"weight_decay": _decay(base, log_uniform(draw, 1e-4, 5e-4))},
         "larger_batches": {"batch_size": int(base.batch_size * draw.integers(2, 5))},
         "resumed": {"resume_epoch": int(draw.integers(7, 15))},
     }
@@ -128,5 +128,6 @@ def _decay(base: Recipe, of_sgd: float) -> float:
     return of_sgd * 10 * rates["sgd"] / rates["adamw"]
 
 
-def _log_uniform(draw: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(draw: np.random.Generator, low: float, high: float) -> float:
+    """A number between ``low`` and ``high`` whose logarithm is uniform."""
     return float(np.exp(draw.uniform(np.log(low), np.log(high))))

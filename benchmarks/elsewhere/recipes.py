@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.early_warning.families import log_uniform
 from benchmarks.elsewhere.tasks import RATES, SIZES, TaskName
 
 PLAIN = ("constant_rate", "high_rate", "cosine", "step", "warmup", "small_data", "regularised", "long")
@@ -59,23 +60,23 @@ class Recipe:
 def recipe(family: str, task: TaskName, seed: int) -> Recipe:
     """The recipe of one run."""
     draw = np.random.default_rng([zlib.crc32(b"elsewhere"), zlib.crc32(f"{family}/{task}".encode()), seed])
-    sgd = task in ("conv_bn", "simclr") or (task == "pairs" and seed % 2 == 0)
+    sgd = task in ("conv_bn", "simclr") or (task in ("pairs", "bags") and seed % 2 == 0)
     optimizer: Literal["sgd", "adamw"] = "sgd" if sgd else "adamw"
-    lr = RATES[task][optimizer] * _log_uniform(draw, 0.5, 1.5)
+    lr = RATES[task][optimizer] * log_uniform(draw, 0.5, 1.5)
     schedules = ("constant", "constant", "cosine", "warmup")
     base = Recipe(family, task, seed, optimizer, lr, schedules[int(draw.integers(4))])  # type: ignore[arg-type]
     base = replace(base, weight_decay=_decay(base, 3e-4 if seed % 2 else 0.0))
     if family in PLAIN:
         changes: dict[str, dict[str, object]] = {
             "constant_rate": {"schedule": "constant"},
-            "high_rate": {"schedule": "constant", "lr": RATES[task][optimizer] * _log_uniform(draw, 1.5, 3)},
+            "high_rate": {"schedule": "constant", "lr": RATES[task][optimizer] * log_uniform(draw, 1.5, 3)},
             "cosine": {"schedule": "cosine"},
             "step": {"schedule": "step"},
             "warmup": {"schedule": "warmup"},
             "small_data": {"share": draw.uniform(0.15, 0.35)},
             "regularised": {
                 "dropout": draw.uniform(0.1, 0.4),
-                "weight_decay": _decay(base, _log_uniform(draw, 3e-4, 2e-3)),
+                "weight_decay": _decay(base, log_uniform(draw, 3e-4, 2e-3)),
             },
             "long": {"length": LONG, "schedule": "constant"},
         }
@@ -103,7 +104,3 @@ def _decay(base: Recipe, of_sgd: float) -> float:
         return of_sgd
     rates = RATES[base.task]
     return of_sgd * 10 * rates["sgd"] / rates["adamw"]
-
-
-def _log_uniform(draw: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(draw.uniform(np.log(low), np.log(high))))

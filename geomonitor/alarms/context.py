@@ -18,6 +18,8 @@ CONTEXT = ("learning_rate", "weight_decay", "gradient_norm", "resumed")
 """What a training loop can record beside the markers; in the history, with layer "", it helps to explain an alarm."""
 EXPECTABLE = ("learning_rate", "weight_decay")
 """Settings of the optimiser whose changes may be planned."""
+MOST_IN_A_ROW = 2
+"""Measurements in a row at which one setting may change on purpose: a plan is an event, not a drift."""
 GRADIENT_NORM_EVERY = 20
 """Optimiser steps between two looks at the norm of the gradient."""
 
@@ -40,6 +42,7 @@ class TrainingContext:
         self._warn = warn
         self._expect = tuple(expect)
         self._rates: dict[str, float] = {}
+        self._in_a_row: dict[str, int] = {}  # measurements at which something has changed
         self._gradient_norm: Tensor | None = None
 
     def look_at_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
@@ -71,16 +74,24 @@ class TrainingContext:
         """
         try:
             recipe = recipe_of(model, optimizers, data)
-            found = changes(self.recipe, recipe)
-            for name in self._expect:
-                before, after = self._rates.get(name, math.nan), context.get(name, math.nan)
-                if _ratio(before, after) >= _LEAST_CHANGE[name]:
-                    found.append(f"{name}: {before:.3g} -> {after:.3g}")
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - modules and datasets of users; a plan not seen is not worth a run
             self._warn(f"planned changes of the recipe are not seen. {error!r}", cause_of(error))
             return []
+        found = changes(self.recipe, recipe)
+        for name in self._expect:
+            before, after = self._rates.get(name, math.nan), context.get(name, math.nan)
+            if _ratio(before, after) >= _LEAST_CHANGE[name]:
+                found[name] = f"{before:.3g} -> {after:.3g}"
         self.recipe, self._rates = recipe, dict(context)
-        return found
+        self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in found}
+        for name in [name for name in found if self._in_a_row[name] > MOST_IN_A_ROW]:
+            del found[name]
+            self._warn(
+                f"{name} changes at every measurement, so a change of it no longer starts the reference anew: nothing "
+                "could be judged otherwise.",
+                f"always changes: {name}",
+            )
+        return [f"{name}: {words}" for name, words in found.items()]
 
     def collect(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
         """By the names of :data:`CONTEXT`, what is a finite number: settings of the first optimiser, and the rest."""

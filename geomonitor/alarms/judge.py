@@ -79,7 +79,8 @@ class Judge:
         """The verdict on a layer after its latest measurement."""
         states = self._states.get(layer, {})
         verdicts = [self._detector.verdict(states.get(m) or self._detector.start(layer, m)) for m in self._watch]
-        return count_votes(verdicts, self._votes, self._alarm_at)
+        verdict = count_votes(verdicts, self._votes, self._alarm_at)
+        return verdict._replace(calibrated=self.panel.calibrated)
 
     def restart(self, layers: Iterable[str]) -> None:
         """Forget what was seen of some layers before the next measurement: a planned change makes it another series."""

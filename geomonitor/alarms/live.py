@@ -76,10 +76,12 @@ class LiveJudge:
         """
         records: list[Record] = []
         self.new_alarms, self.new_notices = [], []
-        if self.panel is None or self._judge is None:
-            return records
         if self._planned:
             history.append([Record(step, epoch, "", ANNOUNCED, 1.0)])
+        if self.panel is None or self._judge is None:
+            self._planned = []
+            return records
+        if self._planned:
             self._judge.restart(values)
             self._planned = []
         for layer, of_layer in values.items():

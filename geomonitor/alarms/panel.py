@@ -11,6 +11,7 @@ from typing import Any, cast
 from geomonitor import _options
 from geomonitor._options import OPEN_SHARE, Range
 from geomonitor.alarms.detectors import DETECTORS, AgreeingDrop, DropFromReference, ReferenceRuns, make_detector
+from geomonitor.alarms.detectors.levels import LevelDetector
 from geomonitor.alarms.harm import ALARM_AT
 from geomonitor.alarms.verdict import Detector
 from geomonitor.alarms.votes import check_votes, family_of
@@ -93,20 +94,22 @@ class Panel:
             complete, the same.
 
         Raises:
-            InputError: settings that the detector does not take, or needs, or votes that can never be reached.
+            InputError: settings that the detector does not take, or needs; votes or sizes that can never be reached.
 
         >>> Panel().resolve(["dimension"], drop=0.2).detector.drop
         0.2
         """
-        watch, votes, alarm_at = self.watch, self.votes, self.alarm_at
+        watch, votes = self.watch, self.votes
         if watch is None:
             watch = tuple(marker for marker in DEFAULT_WATCH if marker in measured)
         if votes is None:
             agreeing = self.watch is None and len({family_of(name) for name in watch}) >= LEAST_FAMILIES
             votes = VOTES if agreeing else 1
-            alarm_at = ALARM_AT if alarm_at is None and agreeing and self.detector == AUTO else alarm_at
         check_votes(watch, votes)
-        detector = self.detector
+        alarm_at, detector = self.alarm_at, self.detector
+        if alarm_at is None:
+            as_calibrated = self.watch is None and detector == AUTO and votes == VOTES
+            alarm_at = ALARM_AT if as_calibrated and _can_alarm(watch, votes, ALARM_AT) else {}
         if detector == AUTO:
             suited = AGREEING if votes > 1 else ALONE
             try:
@@ -120,7 +123,13 @@ class Panel:
                 f"the detector {detector!r} is complete: give it without further settings, or give its name; "
                 f"got the settings {settings}"
             )
-        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=dict(alarm_at or {}))
+        _check_alarm_at(watch, votes, alarm_at, detector)
+        return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=dict(alarm_at))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the rates of alarms and notices in ``docs/carry_over.md`` hold for this panel, resolved."""
+        return (self.votes, self.detector, self.alarm_at) == (VOTES, AGREEING, ALARM_AT)
 
     def fitted(self, measured: Sequence[str], protocol: Mapping[str, Any]) -> Panel | None:
         """As :meth:`resolve`, for a monitor: None if nothing is to be judged.
@@ -192,6 +201,24 @@ def _alarm_at(sizes: Any) -> Mapping[str, float]:
     if not isinstance(sizes, Mapping) or not all(isinstance(name, str) for name in sizes):
         raise InputError(f'alarm_at gives a relative decline by marker, such as {{"dimension": 0.1}}; got {sizes!r}')
     return {name: OPEN_SHARE.number(f"alarm_at[{name!r}]", size) for name, size in sizes.items()}
+
+
+def _can_alarm(watch: Sequence[str], votes: float, alarm_at: Mapping[str, float]) -> bool:
+    return len({family_of(name) for name in watch if name in alarm_at}) >= votes
+
+
+def _check_alarm_at(watch: Sequence[str], votes: float, alarm_at: Mapping[str, float], detector: Any) -> None:
+    """Refuse sizes with which there can be no alarm."""
+    if alarm_at and not _can_alarm(watch, votes, alarm_at):
+        raise InputError(
+            f"alarm_at={dict(alarm_at)} can never make an alarm: of the watched markers {tuple(watch)} it names fewer "
+            f"families than votes={votes:g}. Name more of them, or write fewer votes."
+        )
+    if alarm_at and detector is not None and not isinstance(detector, LevelDetector):
+        raise InputError(
+            f"alarm_at needs a detector that measures the size of a decline, one of {', '.join(DETECTORS)}; got "
+            f"{detector!r}. Leave alarm_at out: then each decline is an alarm."
+        )
 
 
 def _check_detector(detector: Any) -> None:

@@ -46,17 +46,14 @@ def recipe_of(
     }
 
 
-def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What changed, in words; nothing if one of both is not known.
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """What changed, by name, in words; nothing if one of both is not known.
 
     >>> changes({"optimizer": "SGD", "loss": ""}, {"optimizer": "AdamW", "loss": ""})
-    ['optimizer: SGD -> AdamW']
+    {'optimizer': 'SGD -> AdamW'}
     """
-    return [
-        f"{name}: {before[name]} -> {value}"
-        for name, value in after.items()
-        if name in before and value != before[name] and (value and before[name])
-    ]
+    known = {name: value for name, value in after.items() if value and before.get(name)}
+    return {name: f"{before[name]} -> {value}" for name, value in known.items() if value != before[name]}
 
 
 def _loss(module: nn.Module) -> str:

@@ -38,6 +38,8 @@ class Verdict(NamedTuple):
     size: float = 0.0
     """largest relative change against the expected value that two measurements in a row exceeded in this decline; 0 if
     there were no two"""
+    calibrated: bool = False
+    """of a layer: judged by the panel whose rates ``docs/carry_over.md`` has"""
     pending: bool = False
     """of a layer: one more measurement like this one makes an alarm"""
     noticed: bool = False

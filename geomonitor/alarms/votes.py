@@ -61,11 +61,11 @@ def count_votes(
         standard errors; ``noticed`` if there are enough votes, ``declined`` if there also are as many families of
         markers (rounded up) that two measurements in a row showed as far down as ``alarm_at``.
     """
-    # Accuracy is what every training loop shows: if the representation also declines, the warning begins with that.
     counted = [verdict for verdict in verdicts if verdict.size >= alarm_at.get(verdict.marker, math.inf)]
     low = [verdict for verdict in verdicts if verdict.checks and verdict.marker in alarm_at]
     near = [*counted, *(verdict for verdict in low if _latest(verdict) >= alarm_at[verdict.marker])]
     pending = bool(alarm_at) and _families(near) >= votes > _families(counted)
+    # Accuracy is what every training loop shows: if the representation also declines, the warning begins with that.
     loudest = max(
         verdicts,
         key=lambda v: (v in counted, v.share, family_of(v.marker) != "logits", v.sigmas if v.share else 0.0),
@@ -83,8 +83,8 @@ def _families(verdicts: Sequence[Verdict]) -> int:
 
 def _latest(verdict: Verdict) -> float:
     """Relative decline at the latest measurement, of a rise as of the fall of the reciprocal."""
-    ratio = verdict.value / verdict.reference if verdict.direction == "lower" else verdict.reference / verdict.value
-    return 1 - ratio
+    low, high = verdict.value, verdict.reference
+    return 1 - (low / high if verdict.direction == "lower" else high / low)
 
 
 def enough_votes(markers: Sequence[str], shares: Sequence[ArrayLike], votes: float) -> NDArray[np.bool_]:

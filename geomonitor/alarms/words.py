@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 from geomonitor.alarms.context import what_changed
-from geomonitor.alarms.harm import IN_THE_BENCH
+from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.history import History
@@ -78,11 +78,11 @@ def explain(verdict: Verdict, changed: Sequence[str] = (), healthy: SavedCheckpo
     if verdict.agreeing:
         lines.append(f"Also declining: {', '.join(verdict.agreeing)}.")
     lines += [f"Meaning: {_meaning(verdict)}", _forecast(verdict)]
-    if verdict.noticed and verdict.size:
-        harmed, alarms = IN_THE_BENCH
+    if verdict.calibrated:
+        harmed, raised = ALARMS_IN_THE_BENCH
         lines.append(
-            f"How likely is harm: of {alarms} such alarms in runs of other tasks {harmed} came with a fall of accuracy "
-            "on new classes by 0.03 or more."
+            f"How likely is harm: in small runs of other tasks {harmed} of {raised} such alarms came with a fall of "
+            "accuracy on new classes by 0.03 or more."
         )
     if "accuracy" in verdict.agreeing or (verdict.marker == "accuracy" and verdict.direction == "lower"):
         lines.append(
@@ -110,9 +110,14 @@ def _notice(verdict: Verdict, changed: Sequence[str]) -> str:
         lines.append(f"Also changed: {', '.join(verdict.agreeing)}.")
     if changed:
         lines.append(f"Changed just before: {'; '.join(changed)}.")
-    lines.append(
-        "No alarm: changes of this size or kind are rarely associated with worse transfer. Nothing needs to be done."
-    )
+    no_alarm = "No alarm: the change is smaller than, or of another kind than, those that an alarm needs."
+    if verdict.calibrated:
+        harmed, raised = NOTICES_IN_THE_BENCH
+        no_alarm += (
+            f" In the bench {harmed} of {raised} runs with a notice and no alarm lost accuracy on new classes: if you "
+            "have data of new classes, measure transfer."
+        )
+    lines.append(no_alarm)
     return "\n".join(lines)
 
 

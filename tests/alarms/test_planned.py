@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import geomonitor as gm
 from geomonitor.alarms.follow_up import LONGEST, FollowUp
-from geomonitor.alarms.harm import ALARM_AT, IN_THE_BENCH
+from geomonitor.alarms.harm import ALARM_AT, ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH
 from geomonitor.alarms.judge import Judge, replay
 from geomonitor.alarms.panel import DEFAULT_WATCH
 from geomonitor.alarms.recipe import changes, recipe_of
@@ -115,22 +116,58 @@ def test_notices_are_logged_and_no_warning(caplog):
     assert text.startswith("geometry notice: ")
     assert "No alarm" in text
     assert "weight_decay" in text
+    assert "{} of {} runs with a notice".format(*NOTICES_IN_THE_BENCH) in text
     alarm = explain(judged({"numerical_rank": 0.5, "mean_norm": 0.5})[-1])
-    assert f"of {IN_THE_BENCH.alarms} such alarms" in alarm
+    assert "{} of {} such alarms".format(*ALARMS_IN_THE_BENCH) in alarm
+
+
+@pytest.mark.parametrize(
+    "panel",
+    [
+        gm.Panel(("dimension",), gm.DropFromReference()),
+        gm.Panel(DEFAULT_WATCH, votes=2, alarm_at={"dimension": 0.1, "numerical_rank": 0.05}),
+    ],
+)
+def test_rates_of_the_bench_are_quoted_for_the_default_panel_only(panel):
+    judge = Judge(panel.resolve(DEFAULT_WATCH))
+    for check in range(14):
+        late = {"numerical_rank": 0.5, "dimension": 0.5} if check >= 9 else {}
+        verdict = judge.update("fc", 10 * check, check, measured(**late))
+    assert verdict.declined
+    assert "in small runs of other tasks" not in explain(verdict)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"alarm_at": {"dimension": 0.1}}, "can never make an alarm"),  # one family of two votes
+        ({"watch": ("nc1", "rankme"), "votes": 2, "alarm_at": {"nc1": 0.1}}, "can never make an alarm"),
+        ({"watch": ("nc1",), "detector": lambda series: None, "alarm_at": {"nc1": 0.1}}, "measures the size"),
+    ],
+)
+def test_sizes_with_which_there_can_be_no_alarm_are_refused(wrong, text):
+    with pytest.raises(gm.InputError, match=text):
+        gm.Panel(**wrong).resolve([*DEFAULT_WATCH, "nc1"])
+
+
+def test_where_the_sizes_of_the_bench_could_never_alarm_each_notice_is_an_alarm():
+    names = ["capacity", "cdnv", "participation_ratio_per_class", "accuracy"]
+    assert gm.Panel().resolve(names).alarm_at == {}
+    assert gm.Panel().resolve([*names, "numerical_rank"]).alarm_at == ALARM_AT
 
 
 def test_what_changes_in_the_recipe_is_seen():
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = recipe_of(model, [optimizer], TensorDataset(torch.zeros(8, 4)))
-    assert changes(before, recipe_of(model, [optimizer], TensorDataset(torch.ones(8, 4)))) == []
+    assert changes(before, recipe_of(model, [optimizer], TensorDataset(torch.ones(8, 4)))) == {}
     model[1].p = 0.3
     model[0].requires_grad_(False)
     after = recipe_of(model, [torch.optim.AdamW(model.parameters())], TensorDataset(torch.zeros(9, 4)))
-    assert changes(before, after) == [
-        "optimizer: SGD -> AdamW", "trainable parameters: 30 -> 10", "dropout: 0.1 -> 0.3",
-        "training data: TensorDataset, 8 items -> TensorDataset, 9 items",
-    ]  # fmt: skip
+    assert changes(before, after) == {
+        "optimizer": "SGD -> AdamW", "trainable parameters": "30 -> 10", "dropout": "0.1 -> 0.3",
+        "training data": "TensorDataset, 8 items -> TensorDataset, 9 items",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("expect", "announced"), [((), []), (("learning_rate",), [20])])
@@ -161,6 +198,50 @@ def test_a_follow_up_comes_half_an_interval_later_once():
     off.after(0, [])
     off.after(10, pending)
     assert not off.due(15)
+
+
+@pytest.mark.parametrize("what", ["dropout", "learning_rate"])
+def test_what_changes_at_every_measurement_is_no_plan(what):
+    probe, model = probe_and_model()
+    model.append(nn.Dropout(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = gm.MonitoredRun(
+        gm.GeometryMonitor(probe, markers=["nc1"], panel=gm.Panel(("nc1",))), expect=["learning_rate"]
+    )
+    run.start(model)
+    caught = []
+    for epoch in range(8):
+        if what == "dropout":
+            model[-1].p = 0.5 - 0.05 * epoch
+        else:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run.measure(model, step=10 * (epoch + 1), epoch=epoch, optimizers=[optimizer])
+        caught += [str(warning.message) for warning in found if "changes at every" in str(warning.message)]
+    assert run.monitor.history.series("", "announced").steps.tolist() == [20, 30]
+    assert len(caught) == 1
+    assert what in caught[0]
+
+
+def test_an_announcement_is_kept_without_a_panel():
+    probe, model = probe_and_model()
+    monitor = gm.GeometryMonitor(probe, markers=["nc1"], panel=None)
+    monitor.announce("mixup on")
+    monitor.measure(model, step=1)
+    monitor.measure(model, step=2)
+    assert monitor.history.series("", "announced").steps.tolist() == [1]
+
+
+def test_a_resumed_run_follows_up_what_was_pending():
+    probe, model = probe_and_model()
+    first, second = (gm.MonitoredRun(gm.GeometryMonitor(probe, markers=["nc1"], panel=None)) for _ in range(2))
+    first.start(model)
+    first.measure(model, step=10, epoch=0)
+    first.follow_up.after(20, [Verdict(False, "fc", "nc1", pending=True)])
+    second.load_state_dict(first.state_dict())
+    second.start(model, step=20)
+    assert [second.due_after_batch(step) for step in (24, 25, 26)] == [False, True, False]
 
 
 def test_a_follow_up_is_no_epoch_of_its_own():

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
 from benchmarks.elsewhere.report import in_time, outcome
-from benchmarks.elsewhere.runs import load
+from benchmarks.elsewhere.runs import LATER, load
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,14 @@ def test_the_figures_of_the_new_tasks(outcomes):
     assert (sum(o.alarm is not None for o in plain), len(plain)) == (0, 108)
     planned = [o for o in fine if o.run.family in PLANNED]
     assert sum(o.announced is not None for o in planned) == 0
+
+
+def test_the_figures_of_the_task_that_was_opened_after_all_settings():
+    found = [outcome(run) for run in load(LATER)]
+    harmed = [o for o in found if o.harm is not None]
+    assert (len(harmed), len(found)) == (24, 68)
+    assert sum(in_time(o.harm, o.alarm) for o in harmed) == 4
+    assert sum(o.alarm is not None for o in found if o.harm is None) == 0
 
 
 @pytest.mark.parametrize(
