@@ -13,9 +13,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from geomonitor import History, Record
+from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.follow_up import LONGEST, FollowUp
 from geomonitor.alarms.harm import ALARM_AT, ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH
-from geomonitor.alarms.judge import Judge, replay
+from geomonitor.alarms.judge import Judge, judge_history, replay
+from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import DEFAULT_WATCH
 from geomonitor.alarms.recipe import changes, recipe_of
 from geomonitor.alarms.verdict import Verdict
@@ -81,6 +84,60 @@ def test_a_planned_change_starts_the_reference_anew_and_what_falls_later_is_foun
         verdict = judge.update("fc", 10 * check, check, measured(**factors))
     assert verdict.declined
     assert verdict.since_epoch == 22
+
+
+def history_of_a_fall(*, announced: bool) -> History:
+    """Rank and norm halve at measurement 9 and stay there; with or without an announcement of it."""
+    records = []
+    for check in range(16):
+        late = {"numerical_rank": 0.5, "mean_norm": 0.5} if check >= 9 else {}
+        records += [Record(10 * check, check, "fc", name, value) for name, (value, *_) in measured(**late).items()]
+        records += [Record(10 * check, check, "", "announced", 1.0)] * (announced and check == 9)
+    return History(records)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_replay_and_a_resumed_judge_know_of_announcements(announced):
+    history = history_of_a_fall(announced=announced)
+    assert len(replay(history, "fc", gm.Panel())) == (not announced)
+    judge = Judge(gm.Panel().resolve(DEFAULT_WATCH))
+    judge.rebuild(history)
+    assert judge.verdict("fc").declined == (not announced)
+    assert judge_history(history, "fc", gm.Panel()).declined == (not announced)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_live_judge_starts_anew_after_an_announcement(announced):
+    live, history, alarms = LiveJudge(gm.Panel().resolve(DEFAULT_WATCH), "raise", WarnOnce()), History(), []
+    for check in range(16):
+        if announced and check == 9:
+            live.announce("mixup on")
+        late = {"numerical_rank": 0.5, "mean_norm": 0.5} if check >= 9 else {}
+        values = {"fc": {name: (value, error) for name, (value, error, _) in measured(**late).items()}}
+        found = live.update(10 * check, check, values, {}, history)
+        alarms.append(next(record.value for record in found if record.marker == "alarm"))
+    assert any(alarms) == (not announced)
+
+
+def test_markers_of_one_family_count_once():
+    at = {"dimension": 0.1, "capacity": 0.1, "numerical_rank": 0.2}
+    judge = Judge(gm.Panel(DEFAULT_WATCH, votes=2, alarm_at=at).resolve(DEFAULT_WATCH))
+    for check in range(14):
+        late = {"dimension": 0.5, "capacity": 0.5, "cdnv": 1.5} if check >= 9 else {}
+        verdict = judge.update("fc", 10 * check, check, measured(**late))
+    assert (verdict.noticed, verdict.declined) == (True, False)
+
+
+@pytest.mark.parametrize(("rise", "pending"), [(1.5, True), (1.2, False)])  # 1 - 1 / 1.5 is a third
+def test_a_rise_has_the_size_of_the_fall_of_its_reciprocal(rise, pending):
+    at = {"cdnv": 0.25, "numerical_rank": 0.2}
+    judge = Judge(gm.Panel(DEFAULT_WATCH, votes=2, alarm_at=at).resolve(DEFAULT_WATCH))
+    for check in range(11):
+        late = {"cdnv": rise, "numerical_rank": 0.5} if check >= 9 else {}
+        verdict = judge.update("fc", 10 * check, check, measured(**late))
+        if check == 9:
+            assert verdict.pending == pending
+    assert verdict.declined == pending
 
 
 def probe_and_model() -> tuple[gm.ProbeSet, nn.Module]:
@@ -194,6 +251,10 @@ def test_a_follow_up_comes_half_an_interval_later_once():
         True,
         False,
     ]
+    later.after(1000 + LONGEST, pending)
+    assert later.due(1000 + 2 * LONGEST)
+    later.after(1000 + 2 * LONGEST, pending)  # a follow-up itself is not followed up
+    assert not later.due(9000)
     off = FollowUp(on=False)
     off.after(0, [])
     off.after(10, pending)

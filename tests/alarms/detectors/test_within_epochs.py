@@ -119,3 +119,10 @@ def test_epochs_that_are_not_known_are_taken_for_one_a_measurement():
     values = wandering(4)
     known, unknown = (AGREEING.shares(as_series(values, EPOCHS[name])) for name in ("one an epoch", "not known"))
     np.testing.assert_array_equal(known, unknown)
+
+
+def test_a_follow_up_is_no_new_pace():
+    epochs = np.array([0, 1, 2, 3, 3, 4, 5, 6, 7, 8])
+    series, detector = as_series(np.full(10, 2.0), epochs), DropFromReference()
+    states = itertools.accumulate(measurements(series), detector.step, initial=detector.start("fc", "mean_norm"))
+    assert {within_an_epoch(state["tracks"][0]["past"]) for state in list(states)[5:]} == {1}
