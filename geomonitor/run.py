@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.context import CONTEXT, EXPECTABLE, TrainingContext
-from geomonitor.alarms.follow_up import FollowUp
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import headline
+from geomonitor.cadence import Cadence
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Record
 from geomonitor.history.runs import HISTORY_FILE
@@ -35,7 +35,7 @@ OnAlarm = Callable[[Verdict, str], Any]
 """Called with a verdict that is new, and its explanation in words."""
 
 
-class MonitoredRun:
+class MonitoredRun(Cadence):
     """Measures a model while it trains; after :meth:`start` it never ends the run (unless ``on_error="raise"``).
 
     Args:
@@ -86,8 +86,7 @@ class MonitoredRun:
         if not isinstance(monitor, GeometryMonitor):
             raise InputError(f"monitor must be a GeometryMonitor; got {type(monitor).__name__}")
         self.monitor = monitor
-        self.every_n_epochs = _options.whole("every_n_epochs", every_n_epochs)
-        self.every_n_steps = _options.whole_or_none("every_n_steps", every_n_steps)
+        super().__init__(every_n_epochs, every_n_steps, confirm=confirm, within_budget=monitor.due)
         if not isinstance(name, str) or (name and not re.fullmatch(r"\w[\w.-]{0,99}", name)):
             raise InputError(
                 "name must be of letters, digits, '_', '-' and '.', at most 100 of them, for it becomes part of a file "
@@ -104,12 +103,7 @@ class MonitoredRun:
         """called after each measurement, in every process"""
         self._warn, self._restored = WarnOnce(), False
         self._context = TrainingContext(self._warn, _options.some_of("expect", expect, EXPECTABLE))
-        self.follow_up = FollowUp(_options.flag("confirm", confirm))
         self._directory: Path | None = None
-        self._steps_seen, self._skipped = 0, False  # skipped: the budget passed over the latest chance to measure
-        self._last_epoch: int | None = None
-        self._last_step: int | None = None
-        self._asked: tuple[str, int] | None = None
 
     def start(self, model: nn.Module, directory: str | os.PathLike[str] | None = None, *, step: int = 0) -> None:
         """Begin or go on; every process has to call this, before the first batch.
@@ -135,57 +129,13 @@ class MonitoredRun:
             self._warn(str(error), "absent at the start")
         if not self._restored and (step == 0 or folder != self._directory or not len(self.monitor.history)):
             self.monitor.reset()
-            self._last_epoch = self._last_step = None
+            self._forget()
+            self._context.reset()
         self._context.resumed, self._restored, self._directory = self._restored, False, folder
-        self._steps_seen, self._asked, self._skipped = step, None, False
+        self._begin(step)
         self.monitor.budget.start()
         if folder is not None and self.monitor.processes.rank == 0:
             self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
-
-    def due_after_epoch(self, epoch: int, *, last: bool = False) -> bool:
-        """Whether to measure at the end of an epoch; to be asked once or more often at the end of each.
-
-        Args:
-            epoch: from 0.
-            last: it is the last one, which the budget does not pass over.
-        """
-        epoch = _options.whole("epoch", epoch, least=0)
-        if self.every_n_steps is not None or self._last_epoch == epoch:
-            return False
-        due = epoch % self.every_n_epochs == 0
-        return due and (self._within_budget("epoch", epoch) or last)
-
-    def due_after_batch(self, step: int) -> bool:
-        """Whether to measure after a batch, with ``every_n_steps``; to be asked after each.
-
-        Args:
-            step: optimiser steps done so far; a batch may be several steps, or none (gradient accumulation).
-        """
-        step = _options.whole("step", step, least=0)
-        if self.follow_up.due(step):
-            return True
-        every, before, self._steps_seen = self.every_n_steps, self._steps_seen, step
-        if every is None or step // every == before // every or step == self._last_step:
-            return False
-        return self._within_budget("step", step)
-
-    def due_after_validation(self, step: int, epoch: int | None) -> bool:
-        """Whether to measure after a validation, for a ``ValidationProbe``; to be asked before each validation.
-
-        Args:
-            step: optimiser steps done so far.
-            epoch: from 0, if there are any.
-        """
-        step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
-        if step == self._last_step:
-            return False
-        if self.every_n_steps is not None:
-            due = self._last_step is None or step - self._last_step >= self.every_n_steps
-        elif epoch is None or self._last_epoch is None or self.every_n_epochs == 1:
-            due = True
-        else:
-            due = epoch - self._last_epoch >= self.every_n_epochs
-        return due and self._within_budget("validation", step)
 
     def measure(
         self,
@@ -218,9 +168,7 @@ class MonitoredRun:
             Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
         """
         step, epoch = _options.whole("step", step, least=0), _options.whole_or_none("epoch", epoch, least=0)
-        if not self.follow_up.now:
-            self._last_epoch = epoch
-        self._last_step, self._skipped = step, False
+        self._measured(step, epoch)
         optimizers = list(_options.instance("optimizers", optimizers, Iterable, "a list of optimizers"))
         context = self._context.collect(optimizers)
         for change in self._context.planned_changes(model, optimizers, data, context):
@@ -255,11 +203,6 @@ class MonitoredRun:
             return None
 
     @property
-    def last_step(self) -> int | None:
-        """Step of the latest measurement; None before the first."""
-        return self._last_step
-
-    @property
     def failed(self) -> bool:
         """Whether some layer could not be judged at the latest measurement, because that or its detector failed."""
         return any(record.marker == ALARM and math.isnan(record.value) for record in self.records)
@@ -275,11 +218,6 @@ class MonitoredRun:
             if verdict.declined and layer in (None, alias):
                 return f"geometry early stopping: {headline(verdict)}"
         return None
-
-    @property
-    def makes_up(self) -> bool:
-        """Whether the budget passed over the latest chance to measure: at the end of a run it is made up for."""
-        return self._skipped
 
     def finish(self) -> None:
         """End the run; warns if nothing was measured, with the likely reason."""
@@ -307,11 +245,8 @@ class MonitoredRun:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the monitor, and when it measured last: loads with ``weights_only=True``."""
-        last = {
-            **{"last_epoch": self._last_epoch, "last_step": self._last_step},
-            **{"recipe": self._context.recipe, "follow_up": self.follow_up.state_dict()},
-        }
-        return {**self.monitor.state_dict(history=self.checkpoint_history), "run": last}
+        run = {**self._cadence_state(), "recipe": self._context.recipe}
+        return {**self.monitor.state_dict(history=self.checkpoint_history), "run": run}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved run; to be called before :meth:`start`.
@@ -322,15 +257,8 @@ class MonitoredRun:
         _options.instance("state", state, Mapping, "the state_dict() of a MonitoredRun")
         self.monitor.load_state_dict(dict(state), allow_protocol_change=self.allow_protocol_change)
         run, self._restored = state.get("run") or {}, True
-        self._last_epoch, self._last_step = run.get("last_epoch"), run.get("last_step")
+        self._load_cadence(run)
         self._context.recipe = dict(run.get("recipe", {}))
-        self.follow_up.load_state_dict(run.get("follow_up", {}))
-
-    def _within_budget(self, kind: str, number: int) -> bool:
-        """Ask the budget once for each chance to measure: to ask is to count."""
-        if self._asked != (kind, number):
-            self._asked, self._skipped = (kind, number), not self.monitor.due()
-        return not self._skipped
 
     def _call_on_alarm(self) -> None:
         for verdict in self.monitor.new_alarms if self.monitor.processes.rank == 0 else ():

@@ -35,12 +35,16 @@ class TrainingContext:
     """
 
     def __init__(self, warn: WarnOnce, expect: Sequence[str] = ()) -> None:
+        self._warn = warn
+        self._expect = tuple(expect)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new run begins: nothing is known of another one."""
         self.resumed = False
         """the run was resumed since the latest measurement"""
         self.recipe: dict[str, str] = {}
         """what was used at the latest measurement, see :func:`geomonitor.alarms.recipe.recipe_of`"""
-        self._warn = warn
-        self._expect = tuple(expect)
         self._rates: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}  # measurements at which something has changed
         self._gradient_norm: Tensor | None = None

@@ -242,6 +242,16 @@ def test_a_run_announces_what_it_sees(expect, announced):
     assert run.monitor.history.series("", "announced").steps.tolist() == [*announced, 30]
 
 
+def test_another_run_of_the_same_callback_is_no_planned_change():
+    probe, model = probe_and_model()
+    run = gm.MonitoredRun(gm.GeometryMonitor(probe, markers=["nc1"], panel=None))
+    run.start(model)
+    run.measure(model, step=10, epoch=0, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)])
+    run.start(model, step=0)
+    run.measure(model, step=10, epoch=0, optimizers=[torch.optim.AdamW(model.parameters())])
+    assert len(run.monitor.history.series("", "announced").steps) == 0
+
+
 def test_a_follow_up_comes_half_an_interval_later_once():
     later, pending = FollowUp(), [Verdict(False, "fc", "dimension", pending=True)]
     later.after(0, [])
