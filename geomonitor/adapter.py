@@ -151,12 +151,31 @@ class Adapter:
         """The latest number of a key; NaN before the first measurement."""
         return self.monitored.latest().get(key, math.nan)
 
-    def begin(self, model: nn.Module, *, step: int) -> None:
-        """Begin or go on in ``directory``, with the state that is in there, unless the training has ``begun``."""
+    def begin(
+        self, model: nn.Module, *, step: int, epochs: int | None = None, batches: int | None = None, **how: Any
+    ) -> None:
+        """Begin or go on in ``directory``, with the state that is in there, unless the training has ``begun``.
+
+        Args:
+            model: that will be measured.
+            step: optimiser steps done.
+            epochs: planned in all, if known.
+            batches: of an epoch, if known.
+            **how: to measure before the first step, if that is due.
+        """
         if not self.begun:
             self.resume(self.directory, step)
-            self.monitored.start(model, self.directory, step=step)
+            steps = epochs * batches if epochs and batches else None
+            self.start(model, self.directory, step=step, epochs=epochs, steps=steps, **how)
         self.begun = True
+
+    def start(
+        self, model: nn.Module, folder: str | os.PathLike[str] | None, *, step: int, epochs: int | None = None,
+        steps: int | None = None, **how: Any,
+    ) -> dict[str, float]:  # fmt: skip
+        """Start, see :meth:`geomonitor.MonitoredRun.start`; what to log before the first step, if it is measured."""
+        self.monitored.start(model, folder, step=step, epochs=epochs, steps=steps)
+        return self.measure(model, step=step, epoch=None, **how) if self.monitored.due_at_start else {}
 
     def measure_after_batch(self, model: nn.Module, *, step: int, epoch: int, **how: Any) -> dict[str, float]:
         """What to log after a batch, if it is measured: see :meth:`geomonitor.MonitoredRun.measure`."""
@@ -169,7 +188,7 @@ class Adapter:
         due = self.monitored.due_after_epoch(epoch, last=last)
         return self.measure(model, step=step, epoch=epoch, **how) if due else {}
 
-    def measure(self, model: nn.Module, *, step: int, epoch: int, **how: Any) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, step: int, epoch: int | None, **how: Any) -> dict[str, float]:
         """Measure now; then ``stopping`` is whether to end the training, and the reason is printed, on rank 0."""
         values = self.monitored.measure(model, step=step, epoch=epoch, **how)
         reason = self.monitored.should_stop if self.stop_on_decline else None

@@ -66,6 +66,12 @@ class Cadence:
         self._last_epoch, self._last_step = state.get("last_epoch"), state.get("last_step")
         self.follow_up.load_state_dict(state.get("follow_up", {}))
 
+    def planned_measurements(self, epochs: int | None, steps: int | None) -> int | None:
+        """Measurements of a run of ``epochs`` epochs and ``steps`` optimiser steps; None if these are not known."""
+        if self.every_n_steps is not None:
+            return None if steps is None else steps // self.every_n_steps
+        return None if epochs is None else -(-epochs // self.every_n_epochs)
+
     def due_after_epoch(self, epoch: int, *, last: bool = False) -> bool:
         """Whether to measure at the end of an epoch; to be asked once or more often at the end of each.
 

@@ -7,6 +7,7 @@ saved, and how to run the model. In a loop of your own you call it yourself.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.context import CONTEXT, EXPECTABLE, TrainingContext
+from geomonitor.alarms.live import LOG
+from geomonitor.alarms.outlook import outlook
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import headline
 from geomonitor.cadence import Cadence
@@ -27,7 +30,7 @@ from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Record
 from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.measure.meeting import AbsentError
-from geomonitor.measure.passive import ValidationPass
+from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 
@@ -105,7 +108,15 @@ class MonitoredRun(Cadence):
         self._context = TrainingContext(self._warn, _options.some_of("expect", expect, EXPECTABLE))
         self._directory: Path | None = None
 
-    def start(self, model: nn.Module, directory: str | os.PathLike[str] | None = None, *, step: int = 0) -> None:
+    def start(
+        self,
+        model: nn.Module,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        step: int = 0,
+        epochs: int | None = None,
+        steps: int | None = None,
+    ) -> None:
         """Begin or go on; every process has to call this, before the first batch.
 
         A state that :meth:`load_state_dict` gave is continued, and so is a run that goes on in the same directory at a
@@ -115,10 +126,13 @@ class MonitoredRun(Cadence):
             model: what will be measured; the layers must be in it.
             directory: where ``geometry.csv`` goes; None: it is not written.
             step: optimiser steps done so far.
+            epochs: planned for the run in all, and
+            steps: optimiser steps planned, if they are known: a run that is too short to be judged is logged as such.
 
         Raises:
             InputError: a layer that does not exist or is ambiguous.
         """
+        epochs, steps = _options.whole_or_none("epochs", epochs), _options.whole_or_none("steps", steps)
         folder = None if directory is None else _options.path("directory", directory)
         step = _options.whole("step", step, least=0)
         try:
@@ -131,11 +145,18 @@ class MonitoredRun(Cadence):
             self.monitor.reset()
             self._forget()
             self._context.reset()
+            self._look_ahead(epochs, steps)
         self._context.resumed, self._restored, self._directory = self._restored, False, folder
         self._begin(step)
         self.monitor.budget.start()
         if folder is not None and self.monitor.processes.rank == 0:
             self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
+
+    @property
+    def due_at_start(self) -> bool:
+        """Whether to measure before the first step: the reference of a panel for pretrained weights."""
+        panel, passive = self.monitor.panel, isinstance(self.monitor.probe, ValidationProbe)
+        return panel is not None and panel.pretrained and not passive and self.last_step is None
 
     def measure(
         self,
@@ -259,6 +280,15 @@ class MonitoredRun(Cadence):
         run, self._restored = state.get("run") or {}, True
         self._load_cadence(run)
         self._context.recipe = dict(run.get("recipe", {}))
+
+    def _look_ahead(self, epochs: int | None, steps: int | None) -> None:
+        """Log at the start from when the run can be judged."""
+        planned = self.planned_measurements(epochs, steps)
+        if self.monitor.panel is None or self.monitor.processes.rank != 0:
+            return
+        found = outlook(self.monitor.panel, None if planned is None else planned + self.due_at_start, steps)
+        if found is not None:
+            LOG.log(logging.INFO if found[0] else logging.WARNING, found[1])
 
     def _call_on_alarm(self) -> None:
         for verdict in self.monitor.new_alarms if self.monitor.processes.rank == 0 else ():

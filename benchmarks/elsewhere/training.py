@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import geomonitor as gm
 from benchmarks.early_warning.training import outside_share
 from benchmarks.elsewhere.recipes import Recipe, decay_of
-from benchmarks.elsewhere.tasks import RATES, Task, build_network, load_task
+from benchmarks.elsewhere.tasks import FROZEN, RATES, Task, build_network, load_task
 from benchmarks.elsewhere.truth import measure_truth
 
 MARKERS = (
@@ -47,7 +47,7 @@ def run(recipe: Recipe) -> Iterator[Row]:
     ]
     truth = measure_truth(task)
     count = task.sizes.epochs * task.sizes.checks
-    follow_up = recipe.task != "minilm"
+    follow_up = recipe.task not in FROZEN
     loss = math.nan
     for check in range(count + 1):
         row = {"check": float(check), "step": float(loop.step), "train_loss": loss, "lr": loop.rate()}

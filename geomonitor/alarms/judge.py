@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from geomonitor.alarms.alarm import Alarm, epoch_of, intervals
-from geomonitor.alarms.detectors.incremental import Measured, State, incremental, measurements
+from geomonitor.alarms.detectors.drop import DropFromReference
+from geomonitor.alarms.detectors.incremental import IncrementalDetector, Measured, State, incremental, measurements
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.votes import count_votes
@@ -16,7 +17,7 @@ from geomonitor.errors import InputError
 from geomonitor.history.history import History
 from geomonitor.history.records import ANNOUNCED, Series
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Of the layout of the states of all built-in detectors: a state of another version is not read, but made anew."""
 
 Values = Mapping[str, tuple[float, float, float]]
@@ -25,6 +26,10 @@ Values = Mapping[str, tuple[float, float, float]]
 
 class Judge:
     """Judges the layers of a model by a panel, one measurement after the other, each at the same cost.
+
+    A notice needs a warm-up that is over: the early fall of the markers, while classes form, is none. A decline of the
+    size of an alarm is beyond that fall, so alarms are judged from ``warmup_checks`` measurements on, however many an
+    epoch holds and whether the level has settled or not.
 
     Args:
         panel: with watched markers and a detector; what else it leaves open is filled in.
@@ -48,7 +53,12 @@ class Judge:
         self._watch = panel.watch
         self._votes, self._alarm_at = panel.votes or 1, panel.alarm_at or {}
         self._detector = incremental(panel.detector)
+        self._at_once: IncrementalDetector | None = None  # judges sizes; None: the same detector judges both
+        if self._alarm_at and isinstance(panel.detector, DropFromReference) and math.isfinite(panel.detector.settled):
+            self._at_once = panel.detector.at_once()
+        self._sized = tuple(marker for marker in self._watch if self._at_once and marker in self._alarm_at)
         self._states: dict[str, dict[str, State]] = {}
+        self._sizes: dict[str, dict[str, State]] = {}
         self._last_steps: dict[str, int] = {}
 
     def update(
@@ -77,19 +87,22 @@ class Judge:
 
     def verdict(self, layer: str) -> Verdict:
         """The verdict on a layer after its latest measurement."""
-        states = self._states.get(layer, {})
-        verdicts = [self._detector.verdict(states.get(m) or self._detector.start(layer, m)) for m in self._watch]
+        verdicts = _verdicts(self._detector, layer, self._watch, self._states)
         verdict = count_votes(verdicts, self._votes, self._alarm_at)
+        if self._at_once is not None:
+            sized = count_votes(_verdicts(self._at_once, layer, self._sized, self._sizes), self._votes, self._alarm_at)
+            verdict = _both(verdict, sized, verdicts)
         return verdict._replace(calibrated=self.panel.calibrated)
 
     def restart(self, layers: Iterable[str]) -> None:
         """Forget what was seen of some layers before the next measurement: a planned change makes it another series."""
         for layer in layers:
             self._states.pop(layer, None)
+            self._sizes.pop(layer, None)
 
     def rebuild(self, history: History) -> None:
         """Judge all measurements of a history anew, and forget what was judged before."""
-        self._states, self._last_steps = {}, {}
+        self._states, self._sizes, self._last_steps = {}, {}, {}
         for layer in history.layers:
             self._judge_anew(history, layer)
 
@@ -99,6 +112,7 @@ class Judge:
             "version": STATE_VERSION,
             "panel": self.panel.to_dict(),
             "states": {layer: dict(states) for layer, states in self._states.items()},
+            "sizes": {layer: dict(states) for layer, states in self._sizes.items()},
             "last_steps": dict(self._last_steps),
         }
 
@@ -113,28 +127,52 @@ class Judge:
         if saved.get("version") != STATE_VERSION or saved["panel"] != self.panel.to_dict():
             self.rebuild(history)
             return
-        self._states = {layer: dict(states) for layer, states in saved["states"].items()}
+        self._states, self._sizes = (
+            {layer: dict(states) for layer, states in saved[name].items()} for name in ("states", "sizes")
+        )
         self._last_steps = dict(saved["last_steps"])
 
     def _advance(self, layer: str, step: int, epoch: float, values: Values) -> None:
-        states = self._states.setdefault(layer, {})
-        for marker in self._watch:
-            if marker in values:
-                measured = Measured(step, epoch, *map(float, values[marker]))
-                states[marker] = self._detector.step(
-                    states.get(marker) or self._detector.start(layer, marker), measured
-                )
+        for detector, markers, of_layers in self._tracks():
+            states = of_layers.setdefault(layer, {})
+            for marker in markers:
+                if marker in values:
+                    measured = Measured(step, epoch, *map(float, values[marker]))
+                    states[marker] = detector.step(states.get(marker) or detector.start(layer, marker), measured)
         self._last_steps[layer] = step
+
+    def _tracks(self) -> Iterator[tuple[IncrementalDetector, Sequence[str], dict[str, dict[str, State]]]]:
+        """What judges notices, and what judges alarms if that is another detector."""
+        yield self._detector, self._watch, self._states
+        if self._at_once is not None:
+            yield self._at_once, self._sized, self._sizes
 
     def _judge_anew(self, history: History, layer: str) -> None:
         first = max(restarts(history), default=0)
-        series = {marker: _after(history.series(layer, marker), first) for marker in self._watch}
-        self._states[layer] = {
-            marker: functools.reduce(self._detector.step, one, self._detector.start(layer, marker))
-            for marker, one in series.items()
-        }
+        series = {marker: [*_after(history.series(layer, marker), first)] for marker in self._watch}
+        for detector, markers, of_layers in self._tracks():
+            of_layers[layer] = {
+                m: functools.reduce(detector.step, series[m], detector.start(layer, m)) for m in markers
+            }
         steps = [history.series(layer, marker).steps for marker in self._watch]
         self._last_steps[layer] = max((int(of_marker[-1]) for of_marker in steps if len(of_marker)), default=-1)
+
+
+def _verdicts(
+    detector: IncrementalDetector, layer: str, markers: Sequence[str], states: Mapping[str, Mapping[str, State]]
+) -> list[Verdict]:
+    known = states.get(layer, {})
+    return [detector.verdict(known.get(marker) or detector.start(layer, marker)) for marker in markers]
+
+
+def _both(notice: Verdict, sized: Verdict, verdicts: Sequence[Verdict]) -> Verdict:
+    """The alarm of what judges sizes, else the notice of what waits for the warm-up, else what has a reference."""
+    if sized.declined:
+        low = (verdict.marker for verdict in verdicts if verdict.share > 0 and verdict.marker != sized.marker)
+        return sized._replace(agreeing=tuple(dict.fromkeys((*sized.agreeing, *low))))
+    if not notice.noticed and math.isnan(notice.reference):
+        notice = sized
+    return notice._replace(declined=False, noticed=notice.noticed and notice is not sized, pending=sized.pending)
 
 
 def restarts(history: History) -> set[int]:

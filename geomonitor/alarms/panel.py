@@ -55,6 +55,8 @@ class Panel:
         alarm_at: relative decline, in ``(0, 1)``, of each marker that counts for an alarm; what declines less is a
             notice. None: what harm was associated with in the bench, ``ALARM_AT``, if markers, detector and votes are
             the default ones; else ``{}``: every notice is an alarm.
+        pretrained: the run begins with pretrained weights: the first measurement, which a run makes before the first
+            step, is the reference, and every later one is judged.
 
     Raises:
         InputError: a value of another type or out of its range, no such detector, votes that can never be reached.
@@ -70,8 +72,10 @@ class Panel:
     votes: float | None = None
     custom: str = ""
     alarm_at: Mapping[str, float] | None = None
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
+        _options.flag("pretrained", self.pretrained)
         if self.alarm_at is not None:
             object.__setattr__(self, "alarm_at", _alarm_at(self.alarm_at))
         if self.watch is not None:
@@ -123,6 +127,12 @@ class Panel:
                 f"the detector {detector!r} is complete: give it without further settings, or give its name; "
                 f"got the settings {settings}"
             )
+        if self.pretrained:
+            if not isinstance(detector, DropFromReference):
+                raise InputError(
+                    f"pretrained=True needs a detector with a warm-up, DropFromReference; got {detector!r}"
+                )
+            detector = detector.at_once(1)
         _check_alarm_at(watch, votes, alarm_at, detector)
         return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=dict(alarm_at))
 
@@ -163,6 +173,7 @@ class Panel:
             "votes": self.votes,
             "detector": _detector_to_dict(self.detector, self.custom),
             "alarm_at": None if self.alarm_at is None else dict(self.alarm_at),
+            **({"pretrained": True} if self.pretrained else {}),
         }
 
     @classmethod
@@ -179,7 +190,14 @@ class Panel:
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"a panel has watch, votes and detector; got {saved!r}") from error
         # A panel of an older version has no such sizes: every decline was an alarm.
-        return cls(None if watch is None else tuple(watch), made, votes, custom, saved.get("alarm_at", {}))
+        return cls(
+            None if watch is None else tuple(watch),
+            made,
+            votes,
+            custom,
+            saved.get("alarm_at", {}),
+            bool(made) and saved.get("pretrained", False) is True,
+        )
 
 
 def panel_of(saved: Mapping[str, Any] | None) -> Panel:

@@ -122,8 +122,10 @@ class GeometryHooks:
             require_ordered_validation(trainer, self.monitor.probe)
         self._validation, self._unlogged = None, {}
         directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
-        self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False))
+        self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False), **_planned(trainer))
         self.output.start(trainer, self.monitor)
+        if self.run.due_at_start:
+            _to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=None))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.run.look_at_gradients(pl_module.parameters(), trainer.global_step)
@@ -131,10 +133,8 @@ class GeometryHooks:
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if self._passive or trainer.fast_dev_run or not self.run.due_after_batch(step_of(trainer)):
             return
-        values = self._measure(trainer, pl_module)
-        # Straight to the loggers: log(on_step=True) drops what is not at a multiple of log_every_n_steps.
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        values = self._measure(trainer, pl_module, epoch=trainer.current_epoch)
+        _to_loggers(trainer, values)
         _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -158,7 +158,7 @@ class GeometryHooks:
         # measured, whatever the order of the callbacks.
         batches = trainer.num_val_batches
         if (dataloader_idx, batch_idx) == (len(batches) - 1, batches[-1] - 1) and self._due_in_validation(trainer):
-            self._unlogged = self._measure(trainer, pl_module)
+            self._unlogged = self._measure(trainer, pl_module, epoch=trainer.current_epoch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
@@ -172,9 +172,7 @@ class GeometryHooks:
         if trainer.fast_dev_run:
             return
         if self.run.makes_up and not self._passive:
-            values = self._measure(trainer, pl_module, in_batch=False)
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            _to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=trainer.current_epoch))
         self.run.finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -223,7 +221,7 @@ class GeometryHooks:
             return
         due = self._validation is not None if self._passive else self._due_after_epoch(trainer)
         if due:  # no batch of the validation was the last one, or there is no validation
-            self._unlogged = self._measure(trainer, pl_module)
+            self._unlogged = self._measure(trainer, pl_module, epoch=trainer.current_epoch)
         if self._unlogged:
             _log(trainer, pl_module, self._unlogged, on_step=False, on_epoch=True)
             self._unlogged = {}
@@ -232,7 +230,7 @@ class GeometryHooks:
             for key, value in self.run.latest().items():
                 trainer.callback_metrics.setdefault(key, torch.tensor(0.0)).fill_(value)
 
-    def _measure(self, trainer: Any, pl_module: Any, *, in_batch: bool = True) -> dict[str, float]:
+    def _measure(self, trainer: Any, pl_module: Any, *, epoch: int | None, in_batch: bool = True) -> dict[str, float]:
         precision = trainer.precision_plugin
 
         def forward(model: Any, inputs: Any) -> Any:
@@ -243,7 +241,7 @@ class GeometryHooks:
         values = self.run.measure(
             pl_module,
             step=step_of(trainer, in_batch=in_batch),
-            epoch=trainer.current_epoch,
+            epoch=epoch,
             forward=forward,
             validation=validation,
             optimizers=trainer.optimizers,
@@ -271,6 +269,22 @@ def step_of(trainer: Any, *, in_batch: bool = True) -> int:
     if trainer.lightning_module.automatic_optimization and trainer.optimizers:
         return int(trainer.global_step)
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped) + in_batch
+
+
+def _planned(trainer: Any) -> dict[str, int | None]:
+    """Epochs and optimiser steps of the whole run, as far as they are known."""
+    steps = trainer.estimated_stepping_batches  # infinite if nothing limits the run
+    epochs = trainer.max_epochs
+    return {
+        "epochs": epochs if epochs is not None and epochs > 0 else None,
+        "steps": int(steps) if 0 < steps < float("inf") else None,
+    }
+
+
+def _to_loggers(trainer: Any, values: dict[str, float]) -> None:
+    """Straight to the loggers: ``log(on_step=True)`` drops what is not at a multiple of ``log_every_n_steps``."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _fits(trainer: Any) -> bool:

@@ -49,7 +49,8 @@ class GeometryCallback(Adapter, Callback):  # type: ignore[misc]
     def before_train(self) -> None:
         if not self.begun:
             self._skipped = self.learn.epoch * len(self.learn.dls.train)  # batches of the epochs before start_epoch
-            self.begin(self.learn.model, step=self._skipped)
+            planned = {"epochs": self.learn.n_epoch, "batches": len(self.learn.dls.train)}
+            self.begin(self.learn.model, step=self._skipped, **planned)
 
     def after_batch(self) -> None:
         if self.learn.training:

@@ -61,7 +61,9 @@ class GeometryHandler(Adapter):
         trainer.add_event_handler(Events.COMPLETED, self.monitored.finish)
 
     def _start(self, trainer: Engine) -> None:
-        self.monitored.start(self._model, self.directory, step=trainer.state.iteration)
+        step, epochs, length = trainer.state.iteration, trainer.state.max_epochs, trainer.state.epoch_length
+        steps = epochs * length if epochs and length else None
+        self.start(self._model, self.directory, step=step, epochs=epochs, steps=steps, optimizers=self._optimizers)
         trainer.state.metrics.update(self.monitored.latest())
 
     def _after_iteration(self, trainer: Engine) -> None:

@@ -46,7 +46,8 @@ class GeometryCallback(Adapter, keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = epoch
         self._layers = KerasLayers(self.model)
         # Not in on_train_begin, in which BackupAndRestore loads.
-        self.begin(self._layers, step=int(self.model.optimizer.iterations))
+        epochs, batches = map(self.params.get, ("epochs", "steps"))
+        self.begin(self._layers, step=int(self.model.optimizer.iterations), epochs=epochs, batches=batches)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.measure_after_batch(self._layers, step=int(self.model.optimizer.iterations), epoch=self._epoch)

@@ -56,7 +56,8 @@ class GeometryCallback(Callback):  # type: ignore[misc]
         if self.adapter_.stopping:
             net.history.pop()  # the epoch that does not come
             raise KeyboardInterrupt  # as skorch's own EarlyStopping does
-        self.adapter_.begin(net.module_, step=_now(net)["step"])  # not in on_train_begin, in which LoadInitState loads
+        # Not in on_train_begin, in which LoadInitState loads.
+        self.adapter_.begin(net.module_, step=_now(net)["step"], epochs=len(net.history) - 1 + net.max_epochs)
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **_: Any) -> None:
         if training:

@@ -50,13 +50,13 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
         first_in(caller(Trainer)["self"].callback_handler.callbacks, self)  # else loggers would log before it measures
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        call = caller(Trainer)
-        require_one_of_a_name(call["self"].callback_handler.callbacks)
+        require_one_of_a_name((call := caller(Trainer))["self"].callback_handler.callbacks)
         self.on_init_end(args, state, control)  # a callback may be added after that
         self.require_measured(model, args.metric_for_best_model, args.eval_strategy != "no", prefix="eval_")
         self._folder, self._over = call["self"]._get_output_dir(call["trial"]), False
         self.resume(call["resume_from_checkpoint"], state.global_step)
-        self.monitored.start(model, self.directory or self._folder, step=state.global_step)
+        planned = {"step": state.global_step, "epochs": state.num_train_epochs, "steps": state.max_steps}
+        self._unlogged = self.start(model, self.directory or self._folder, **planned)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         self.monitored.look_at_gradients(model.parameters(), state.global_step)

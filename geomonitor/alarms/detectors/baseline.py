@@ -73,9 +73,12 @@ def is_settled(past: Past, checks: int, settled: float) -> bool:
     Args:
         past: the latest measurements.
         checks: measurements that belong to the warm-up in any case.
-        settled: relative fall of the level.
+        settled: relative fall of the level; infinite: the warm-up is over after ``checks`` measurements, however many
+            of them an epoch holds and however the level falls.
     """
     now = past["count"] - 1
+    if settled == math.inf:
+        return now >= checks
     if now < checks or (now < MOST_AN_EPOCH * checks and past["epochs"][-1] - past["first_epoch"] < checks):
         return False
     half = recent_half(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ from geomonitor._options import (
     COUNT,
     NOT_NEGATIVE,
     OPEN_SHARE,
-    POSITIVE,
     Range,
     check_flag,
     check_numbers,
@@ -58,6 +58,7 @@ class DropFromReference(LevelDetector):
         plain: a measurement below ``plain`` times both thresholds needs no second one; by default
             none is.
         settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
+            Infinite: the warm-up lasts for ``warmup_checks`` measurements and no longer.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
             markers has for each, and a fall if it has no direction.
@@ -87,10 +88,15 @@ class DropFromReference(LevelDetector):
             warmup_checks=COUNT,
             patience_checks=COUNT,
             plain=Range(1, math.inf, ends="[]"),
-            settled=POSITIVE,
+            settled=Range(0, math.inf, ends="(]"),
         )
         check_flag(self, "follow_trend")
         check_direction(self.worse)
+
+    def at_once(self, warmup_checks: int | None = None) -> DropFromReference:
+        """The same, with a warm-up of ``warmup_checks`` measurements (or as many as now) that nothing prolongs."""
+        checks = self.warmup_checks if warmup_checks is None else warmup_checks
+        return dataclasses.replace(self, warmup_checks=checks, settled=math.inf)
 
     @property
     def needed(self) -> int:

@@ -1,0 +1,167 @@
+"""Runs that are short, measured several times an epoch, or begin with pretrained weights: when they can be judged."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import geomonitor as gm
+from geomonitor.adapter import Adapter
+from geomonitor.alarms.judge import Judge, replay
+from geomonitor.alarms.outlook import first_alarm, outlook
+from geomonitor.alarms.panel import Panel
+
+WATCHED = ["dimension", "numerical_rank", "mean_norm", "cdnv", "accuracy"]
+
+
+def judged(levels, *, an_epoch=1, panel=Panel()):
+    """Numbers, from 1, of the measurements with a notice and with an alarm; CDNV alone stays as it is."""
+    judge = Judge(panel.resolve(WATCHED))
+    notices, alarms = [], []
+    for number, level in enumerate(levels):
+        value = {"cdnv": 1.0} | dict.fromkeys(("dimension", "numerical_rank", "mean_norm", "accuracy"), level)
+        values = {name: (value[name], math.nan, math.nan) for name in WATCHED}
+        verdict = judge.update("fc", 10 * number, number // an_epoch, values)
+        assert verdict.noticed or not verdict.declined
+        notices += [number + 1] if verdict.noticed else []
+        alarms += [number + 1] if verdict.declined else []
+    return notices, alarms
+
+
+@pytest.mark.parametrize("an_epoch", [1, 2, 4])
+def test_more_measurements_never_find_a_large_decline_later(an_epoch):
+    levels = [100.0] * 6 * an_epoch + [60.0] * 4 * an_epoch
+    _, alarms = judged(levels, an_epoch=an_epoch)
+    assert alarms[0] == 6 * an_epoch + 2
+
+
+def test_a_decline_within_the_warm_up_does_not_prolong_it():
+    falling = [100 * 0.985**n for n in range(14)]  # never settled: the warm-up for notices is not over
+    assert judged(falling[:12]) == ([], [])
+    notices, alarms = judged([*falling[:9], *(0.5 * level for level in falling[9:])])
+    assert notices[0] == alarms[0] == 11
+    assert judged([*falling[:9], *(0.98 * level for level in falling[9:11])])[1] == []  # too small
+
+
+def test_of_an_epoch_of_four_measurements_a_small_decline_waits_for_six_epochs():
+    notices, alarms = judged([100.0] * 12 + [95.0] * 4, an_epoch=4)
+    assert notices == alarms == []
+    notices, alarms = judged([100.0] * 25 + [95.0] * 4, an_epoch=4)
+    assert notices
+    assert alarms == []
+
+
+def test_pretrained_weights_are_judged_from_the_first_measurement_on():
+    pretrained = Panel(pretrained=True)
+    assert judged([100.0, 60.0, 60.0], panel=pretrained) == ([2, 3], [3])  # a plain change is a notice at once
+    assert judged([100.0, 100.0, 99.5, 100.2, 101.0], panel=pretrained) == ([], [])
+    assert judged([100.0, 60.0, 60.0]) == ([], [])
+    assert first_alarm(pretrained.resolve(WATCHED)) == 3
+
+
+def test_a_panel_for_pretrained_weights_goes_through_a_file():
+    panel = Panel(pretrained=True).resolve(WATCHED)
+    again = Panel.from_dict(panel.to_dict())
+    assert again == panel
+    assert again.resolve(WATCHED) == panel
+    assert "pretrained" not in Panel().to_dict()
+    with pytest.raises(gm.InputError, match="detector with a warm-up"):
+        Panel(("dimension",), gm.Cusum(), pretrained=True).resolve(["dimension"])
+    with pytest.raises(gm.InputError, match="pretrained"):
+        Panel(pretrained="yes")
+
+
+def test_a_saved_judge_goes_on_with_its_sizes():
+    levels = [100.0] * 7 + [60.0] * 3
+    records = [
+        gm.Record(10 * n, n // 4, "fc", marker, level)
+        for n, level in enumerate(levels)
+        for marker in ("dimension", "numerical_rank", "mean_norm", "accuracy")
+    ]
+    whole = gm.History(records)
+    panel = Panel().resolve(whole.markers("fc"))
+    (alarm,) = replay(whole, "fc", panel)
+    assert alarm.step == 80
+    first = Judge(panel)
+    first.rebuild(gm.History([record for record in records if record.step <= 70]))
+    later = Judge(panel)
+    later.load_state_dict(first.state_dict(), whole)
+    values = dict.fromkeys(("dimension", "numerical_rank", "mean_norm", "accuracy"), (60.0, math.nan, math.nan))
+    assert not later.verdict("fc").declined
+    assert later.update("fc", 80, 2, values).declined
+    older = first.state_dict() | {"version": 2}
+    again = Judge(panel)
+    again.load_state_dict(older, whole)  # of another version: judged anew by the history
+    assert again.verdict("fc").declined
+
+
+@pytest.mark.parametrize(
+    ("panel", "planned", "steps", "can", "words"),
+    [
+        (Panel(), 20, None, True, "measurement 8 of 20"),
+        (Panel(), None, None, True, "measurement 8 on"),
+        (Panel(), 4, 800, False, "every_n_steps=50"),
+        (Panel(), 4, None, False, "pretrained=True"),
+        (Panel(pretrained=True), 5, None, True, "measurement 3 of 5"),
+        (Panel(pretrained=True), 2, 6, False, "every_n_steps=1)"),
+    ],
+)
+def test_the_sentence_at_the_start(panel, planned, steps, can, words):
+    found = outlook(panel.resolve(WATCHED), planned, steps)
+    assert found is not None
+    assert found[0] is can
+    assert words in found[1]
+    assert ("pretrained" in found[1]) == (not can and not panel.pretrained)
+
+
+def test_of_an_unknown_detector_nothing_is_known():
+    assert outlook(Panel(("dimension",), gm.Cusum()).resolve(["dimension"]), 3) is None
+
+
+def probe_and_model():
+    draw = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(80, 6, generator=draw), torch.arange(80) % 4)
+    torch.manual_seed(0)
+    return gm.ProbeSet.from_dataset(data, per_class=20), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def test_a_run_of_pretrained_weights_is_measured_before_its_first_step():
+    probe, model = probe_and_model()
+    options = {"markers": ["numerical_rank", "mean_norm", "accuracy"]}
+    adapter = Adapter(probe, panel=Panel(pretrained=True), **options)
+    adapter.begin(model, step=0, epochs=4, batches=5)
+    adapter.measure_after_epoch(model, step=5, epoch=0)
+    series = adapter.monitor.history.series("penultimate", "accuracy")
+    assert series.steps.tolist() == [0, 5]
+    assert math.isnan(series.epochs[0])
+    assert series.epochs[1] == 0
+    state = adapter.state_dict()
+    resumed = Adapter(probe, panel=Panel(pretrained=True), **options)
+    resumed.load_state_dict(state)
+    resumed.begin(model, step=5, epochs=4, batches=5)
+    assert resumed.monitor.history.series("penultimate", "accuracy").steps.tolist() == [0, 5]
+    plain = Adapter(probe, **options)
+    plain.begin(model, step=0, epochs=4, batches=5)
+    assert plain.monitor.history.measurements == 0
+
+
+def test_the_start_of_a_run_logs_from_when_it_can_be_judged(caplog):
+    probe, model = probe_and_model()
+    run = gm.MonitoredRun(gm.GeometryMonitor(probe), every_n_steps=10)
+    with caplog.at_level(logging.INFO, "geomonitor"):
+        run.start(model, epochs=5, steps=500)
+        run.start(model, epochs=5, steps=50)
+        gm.MonitoredRun(gm.GeometryMonitor(probe, panel=None)).start(model, epochs=2)
+        gm.MonitoredRun(gm.GeometryMonitor(probe)).start(model, step=30, epochs=20)
+    levels = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in levels] == ["INFO", "WARNING", "INFO"]
+    assert "measurement 8 of 50" in levels[0][1]
+    assert "planned for 5 measurements" in levels[1][1]
+    assert "every_n_steps=3" in levels[1][1]
+    with pytest.raises(gm.InputError, match="epochs"):
+        run.start(model, epochs=0)
