@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomonitor.markers.estimate import Estimate
 from geomonitor.markers.inputs import feature_matrix
 from geomonitor.markers.singular_values import Spectrum
 
@@ -131,3 +132,33 @@ def norm_variation(features: Tensor) -> Tensor:
 def _norms(features: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(feature_matrix(features), dim=1)
     return norms
+
+
+def top_channel_share(features: Tensor) -> Estimate:
+    r"""Share of the mean square that the largest unit bears: :math:`\max_j E z_j^2 / \sum_j E z_j^2`.
+
+    It depends on the axes, on purpose: massive activations of few units dominate cosines and cost low precision.
+
+    Args:
+        features: ``(Q, N)``.
+
+    Returns:
+        Value in ``[1/N, 1]`` and its error over points, by the delta method; NaN if all features are zero.
+
+    Raises:
+        InputError: wrong rank, empty, NaN or infinite entries.
+
+    Source: geomonitor; on massive activations Sun et al. 2024, arXiv:2402.17762.
+
+    >>> round(top_channel_share(torch.tensor([[3.0, 0.0], [0.0, 1.0]])).value.item(), 6)
+    0.9
+    """
+    x = feature_matrix(features)
+    squares = (x / x.abs().amax()).square()
+    total = squares.sum()
+    largest = squares[:, squares.sum(dim=0).argmax()]
+    value = largest.sum() / total
+    rest = largest - value * squares.sum(dim=1)
+    n = len(x)
+    error = (rest.square().sum() * n / (n - 1)).sqrt() / total if n > 1 else value.new_tensor(torch.nan)
+    return Estimate(value, error)

@@ -11,14 +11,23 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from geomonitor.markers.activity import active_fraction, dead_units, mean_covariance, mean_norm, norm_variation
+from geomonitor.markers.activity import (
+    active_fraction,
+    dead_units,
+    mean_covariance,
+    mean_norm,
+    norm_variation,
+    top_channel_share,
+)
 from geomonitor.markers.collapse import NeuralCollapse, collapse_of, disagreement_of
 from geomonitor.markers.distances import angle, feature_distance, within_class_distance
 from geomonitor.markers.drift import drift_of
+from geomonitor.markers.estimate import Estimate
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.neighbors import intrinsic_dimension_of
 from geomonitor.markers.singular_values import Spectrum
 from geomonitor.markers.spectrum import SPECTRUM_FORMULAS
+from geomonitor.markers.unit_vectors import centred_mean_cosine, mean_cosine, uniformity
 
 PER_CLASS = "_per_class"
 """Suffix of a marker of the spectrum that is computed class by class and averaged."""
@@ -37,8 +46,19 @@ def class_mean(formula: Callable[[Spectrum], Tensor], points: LayerPoints) -> Te
     return torch.stack([formula(spectrum) for spectrum in points.class_spectra]).nanmean()
 
 
+ESTIMATES: MappingProxyType[str, Callable[[Tensor], Estimate]] = MappingProxyType(
+    {
+        "uniformity": uniformity,
+        "mean_cosine": mean_cosine,
+        "centred_mean_cosine": centred_mean_cosine,
+        "top_channel_share": top_channel_share,
+    }
+)
+"""Functions of features by name of the marker, that also give its standard error over points."""
+
 FEATURE_FORMULAS: MappingProxyType[str, Callable[[LayerPoints], Tensor]] = MappingProxyType(
-    {name: lambda p, f=formula: f(p.spectrum) for name, formula in SPECTRUM_FORMULAS.items()}
+    {name: lambda p, f=formula: f(p.features).value for name, formula in ESTIMATES.items()}
+    | {name: lambda p, f=formula: f(p.spectrum) for name, formula in SPECTRUM_FORMULAS.items()}
     | {name + PER_CLASS: lambda p, f=formula: class_mean(f, p) for name, formula in SPECTRUM_FORMULAS.items()}
     | {
         "nc4": lambda p: p.undefined if p.weight is None else disagreement_of(p.features, p.moments, p.weight, p.bias),

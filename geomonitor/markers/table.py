@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth"]
+State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth", "views", "tokens"]
 Cost = Literal["low", "medium", "high", "forward"]
 
 
@@ -36,6 +36,8 @@ _TUNNEL = "Masarczyk et al. 2023"
 _EDGE = "Marchenko and Pastur 1967"
 _NC = "Papyan, Han, Donoho 2020"
 _OWN = "geomonitor"
+_WANG = "Wang and Isola 2020, arXiv:2005.10242"
+_ANISOTROPY = "Ethayarajh 2019, arXiv:1909.00512"
 
 _GEOMETRY = MappingProxyType(
     {
@@ -129,6 +131,20 @@ _POINTS = MappingProxyType(
         "intrinsic_dimension": Marker(
             "dimension that nearest neighbours see (TwoNN)", "points", "medium", None, "Facco et al. 2017"
         ),
+        "uniformity": Marker(
+            "how evenly directions cover the sphere: log of a mean Gaussian kernel; 0 in a collapse",
+            "points",
+            "medium",
+            "higher",
+            _WANG,
+        ),
+        "mean_cosine": Marker("mean cosine of two points: the anisotropy", "points", "low", None, _ANISOTROPY),
+        "centred_mean_cosine": Marker(
+            "mean cosine of two points, their mean removed", "points", "low", None, _ANISOTROPY
+        ),
+        "top_channel_share": Marker(
+            "share of the mean square that the largest unit bears", "points", "low", None, _OWN
+        ),
         "drift": Marker(
             "1 - CKA to the reference measurement of the same points", "points", "medium", None, "Kornblith et al. 2019"
         ),
@@ -165,8 +181,52 @@ _SHIFTS = MappingProxyType(
     }
 )
 
+_VIEWS = MappingProxyType(
+    {
+        "lidar": Marker(
+            "exponential entropy of the between-instance covariance in units of the within-instance one",
+            "views",
+            "forward",
+            "lower",
+            "Thilak et al. 2023, arXiv:2312.04000",
+        ),
+        "instance_snr": Marker(
+            "variance between instances over variance within; 0 for noise", "views", "forward", "lower", _OWN
+        ),
+        "alignment": Marker("mean squared distance of two views of an instance", "views", "forward", None, _WANG),
+        "instance_capacity": Marker(
+            "capacity of instance manifolds, over pairs of instances", "views", "forward", "lower", _GLUE
+        ),
+        "instance_dimension": Marker(
+            "effective dimension of instance manifolds, over pairs; no direction is known",
+            "views",
+            "forward",
+            None,
+            _GLUE,
+        ),
+        "instance_radius": Marker(
+            "effective radius of instance manifolds, over pairs", "views", "forward", None, _GLUE
+        ),
+        "instance_utility": Marker(
+            "share of the cost of separating two instances that their views bear", "views", "forward", None, _GLUE
+        ),
+    }
+)
+
+_TOKENS = MappingProxyType(
+    {
+        "token_entropy": Marker(
+            "matrix entropy of the tokens of a sequence, as a share of its largest value",
+            "tokens",
+            "medium",
+            None,
+            "Skean et al. 2025, arXiv:2502.02013",
+        ),
+    }
+)
+
 MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
-    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS
+    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS | _VIEWS | _TOKENS
 )
 """Every marker by the name under which it is computed, recorded and logged."""
 
@@ -189,7 +249,19 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("active_fraction", "mean_covariance", "feature_distance", "within_class_distance", "angle"),
             *("accuracy", "auroc", "entropy"),
         ),
-        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward"),
+        # Self-supervised training: label-free; most of them need views.
+        "ssl": (*_VIEWS, "uniformity", "rankme", "spectral_decay", "participation_ratio", "numerical_rank"),
+        # Language models: anisotropy and what explains it.
+        "lm": (*_TOKENS, "mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"),
+        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward" and row.state != "tokens"),
     }
 )
-"""Names for several markers at once; ``"all"`` is all that needs no further forward pass."""
+"""Names for several markers at once; ``"all"`` is all that needs no further forward pass and no tokens."""
+
+LABEL_FREE = frozenset(
+    name
+    for name, row in MARKERS.items()
+    if row.state in ("spectrum", "views", "tokens")
+    or (row.state == "points" and name not in {*_PER_CLASS, "nc4", "within_class_distance"})
+)
+"""Markers that are functions of features alone."""

@@ -14,7 +14,7 @@ from geomonitor.features.outputs import Head
 from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
-from geomonitor.markers.formulas import feature_markers
+from geomonitor.markers.formulas import ESTIMATES, feature_markers
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LOGIT_FORMULAS
 from geomonitor.measure.resolution import VARIATION_MARKERS, variation_is_rounding
@@ -64,7 +64,10 @@ def compute_markers(
     {'mean_norm': (3.5, nan)}
     """
     points = LayerPoints(features, classes, weight=head.weight, bias=head.bias, reference=reference)
-    values = {name: (float(value), math.nan) for name, value in feature_markers(points, markers).items()}
+    plain = [name for name in markers if name not in ESTIMATES]
+    values = {name: (float(value), math.nan) for name, value in feature_markers(points, plain).items()}
+    estimates = {name: ESTIMATES[name](points.features) for name in markers if name in ESTIMATES}
+    values |= {name: (float(found.value), float(found.standard_error)) for name, found in estimates.items()}
     hidden = tuple(name for name in values if name in VARIATION_MARKERS)
     hidden = hidden if hidden and variation_is_rounding(points, dtype) else ()
     values |= dict.fromkeys(hidden, (math.nan, math.nan))
