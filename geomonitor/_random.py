@@ -24,12 +24,15 @@ if hasattr(os, "register_at_fork"):  # a process forked from another thread must
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
+def preserved_rng(start: int = _SEED_INSIDE) -> Iterator[None]:
     """Give the block random streams of its own, from a fixed seed, and put the caller's back afterwards.
 
     Covers ``random``, ``numpy.random``, and the default generators of torch on the CPU and on every device
     that has been used so far (a device that has not is not woken up). In one process one such block runs at a time:
     another thread that enters one waits.
+
+    Args:
+        start: seed of the streams; ``numpy.random`` takes its lower 32 bits.
 
     Yields:
         Nothing.
@@ -51,7 +54,7 @@ def preserved_rng() -> Iterator[None]:
             seeders.append(seed)
 
         keep(random.getstate, random.setstate, random.seed)
-        keep(partial(np.random.get_state, legacy=False), np.random.set_state, np.random.seed)
+        keep(partial(np.random.get_state, legacy=False), np.random.set_state, _seed_numpy)
         # The generator's own method: torch.manual_seed would also reach devices that are still asleep.
         keep(torch.get_rng_state, torch.set_rng_state, torch.default_generator.manual_seed)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -61,5 +64,9 @@ def preserved_rng() -> Iterator[None]:
         if torch.backends.mps.is_available():
             keep(torch.mps.get_rng_state, torch.mps.set_rng_state, torch.mps.manual_seed)
         for seed in seeders:
-            seed(_SEED_INSIDE)
+            seed(start)
         yield
+
+
+def _seed_numpy(seed: int) -> None:
+    np.random.seed(seed % 2**32)

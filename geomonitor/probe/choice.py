@@ -84,6 +84,18 @@ def choose(
     return Choice(taken, per_class, np.concatenate(of_class))
 
 
+def choose_unlabelled(rows: Indices, samples: int, *, seed: int) -> Indices:
+    """Positions of points of a dataset without labels, in the order of their origins; a repeated item counts once.
+
+    Raises:
+        InputError: too few items.
+    """
+    positions = _distinct(np.arange(len(rows)), rows)
+    if len(positions) < samples:
+        raise InputError(f"samples={samples} were requested, but the dataset has {len(positions)} different items")
+    return _choose_points(positions, 0, samples, seed)
+
+
 def _choose_classes(labels: Indices, classes: int | tuple[int, ...] | None, seed: int) -> tuple[int, ...]:
     known: list[int] = np.unique(labels).tolist()
     if classes is None and len(known) > MOST_CLASSES:

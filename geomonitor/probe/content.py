@@ -76,6 +76,28 @@ def content_of(read: Callable[[int], list[str]], indices: Sequence[int], name: s
     return None if differ else _joined(first)
 
 
+def content_of_views(read: Callable[[int], list[str]]) -> str | None:
+    """As :func:`content_of`, of views, which must be the same ones each time.
+
+    Args:
+        read: as in :func:`content_of`.
+
+    Raises:
+        InputError: they are not.
+    """
+    try:
+        both = read(2)
+    except UnknownContentError as error:
+        warnings.warn(f"whether the views stay the same is not checked: {error}", GeomonitorWarning, stacklevel=4)
+        return None
+    if both[: len(both) // 2] != both[len(both) // 2 :]:
+        raise InputError(
+            "the views are other ones each time they are made from the same seeds of torch, numpy.random and random: "
+            "let the transform draw from these streams only (no generator of its own, no clock, no counter)"
+        )
+    return _joined(both[: len(both) // 2])
+
+
 def content_now(read: Callable[[int], list[str]]) -> str:
     """The fingerprint of :func:`content_of` again."""
     return _joined(read(1))

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, default_collate
 from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.probe.apart import is_in_memory, read
-from geomonitor.probe.choice import SEED, checked_classes, choose
-from geomonitor.probe.content import content_now, content_of, digest
+from geomonitor.probe.choice import SEED, checked_classes, choose, choose_unlabelled
+from geomonitor.probe.content import content_now, content_of, content_of_views, digest
 from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, labels_of, map_style, split_label
 from geomonitor.probe.handles import in_worker
 from geomonitor.probe.held_out import Origins, origins, overlap
 from geomonitor.probe.kept import KeptBatches
 from geomonitor.probe.reservoir import priority
+from geomonitor.probe.views import ViewedDataset, Views
 
 CHECKED_POINTS = 8
 """Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
@@ -41,7 +42,10 @@ class ProbeBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbeSet:
-    """Q = P M points of a dataset: M of each of P classes, always the same ones. Made by ``from_dataset``."""
+    """Q = P M points of a dataset: M of each of P classes, always the same ones. Made by ``from_dataset``.
+
+    Without labels, by ``from_unlabelled``: then all are of one class.
+    """
 
     dataset: Any
     indices: Tensor  # int64 (Q,), into dataset, class by class
@@ -53,6 +57,9 @@ class ProbeSet:
     label_key: LabelKey = None
     collate_fn: Callable[[list[Any]], Any] | None = None
     content: str | None = None  # changes with what a few of the items hold; None: not known, or random
+    labelled: bool = True  # without labels, all points are of class 0
+    views: ProbeSet | None = None  # of a set without labels: instance by instance, V points each
+    how_viewed: Views | None = None  # of a set of views: how they are made
     _kept: KeptBatches = field(default_factory=KeptBatches, init=False)
 
     @classmethod
@@ -139,6 +146,77 @@ class ProbeSet:
         content = content_of(probe._digests, probe._checked_indices(), type(dataset).__name__)
         return replace(probe, content=content)
 
+    @classmethod
+    def from_unlabelled(
+        cls,
+        dataset: Any,
+        *,
+        samples: int = 100,
+        views: Views | Callable[[Any], Any] | str | None = None,
+        seed: int = 0,
+        train: Any = None,
+        label_key: LabelKey = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> ProbeSet:
+        """Choose points of a dataset whose labels are unknown, are no classes, or are not to be used.
+
+        Markers that need labels are then left out of groups, and refused by name. With views, each item is one
+        manifold, for one more forward pass of ``samples`` times ``views.count`` points: ``lidar``, ``instance_snr``,
+        ``alignment`` and the geometry of instances.
+
+        Args:
+            dataset: map-style, or the ``DataLoader`` of one, with items as the model takes them. Of (x, y) and mappings
+                with a label, the label is dropped.
+            samples: how many points ``P``, two or more; all numbers depend on it.
+            views: :class:`Views`, its kind, or a function of an item; None: no second pass.
+            seed: 0 or a positive integer.
+            train: as in :meth:`from_dataset`.
+            label_key: field or position of what is dropped, if it is not the usual one.
+            collate_fn: makes a batch of items.
+
+        Raises:
+            InputError: too few items; a kind that does not suit the items; views that are other ones each time they are
+                made from the same seeds.
+
+        Example:
+            >>> dataset = torch.utils.data.TensorDataset(torch.randn(60, 8))
+            >>> ProbeSet.from_unlabelled(dataset, samples=20, views="noise").views
+            ProbeSet(20 instances x 10 views of TensorDataset, seed=0, fingerprint=...)
+        """
+        samples, seed = _options.whole("samples", samples, least=2), int(SEED.number("seed", seed))
+        label_key, how = checked_label_key(label_key), Views.of(views)
+        if collate_fn is not None:
+            collate_fn = _options.function("collate_fn", collate_fn, "items")
+        elif isinstance(dataset, DataLoader) and dataset.batch_size is not None:
+            collate_fn = dataset.collate_fn
+        dataset = map_style(dataset)
+        rows = origins(dataset).rows
+        indices = choose_unlabelled(rows, samples, seed=seed)
+        if train is not None:
+            found = origins(dataset, search=True)
+            _refuse_overlap(Origins(found.sources, found.rows[indices]), indices, train)
+        nothing = np.zeros(samples, np.int64)
+        mark = _fingerprint(rows[indices], nothing, samples, seed, "unlabelled")
+        viewed = None if how is None else cls._viewed(dataset, indices, rows, how, mark, label_key, collate_fn)
+        probe = cls(
+            dataset, torch.from_numpy(indices), torch.from_numpy(nothing), (0,), samples, seed,
+            mark if viewed is None else viewed.fingerprint, label_key, collate_fn, labelled=False, views=viewed,
+        )  # fmt: skip
+        return replace(probe, content=content_of(probe._digests, probe._checked_indices(), type(dataset).__name__))
+
+    @classmethod
+    def _viewed(
+        cls, dataset: Any, indices: Indices, rows: Indices, views: Views, mark: str, key: LabelKey, collate_fn: Any
+    ) -> ProbeSet:
+        made = ViewedDataset(dataset, indices.tolist(), rows[indices, 1].tolist(), views, key)
+        instances, count = len(indices), views.count
+        mark = hashlib.sha256(f"{mark} {sorted(views.as_protocol().items())}".encode()).hexdigest()[:16]
+        probe = cls(
+            made, torch.arange(len(made)), torch.arange(instances).repeat_interleave(count), tuple(range(instances)),
+            count, views.seed, mark, key, collate_fn, labelled=False, how_viewed=views,
+        )  # fmt: skip
+        return replace(probe, content=content_of_views(probe._digests))
+
     def check_content(self) -> None:
         """Read the few points of ``content`` again; nothing to do if that is None.
 
@@ -147,6 +225,8 @@ class ProbeSet:
         Raises:
             MeasurementError: they hold something else now.
         """
+        if self.views is not None:
+            self.views.check_content()
         if self.content is None or self._kept.holds_batches:
             return
         if content_now(self._digests) != self.content:
@@ -160,7 +240,12 @@ class ProbeSet:
         return len(self.indices)
 
     def __repr__(self) -> str:
-        points = f"{len(self.classes)} classes x {self.per_class} points of {type(self.dataset).__name__}"
+        kind = type(self.dataset.dataset if self.how_viewed else self.dataset).__name__
+        points = f"{len(self.classes)} classes x {self.per_class} points of {kind}"
+        if not self.labelled:
+            points = f"{len(self)} points without labels of {kind}"
+        if self.how_viewed is not None:
+            points = f"{len(self.classes)} instances x {self.per_class} views of {kind}"
         return f"ProbeSet({points}, seed={self.seed}, fingerprint={self.fingerprint})"
 
     def loader(
@@ -261,9 +346,9 @@ def _refuse_overlap(chosen: Origins, indices: Indices, train: Any) -> None:
         )
 
 
-def _fingerprint(rows: Indices, labels: Indices, per_class: int, seed: int) -> str:
+def _fingerprint(rows: Indices, labels: Indices, per_class: int, seed: int, kind: str = "probe") -> str:
     """Of what the points are in the datasets at the bottom: another ``Subset`` is another probe set."""
-    digest = hashlib.sha256(f"geomonitor probe 1, per_class {per_class}, seed {seed}".encode())
+    digest = hashlib.sha256(f"geomonitor {kind} 1, per_class {per_class}, seed {seed}".encode())
     for values in (rows, labels):
         digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]
