@@ -25,6 +25,7 @@ from geomonitor.measure.snapshot import Snapshot, take_snapshot
 from geomonitor.metrics import (
     ClassStructure,
     FeatureSpectrum,
+    InstanceStructure,
     LogitStatistics,
     ManifoldGeometry,
     PointStatistics,
@@ -32,6 +33,7 @@ from geomonitor.metrics import (
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
+from geomonitor.probe.views import Views
 from geomonitor.run import MonitoredRun
 
 __version__ = "0.1.0.dev0"
@@ -53,6 +55,7 @@ __all__ = [
     "GeomonitorWarning",
     "History",
     "InputError",
+    "InstanceStructure",
     "LogitStatistics",
     "ManifoldGeometry",
     "MeasurementError",
@@ -69,6 +72,7 @@ __all__ = [
     "Trend",
     "ValidationProbe",
     "Verdict",
+    "Views",
     "captured",
     "effective_rank",
     "manifold_geometry",

@@ -52,7 +52,8 @@ class GeometryMonitor:
             forward passes of the validation loop.
         layers: where to measure: ``"penultimate"`` (the input of the last ``nn.Linear``), a module path with
             ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
-        markers: ``"default"``, ``"paper"``, ``"all"`` or names of ``geomonitor.MARKERS``.
+        markers: ``"default"``, ``"paper"``, ``"ssl"``, ``"lm"``, ``"all"`` or names of ``geomonitor.MARKERS``. Of a
+            probe set without labels, ``"default"`` and ``"all"`` are those that need none, with those of its views.
         panel: what is judged and how: watched markers, detector, votes; None for no verdicts.
         geometry: protocol of the manifold geometry: directions, dichotomies, mode, seed.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`.
@@ -106,7 +107,8 @@ class GeometryMonitor:
         self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
         self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
         shifted, self._warn, self._reference_given = tuple(self.shifts), WarnOnce(), False
-        self._plan = Plan(probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth)
+        views = probe.views if isinstance(probe, ProbeSet) else None
+        self._plan = Plan(probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views)
         check_pooling(pool)
         self.pool = pool
         if not isinstance(panel, Panel) and panel is not None:
@@ -229,7 +231,8 @@ class GeometryMonitor:
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]
         if self.processes.rank == 0:
             self.judge.warn_of_alarms(self.history, self.last_healthy)
-        shown, how = taken.points if snapshots and self.processes.rank == 0 else {}, self.geometry.as_dict()
+        drawn = snapshots and self.processes.rank == 0 and len(self.probe.classes) > 1  # pictures of classes
+        shown, how = taken.points if drawn else {}, self.geometry.as_dict()
         self.snapshots = take_snapshots(shown, self.probe.classes, self._warn, step=step, epoch=epoch, options=how)
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         together = device_of(model) if self._agreement.reached else None

@@ -33,7 +33,7 @@ GLUE_ORDER = (
         "center_slopes",
         "scalars",
     ),
-    *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options"),
+    *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options", "instances"),
 )
 """Files of ``glue/`` from the ground up: solvers, what they are used for, the definition, its options."""
 CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}

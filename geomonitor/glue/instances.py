@@ -37,8 +37,9 @@ def instance_geometry(
 ) -> InstanceGeometry:
     r"""Capacity, dimension, radius and utility of instance manifolds.
 
-    It is :func:`geomonitor.manifold_geometry` with instances for classes, bit by bit. A lower capacity is worse: instances
-    are less separable. The dimension has no direction here: it rises when instances collapse onto few directions.
+    It is :func:`geomonitor.manifold_geometry` with instances for classes, bit by bit. A lower capacity is worse:
+    instances are less separable. The dimension has no direction here: it rises when instances collapse
+    onto few directions.
 
     Args:
         features: ``(Q, N)``, views of instances.
@@ -71,7 +72,7 @@ def instance_geometry(
     errors = torch.stack([getattr(found.standard_error, name) for name in names])
     if mode == "pairwise":
         errors = (errors.square() + _scatter(found).to(errors)).sqrt()
-    elif _is_saturated(found, features, len(instances.unique())):
+    elif _is_saturated(found, features, len(torch.unique(instances))):
         values = [torch.full_like(value, torch.nan) for value in values]
         errors = torch.full_like(errors, torch.nan)
     return InstanceGeometry(*map(Estimate, values, errors.unbind()))
@@ -101,5 +102,3 @@ def _is_saturated(found: EffectiveGeometry, features: Tensor, instances: int) ->
             stacklevel=3,
         )
     return share > SATURATED
-
-

@@ -63,7 +63,7 @@ def lidar(features: Tensor, instances: Tensor, *, delta: float | None = None) ->
     every = torch.ones(found.count, dtype=torch.bool, device=found.means.device)
     value = found.lidar(every, delta)
     blocks = _blocks(found.count).to(every.device)
-    return Estimate(value, jackknife(torch.stack([found.lidar(blocks != b, delta) for b in blocks.unique()])))
+    return Estimate(value, jackknife(torch.stack([found.lidar(blocks != b, delta) for b in torch.unique(blocks)])))
 
 
 def instance_snr(features: Tensor, instances: Tensor) -> Estimate:
@@ -92,7 +92,7 @@ def instance_snr(features: Tensor, instances: Tensor) -> Estimate:
     found = _Instances(features, instances)
     every = torch.ones(found.count, dtype=torch.bool, device=found.means.device)
     blocks = _blocks(found.count).to(every.device)
-    return Estimate(found.snr(every), jackknife(torch.stack([found.snr(blocks != b) for b in blocks.unique()])))
+    return Estimate(found.snr(every), jackknife(torch.stack([found.snr(blocks != b) for b in torch.unique(blocks)])))
 
 
 def alignment(features: Tensor, instances: Tensor) -> Estimate:
@@ -112,7 +112,8 @@ def alignment(features: Tensor, instances: Tensor) -> Estimate:
 
     Source: Wang and Isola 2020, arXiv:2005.10242, with exponent 2.
 
-    >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [1.0, 0.0]]), torch.tensor([5, 5, 6, 6])).value.item()
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [1.0, 0.0]])
+    >>> alignment(x, torch.tensor([5, 5, 6, 6])).value.item()
     1.0
     """
     x = feature_matrix(features)

@@ -249,11 +249,11 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("active_fraction", "mean_covariance", "feature_distance", "within_class_distance", "angle"),
             *("accuracy", "auroc", "entropy"),
         ),
+        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward" and row.state != "tokens"),
         # Self-supervised training: label-free; most of them need views.
         "ssl": (*_VIEWS, "uniformity", "rankme", "spectral_decay", "participation_ratio", "numerical_rank"),
         # Language models: anisotropy and what explains it.
         "lm": (*_TOKENS, "mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"),
-        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward" and row.state != "tokens"),
     }
 )
 """Names for several markers at once; ``"all"`` is all that needs no further forward pass and no tokens."""

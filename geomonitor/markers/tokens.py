@@ -84,4 +84,6 @@ def token_entropy(sequences: Iterable[Tensor], *, length: int) -> Estimate:
     if not len(values):
         nan = torch.tensor(torch.nan, dtype=torch.float64)
         return Estimate(nan, nan)
-    return Estimate(values.mean(), values.std() / len(values) ** 0.5 if len(values) > 1 else values.new_tensor(torch.nan))
+    return Estimate(
+        values.mean(), values.std() / len(values) ** 0.5 if len(values) > 1 else values.new_tensor(torch.nan)
+    )

@@ -18,7 +18,8 @@ ROUNDING = 8 * torch.finfo(torch.float64).eps
 def unit_rows(x: Tensor) -> Tensor:
     """Rows ``(Q, N)`` float64 brought to length one; rows of zeros are NaN. Squares of tiny features are no zeros."""
     x = x / x.abs().amax(dim=1, keepdim=True)
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / norms
 
 
 def uniformity(features: Tensor) -> Estimate:
@@ -81,8 +82,8 @@ def centred_mean_cosine(features: Tensor) -> Estimate:
         features: ``(Q, N)``.
 
     Returns:
-        Value in ``[-1/(Q-1), 1]`` and its jackknife error over points, with the mean held fixed. NaN if all points are
-        equal.
+        Value in ``[-1/(Q-1), 1]`` and its jackknife error over points, to first order in the move of the mean. NaN if all
+        points are equal.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.
@@ -97,7 +98,17 @@ def centred_mean_cosine(features: Tensor) -> Estimate:
     sizes = torch.linalg.vector_norm(x, dim=1)
     offsets = x - x.mean(dim=0)
     kept = torch.linalg.vector_norm(offsets, dim=1) > ROUNDING * sizes.amax()
-    return _mean_cosine(_directions(offsets[kept]), features)
+    offsets = offsets[kept]
+    units = _directions(offsets)
+    found = _mean_cosine(units, features)
+    n = len(units)
+    if n < 3:
+        return found
+    # Without point i the mean moves by -d_i / (n - 1), and direction j by (I - u_j u_j^T) d_i / (n - 1) / |d_j|.
+    near = 1 / torch.linalg.vector_norm(offsets, dim=1)
+    turned = near.sum() * offsets - (offsets @ units.T * near) @ units
+    others = (units.sum(dim=0) - units + turned / (n - 1)).square().sum(dim=1)
+    return Estimate(found.value, jackknife((others - (n - 1)) / ((n - 1) * (n - 2))))
 
 
 def _directions(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
 from geomonitor.markers.transfer import TRUTH, share
 from geomonitor.measure.compute import compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
+from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
 
 NONFINITE_ROWS = "nonfinite_rows"
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
     """protocol of the manifold geometry"""
     truth: TransferProbe | None = None
     """on which transfer is measured"""
+    views: ProbeSet | None = None
+    """views of the points, if the points have no labels"""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
+from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.names import marker_names
+from geomonitor.markers.table import LABEL_FREE
+from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
 from geomonitor.measure.measurement import Measurement
 from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
@@ -57,7 +61,9 @@ def probe_pass(
     def run(batch: ProbeBatch) -> tuple[Features, Any, Any]:
         inputs = to_device(batch.inputs, device)
         mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-        with captured(model, layers, pool=pool, mask=mask) as features:
+        how = probe.how_viewed
+        drops = dropping(model, probe, batch.ids) if how is not None and how.kind == "dropout" else nullcontext()
+        with captured(model, layers, pool=pool, mask=mask) as features, drops:
             return features, forward(model, to_dtype(inputs, dtype)), inputs
 
     processes = measurement.processes
@@ -100,6 +106,7 @@ def markers_and_shifts(
     """
     chosen = named_shifts(shifts)
     names = marker_names(markers, more=[SHIFT_MARKER + name for name in chosen])
+    names = _measurable(names, markers, probe)
     chosen |= {name: None for name in BUILT_IN if SHIFT_MARKER + name in names and name not in chosen}
     if chosen and not isinstance(probe, ProbeSet):
         raise InputError("input shifts need forward passes of their own, which a ValidationProbe does not make")
@@ -109,6 +116,33 @@ def markers_and_shifts(
             for name in (name for name, shift in chosen.items() if shift is None):
                 shifted(name, None, batch.inputs, batch.ids)
     return tuple(dict.fromkeys([*names, *(SHIFT_MARKER + name for name in chosen)])), chosen
+
+
+def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: object) -> tuple[str, ...]:
+    """The markers that a probe can give: what a group names besides is left out, what a user names is refused.
+
+    Raises:
+        InputError: a marker that needs labels, views or tokens, without these; no marker is left.
+    """
+    labelled = getattr(probe, "labelled", True)
+    viewed = getattr(probe, "views", None) is not None
+    whole = asked if isinstance(asked, str) else asked[0] if len(asked) == 1 else ""
+    if whole in ("default", "all") and viewed:  # a pass of views was asked for with the probe set
+        names = tuple(dict.fromkeys([*names, *(name for name in MARKERS if MARKERS[name].state == "views")]))
+    without_labels = [name for name in names if name not in LABEL_FREE] if not labelled else []
+    without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
+    if whole not in MARKER_GROUPS or whole in ("ssl", "lm"):
+        if without_labels:
+            raise InputError(
+                f"{', '.join(without_labels)}: need labels, and the probe set has none. Leave them out, or give "
+                "ProbeSet.from_dataset(labelled dataset)"
+            )
+        if without_views:
+            raise InputError(
+                f"{', '.join(without_views)}: need views of the points. Leave them out, or give "
+                "ProbeSet.from_unlabelled(dataset, views=...)"
+            )
+    return tuple(name for name in names if name not in {*without_labels, *without_views})
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

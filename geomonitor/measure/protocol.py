@@ -34,6 +34,8 @@ def protocol_of(
     if not isinstance(layers, str):
         named = dict(layers) if isinstance(layers, Mapping) else list(layers)
     shifts, new = sorted(plan.shifts), None if plan.truth is None else plan.truth.probe.content
+    views = getattr(probe, "views", None)
+    how = None if views is None else views.how_viewed
     return {
         "probe": probe.fingerprint,
         **({} if probe.content is None else {"content": probe.content}),
@@ -45,6 +47,8 @@ def protocol_of(
         **plan.geometry.as_dict(),
         **({"shifts": shifts} if shifts else {}),
         **({} if plan.truth is None else {"truth": plan.truth.fingerprint}),
+        **({} if how is None else {"views": how.as_protocol()}),
+        **({} if views is None or views.content is None else {"views content": views.content}),
         **({} if new is None else {"truth content": new}),
     }
 
@@ -91,7 +95,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("content", "truth content", "forward", "dtypes", "batch_size")
+KNOWN_LATER = ("content", "truth content", "views content", "forward", "dtypes", "batch_size")
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

@@ -18,6 +18,7 @@ from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
 from geomonitor.measure.truth import measure_truth
+from geomonitor.measure.views import VIEW_MARKERS, measure_views
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 
@@ -111,12 +112,21 @@ def take_measurement(
     values = measurement.compute_after(collect)
     influences = measurement.influences
     if plan.truth is not None:
+        # Nearest neighbours of points without labels would all be of one class.
+        labelled = measurement.points if getattr(source, "labelled", True) else {}
         truth = measure_truth(
-            model, found, plan.truth, measurement.points, forward=how.forward, batch_size=how.batch_size,
+            model, found, plan.truth, labelled, forward=how.forward, batch_size=how.batch_size,
             pool=how.pool, device=device, warn=warn, processes=processes,
         )  # fmt: skip
         values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
         influences = {**influences, **truth.influences}
+    asked = tuple(name for name in plan.markers if name in VIEW_MARKERS)
+    if plan.views is not None and asked:
+        of_views = measure_views(
+            model, found, plan.views, asked, geometry=plan.geometry, forward=how.forward, batch_size=how.batch_size,
+            pool=how.pool, device=device, warn=warn, processes=processes,
+        )  # fmt: skip
+        values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
     identity = known.identity
     if not agreement.complete:
         at_once = points_at_once(source, how.batch_size, processes.size) if isinstance(source, ProbeSet) else 0

@@ -6,7 +6,15 @@ number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names
 returns the markers of that batch alone, NaN if they are undefined there: at the cost of a ``compute`` a batch.
 """
 
+from geomonitor.metrics.instance_metrics import InstanceStructure
 from geomonitor.metrics.moment_metrics import ClassStructure, FeatureSpectrum
 from geomonitor.metrics.point_metrics import LogitStatistics, ManifoldGeometry, PointStatistics
 
-__all__ = ["ClassStructure", "FeatureSpectrum", "LogitStatistics", "ManifoldGeometry", "PointStatistics"]
+__all__ = [
+    "ClassStructure",
+    "FeatureSpectrum",
+    "InstanceStructure",
+    "LogitStatistics",
+    "ManifoldGeometry",
+    "PointStatistics",
+]

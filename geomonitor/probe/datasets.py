@@ -225,11 +225,16 @@ def _as_labels(values: Any) -> Indices:
     if array.ndim != 1:
         raise InputError(
             f"expected one label for each item, found labels of shape {array.shape}: one-hot labels need "
-            "argmax(1), for example in a dataset that wraps this one"
+            "argmax(1), for example in a dataset that wraps this one; of several labels an item give "
+            "ProbeSet.from_unlabelled(dataset), or number their combinations: np.unique(y, axis=0, return_inverse=True)"
         )
     kind = array.dtype.kind
     if not (array.size == 0 or kind in "iub" or (kind == "f" and np.array_equal(array, np.round(array)))):
-        raise InputError(f"expected integer class labels, found {array.dtype} such as {array[0]!r}")
+        raise InputError(
+            f"expected integer class labels, found {array.dtype} such as {array[0]!r}. Of targets that are no classes "
+            "(regression, text) give ProbeSet.from_unlabelled(dataset), or classes of your own, such as quantiles: "
+            "np.digitize(y, np.quantile(y, [0.2, 0.4, 0.6, 0.8]))"
+        )
     if kind in "uf" and array.size and array.max() >= 2.0**63:
         raise InputError(f"expected class labels below 2**63, found {array.max()}")
     return array.astype(np.int64)

@@ -197,7 +197,10 @@ class ProbeSet:
             _refuse_overlap(Origins(found.sources, found.rows[indices]), indices, train)
         nothing = np.zeros(samples, np.int64)
         mark = _fingerprint(rows[indices], nothing, samples, seed, "unlabelled")
-        viewed = None if how is None else cls._viewed(dataset, indices, rows, how, mark, label_key, collate_fn)
+        viewed = None
+        if how is not None:
+            made = ViewedDataset(dataset, indices.tolist(), rows[indices, 1].tolist(), how, label_key)
+            viewed = cls._viewed(made, mark, collate_fn)
         probe = cls(
             dataset, torch.from_numpy(indices), torch.from_numpy(nothing), (0,), samples, seed,
             mark if viewed is None else viewed.fingerprint, label_key, collate_fn, labelled=False, views=viewed,
@@ -205,15 +208,14 @@ class ProbeSet:
         return replace(probe, content=content_of(probe._digests, probe._checked_indices(), type(dataset).__name__))
 
     @classmethod
-    def _viewed(
-        cls, dataset: Any, indices: Indices, rows: Indices, views: Views, mark: str, key: LabelKey, collate_fn: Any
-    ) -> ProbeSet:
-        made = ViewedDataset(dataset, indices.tolist(), rows[indices, 1].tolist(), views, key)
-        instances, count = len(indices), views.count
+    def _viewed(cls, made: ViewedDataset, mark: str, collate_fn: Callable[[list[Any]], Any] | None) -> ProbeSet:
+        """The probe set of all views of the items of one whose fingerprint is ``mark``."""
+        views, instances = made.views, len(made.indices)
         mark = hashlib.sha256(f"{mark} {sorted(views.as_protocol().items())}".encode()).hexdigest()[:16]
         probe = cls(
-            made, torch.arange(len(made)), torch.arange(instances).repeat_interleave(count), tuple(range(instances)),
-            count, views.seed, mark, key, collate_fn, labelled=False, how_viewed=views,
+            made, torch.arange(len(made)), torch.arange(instances).repeat_interleave(views.count),
+            tuple(range(instances)), views.count, views.seed, mark, made.label_key, collate_fn, labelled=False,
+            how_viewed=views,
         )  # fmt: skip
         return replace(probe, content=content_of_views(probe._digests))
 

@@ -87,7 +87,7 @@ class TransferProbe:
         """
         ours, theirs = origins(self.probe.dataset), origins(known.dataset)
         one = any(_is_one_dataset(a, b) for a in ours.sources for b in theirs.sources)
-        shared = sorted(set(self.probe.classes) & set(known.classes)) if one else []
+        shared = sorted(set(self.probe.classes) & set(known.classes)) if one and known.labelled else []
         mine = ours._replace(rows=ours.rows[self.probe.indices.numpy()])
         points = overlap(mine, Subset(known.dataset, known.indices.tolist()), strict=False)
         if shared or len(points):

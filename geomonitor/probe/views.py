@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn import functional
 from geomonitor import _options
 from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
+from geomonitor.probe.apart import read
 from geomonitor.probe.choice import SEED
 from geomonitor.probe.datasets import LabelKey, split_label
 
@@ -110,7 +111,7 @@ class ViewedDataset:
         indices: of the items in it.
         names: what seeds the views of each item: its index in the dataset at the bottom.
         views: how views are made.
-        label_key: where the label is that a view must not see.
+        label_key: place of the label, which a view does not get.
     """
 
     def __init__(
@@ -140,7 +141,10 @@ class ViewedDataset:
         return {"crop": _cropped, "window": _window, "dropout": lambda inputs: inputs}[kind]
 
     def _scales(self) -> dict[Any, Tensor]:
-        found = [_floats(split_label(self.dataset[index], self.label_key)[0]) for index in self.indices]
+        def floats(dataset: Any) -> Iterator[dict[Any, Tensor]]:
+            return (_floats(split_label(dataset[index], self.label_key)[0]) for index in self.indices)
+
+        found = list(read(floats, self.dataset))
         if not found or not found[0]:
             raise InputError('views="noise" needs float tensors among the inputs; give a function, or another kind')
         return {key: torch.stack([each[key] for each in found]).std(dim=0, correction=0) for key in found[0]}
@@ -224,7 +228,7 @@ def _masked(inputs: Any, token: int | None, special: Sequence[int]) -> Any:
 
 
 def _kept_tokens(inputs: Any, key: Any, ids: Tensor, mask: Tensor | None, kept: Tensor) -> Any:
-    """The kept tokens; where there is a mask, padded at the end to the length they had."""
+    """The kept tokens; with a mask, padded at the end to the length they had."""
     if mask is None:
         return _replaced(inputs, {key: ids[kept]})
     kept = kept & mask.bool()

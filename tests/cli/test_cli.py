@@ -158,9 +158,9 @@ def test_a_checkpoint_of_another_model_is_one_line(monkeypatch, capsys, tmp_path
 
 
 def test_the_groups_hold_markers_and_no_costly_ones():
-    for names in MARKER_GROUPS.values():
+    for group, names in MARKER_GROUPS.items():
         assert len(set(names)) == len(names)
-        assert all(MARKERS[name].cost != "forward" for name in names)
+        assert all(MARKERS[name].cost != "forward" for name in names) or group == "ssl"  # of views that are asked for
     assert len(MARKER_GROUPS["paper"]) == 18
 
 
