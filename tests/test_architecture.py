@@ -127,7 +127,8 @@ def test_no_module_holds_mutable_state(file):
 
 
 MARKERS_ORDER = (
-    *("inputs", "moments", "singular_values", "spectrum", "collapse", "activity", "distances", "neighbors", "drift"),
+    *("inputs", "estimate", "moments", "singular_values", "spectrum", "collapse", "activity", "distances"),
+    *("unit_vectors", "instances", "tokens", "neighbors", "drift"),
     *("logits", "layer_points", "formulas", "table", "transfer", "logme", "__init__", "names"),
 )
 """Files of ``markers/``: first what is shared, then the formulas of each kind, then the tables of them all."""

@@ -109,12 +109,21 @@ def case(call: Callable[..., Any], of: Any = None, untried: tuple[str, ...] = ()
     return Case(call, right, of or call, untried)
 
 
-METRICS = (gm.ManifoldGeometry, gm.FeatureSpectrum, gm.ClassStructure, gm.PointStatistics, gm.LogitStatistics)
+METRICS = (
+    gm.ManifoldGeometry,
+    gm.FeatureSpectrum,
+    gm.ClassStructure,
+    gm.PointStatistics,
+    gm.LogitStatistics,
+    gm.InstanceStructure,
+)
 SPECTRUM = (gm.effective_rank, gm.numerical_rank, gm.participation_ratio, gm.rankme, gm.stable_rank)
 SHOT = gm.take_snapshot(X, Y)
 SERIES = history().series("fc", "dimension")
 CASES: dict[str, Case] = {
     "ProbeSet.from_dataset": case(gm.ProbeSet.from_dataset, dataset=DATASET, per_class=5),
+    "ProbeSet.from_unlabelled": case(gm.ProbeSet.from_unlabelled, dataset=DATASET, samples=20),
+    "Views": case(gm.Views, kind="noise"),
     "ProbeSet.loader": case(lambda **k: list(PROBE.loader(**k)), PROBE.loader),
     "TransferProbe.from_dataset": case(gm.TransferProbe.from_dataset, dataset=DATASET, per_class=10),
     "ValidationProbe": case(gm.ValidationProbe, classes=4),

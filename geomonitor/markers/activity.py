@@ -143,7 +143,8 @@ def top_channel_share(features: Tensor) -> Estimate:
         features: ``(Q, N)``.
 
     Returns:
-        Value in ``[1/N, 1]`` and its error over points, by the delta method for that unit; NaN if all features are zero.
+        Value in ``[1/N, 1]`` and its error over points, by the delta method for that unit; NaN if all
+        features are zero.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.

@@ -5,6 +5,9 @@ r"""Markers of instances: each item of a data set is a manifold, and its views a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -178,3 +181,9 @@ class _Instances:
 def _blocks(count: int) -> Tensor:
     """The block of each instance: consecutive ones apart, so that every block holds some of all of a sorted set."""
     return torch.arange(count) % min(count, BLOCKS)
+
+
+VIEW_FORMULAS: MappingProxyType[str, Callable[[Tensor, Tensor], Estimate]] = MappingProxyType(
+    {"lidar": lidar, "instance_snr": instance_snr, "alignment": alignment}
+)
+"""Functions of features and instances by name of the marker."""

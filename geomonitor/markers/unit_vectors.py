@@ -82,8 +82,8 @@ def centred_mean_cosine(features: Tensor) -> Estimate:
         features: ``(Q, N)``.
 
     Returns:
-        Value in ``[-1/(Q-1), 1]`` and its jackknife error over points, to first order in the move of the mean. NaN if all
-        points are equal.
+        Value in ``[-1/(Q-1), 1]`` and its jackknife error over points, to first order in the move of the mean. NaN if
+        all points are equal.
 
     Raises:
         InputError: wrong rank, empty, NaN or infinite entries.

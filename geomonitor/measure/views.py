@@ -16,18 +16,11 @@ from geomonitor.features.capture import Layer, Pool
 from geomonitor.glue.instances import INSTANCE_PAIRS, InstanceGeometry, instance_geometry
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.glue.ranks import ProcessGroup
-from geomonitor.markers.estimate import Estimate
-from geomonitor.markers.instances import alignment, instance_snr, lidar
+from geomonitor.markers.instances import VIEW_FORMULAS
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.measure.truth import points_of
 from geomonitor.probe.probe_set import ProbeSet
 
-VIEW_FORMULAS: Mapping[str, Callable[[Tensor, Tensor], Estimate]] = {
-    "lidar": lidar,
-    "instance_snr": instance_snr,
-    "alignment": alignment,
-}
-"""Functions of features and instances by name of the marker."""
 INSTANCE = "instance_"
 """Prefix of the measures of the manifold geometry of instances."""
 VIEW_MARKERS = (*VIEW_FORMULAS, *(INSTANCE + name for name in InstanceGeometry._fields))

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from geomonitor.markers.instances import alignment, instance_snr, lidar
+from geomonitor.markers.instances import VIEW_FORMULAS
 from geomonitor.metrics.point_state import PointMetric
-
-_FORMULAS = {"lidar": lidar, "instance_snr": instance_snr, "alignment": alignment}
 
 
 class InstanceStructure(PointMetric):
@@ -30,13 +28,13 @@ class InstanceStructure(PointMetric):
     24.5
     """
 
-    names = (*_FORMULAS, *(f"{name}_standard_error" for name in _FORMULAS))
+    names = (*VIEW_FORMULAS, *(f"{name}_standard_error" for name in VIEW_FORMULAS))
 
     def __init__(self, num_classes: int, *, per_class: int = 10, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(num_classes, per_class=per_class, seed=seed, **kwargs)
 
     def _values(self) -> dict[str, Tensor]:
         points = self._points()
-        found = {name: formula(*points) for name, formula in _FORMULAS.items()}
+        found = {name: formula(*points) for name, formula in VIEW_FORMULAS.items()}
         errors = {f"{name}_standard_error": each.standard_error for name, each in found.items()}
         return {name: each.value for name, each in found.items()} | errors

@@ -122,6 +122,7 @@ METRICS = {
     "classes": lambda: gm.ClassStructure(4),
     "manifolds": lambda: gm.ManifoldGeometry(4, per_class=9, directions=4),
     "points": lambda: gm.PointStatistics(4, per_class=9),
+    "instances": lambda: gm.InstanceStructure(4, per_class=9),
 }
 RANGES = {"active_fraction": (0, 1), "dead_units": (0, 1), "nc4": (0, 1), "drift": (0, 1), "angle": (0, math.pi)}
 
