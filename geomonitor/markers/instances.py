@@ -129,7 +129,9 @@ def alignment(features: Tensor, instances: Tensor) -> Estimate:
     if not len(distances):
         return Estimate(x.new_tensor(torch.nan), x.new_tensor(torch.nan))
     distances = distances.clamp(min=0)  # rounding
-    return Estimate(distances.mean(), distances.std() / len(distances) ** 0.5)
+    count = len(distances)
+    error = distances.std() / count**0.5 if count > 1 else distances.new_tensor(torch.nan)
+    return Estimate(distances.mean(), error)
 
 
 class _Instances:

@@ -61,6 +61,10 @@ class Views:
     special_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.special_tokens, (tuple, list)):
+            raise InputError(
+                f"special_tokens is a tuple of ids of tokens, such as (0, 101); got {self.special_tokens!r}"
+            )
         if callable(self.kind):
             _options.function("kind", self.kind, "item")
         else:
