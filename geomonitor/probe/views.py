@@ -132,7 +132,17 @@ class ViewedDataset:
         number, view = divmod(int(place), self.views.count)
         item = self.dataset[self.indices[number]]
         with preserved_rng(seed_of(self.views.seed, self.names[number], view)):
-            return _with_inputs(item, self._view(split_label(item, self.label_key)[0]), self.label_key)
+            inputs = split_label(item, self.label_key)[0]
+            try:
+                return _with_inputs(item, self._view(inputs), self.label_key)
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"the views cannot be made of an item of {type(self.dataset).__name__}, whose input is a "
+                    f"{type(inputs).__name__}: {type(error).__name__}: {error}. views takes a function of one item "
+                    "without its label and without a batch dimension"
+                ) from error
 
     def _made(self) -> Callable[[Any], Any]:
         kind = self.views.kind
