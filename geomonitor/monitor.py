@@ -21,6 +21,7 @@ from geomonitor._distributed import Group, Processes
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.status import Status, status_of
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
@@ -147,6 +148,11 @@ class GeometryMonitor:
     def new_alarms(self) -> list[Verdict]:
         """Verdicts that the latest measurement turned to "declined"."""
         return self.judge.new_alarms
+
+    @property
+    def status(self) -> Status:
+        """For a person: healthy, not judged yet, notice, alarm or blind; since when, and what to do now."""
+        return status_of(self.history, self.verdicts, panel=self.panel, healthy=self.last_healthy)
 
     @property
     def protocol(self) -> dict[str, Any]:

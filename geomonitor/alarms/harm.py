@@ -26,4 +26,6 @@ class Rate(NamedTuple):
 ALARMS_IN_THE_BENCH = Rate(172, 285)
 """Of the runs with an alarm, those with harm that the alarm came in time for."""
 NOTICES_IN_THE_BENCH = Rate(156, 466)
-"""Of the runs with a notice and without an alarm, those with harm; of those with neither, 107 of 1,697."""
+"""Of the runs with a notice and without an alarm, those with harm."""
+SILENT_IN_THE_BENCH = Rate(107, 1697)
+"""Of the runs with neither, those with harm."""

@@ -102,7 +102,7 @@ def test_the_last_one_from_before_the_decline_is_kept_however_long_it_lasts(tmp_
     assert [p.name for p in loop.own()] == ["step_40.pt"]
     assert loop.monitor.last_healthy == SavedCheckpoint(str(tmp_path / "healthy-step=5.pt"), 5)
     assert len(told) == 1
-    assert f"Last checkpoint from before the decline: {tmp_path / 'healthy-step=5.pt'} (step 5)." in told[0]
+    assert f"Last healthy checkpoint: {tmp_path / 'healthy-step=5.pt'} (step 5)." in told[0]
     assert load_run(tmp_path).last_healthy == loop.monitor.last_healthy
     assert torch.load(tmp_path / "healthy-step=5.pt")["step"] == 5
 

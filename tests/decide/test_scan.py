@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         max_epochs=EPOCHS, accelerator="cpu", callbacks=[GeometryCallback(monitor()), saved], logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=directory, log_every_n_steps=1,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="geometry decline"):
+    with pytest.warns(UserWarning, match="geometry alarm"):
         trainer.fit(Net(), DataLoader(dataset(), batch_size=16, shuffle=True), DataLoader(dataset(), batch_size=96))
     return directory
 

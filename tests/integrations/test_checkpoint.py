@@ -103,7 +103,7 @@ def test_kept_marked_named_and_restored(pl, tmp_path, capsys):
     assert f"the weights of {kept} (epoch 2, step 18) were restored" in capsys.readouterr().err
     assert keeper.last_healthy == geometry.monitor.last_healthy
     assert geometry.monitor.last_healthy.path == str(kept)
-    assert any(f"Last checkpoint from before the decline: {kept} (epoch 2, step 18)." in text for text in told)
+    assert any(f"Last healthy checkpoint: {kept} (epoch 2, step 18)." in text for text in told)
     assert load_run(tmp_path).last_healthy == geometry.monitor.last_healthy
     assert torch.load(kept, weights_only=True)["global_step"] == 18
 
@@ -119,7 +119,7 @@ def test_the_report_names_it(tmp_path):
     saved.open(tmp_path / "named" / "geometry.csv", side.protocol, side.panel)
     saved.note("last_healthy", {"path": "checkpoints/healthy-step=1.ckpt", "step": 1, "epoch": 0})
     page = render_report(load_run(tmp_path / "named"))
-    assert "Last checkpoint from before the decline: checkpoints/healthy-step=1.ckpt (epoch 0, step 1)." in page
+    assert "Last healthy checkpoint: checkpoints/healthy-step=1.ckpt (epoch 0, step 1)." in page
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 0])
