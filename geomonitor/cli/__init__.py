@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import sys
 
-from geomonitor.cli.page import markers_page
-
-__all__ = ["main", "markers_page"]
+__all__ = ["main"]
 
 
 def main() -> None:

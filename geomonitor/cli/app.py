@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from geomonitor.cli import terminal
-from geomonitor.cli.compare import compare
-from geomonitor.cli.forecast import forecast
-from geomonitor.cli.markers import markers
-from geomonitor.cli.rank import rank
-from geomonitor.cli.replay import replay
-from geomonitor.cli.report import report
-from geomonitor.cli.scan import scan
 from geomonitor.errors import GeomonitorError, GeomonitorWarning
 
-COMMANDS = (markers, report, replay, compare, scan, rank, forecast)
-"""Functions named like their commands; another command is another module and another entry here."""
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "markers": "List every marker: what it is, what it costs, which direction is worse.",
+        "status": "Is a run healthy, and what to do if it is not; exit code 1 in an alarm.",
+        "report": "Write a report of a run: one HTML file that needs no network.",
+        "replay": "Judge a saved run again; exit code 1 if there is an alarm.",
+        "compare": "Compare runs at their ends; exit code 1 if a marker breaks a bound.",
+        "scan": "Measure saved checkpoints, as if a monitor had watched the training.",
+        "rank": "Order finished models by how well they should transfer to new classes.",
+        "forecast": "Forecast transfer at the end of runs from others of the same recipe.",
+    }
+)
+"""Modules and functions named like their commands, and what they do. Only the one that is called is
+imported: torch alone takes a second."""
 
 WRONG_USAGE = 2
 INTERNAL_ERROR = 70
@@ -33,17 +40,43 @@ INTERRUPTED = 130
 _CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def application() -> typer.Typer:
-    """All commands."""
+def application(called: str = "") -> typer.Typer:
+    """All commands; of those that are not called, the names and first lines alone.
+
+    Args:
+        called: the command that is called; "" for none.
+    """
     app = typer.Typer(
         help="Watch the geometry of a network's representation.",
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for command in COMMANDS:
-        app.command()(command)
+    app.callback()(_options)
+    for name, summary in COMMANDS.items():
+        if name == called:
+            app.command(name)(getattr(importlib.import_module(f"geomonitor.cli.{name}"), name))
+        else:
+            app.command(name, help=summary)(_not_called)
     return app
+
+
+def _not_called() -> None:
+    """Stands for a command in the list of commands."""
+
+
+def _show_version(requested: bool) -> None:
+    if requested:
+        terminal.output(f"geomonitor {importlib.import_module('geomonitor').__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -54,12 +87,12 @@ def run(arguments: list[str] | None = None) -> int:
     """
     arguments = repeated(list(sys.argv[1:] if arguments is None else arguments), "--against")
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):  # what overflows is shown as inf or NaN
+        with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", GeomonitorWarning)
-            result = typer.main.get_command(application()).main(
-                arguments, prog_name="geomonitor", standalone_mode=False
-            )
+            called = next((argument for argument in arguments if not argument.startswith("-")), "")
+            command = typer.main.get_command(application(called))
+            result = _quietly(called, lambda: command.main(arguments, prog_name="geomonitor", standalone_mode=False))
     except (GeomonitorError, OSError, ImportError) as error:
         return _fail(str(error))
     except _CLICK_ERROR as error:
@@ -73,6 +106,16 @@ def run(arguments: list[str] | None = None) -> int:
     if result == INTERRUPTED:  # some versions of typer turn the interrupt into this
         return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def _quietly(called: str, function: Callable[[], Any]) -> Any:
+    """Call it; what overflows in a command is shown as inf or NaN."""
+    if called not in COMMANDS:  # the list of commands needs no numpy
+        return function()
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return function()
 
 
 def repeated(arguments: list[str], option: str) -> list[str]:

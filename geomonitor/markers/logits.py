@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from geomonitor.errors import InputError
 from geomonitor.markers.inputs import on_float64_device, require_labels, require_matrix
@@ -105,6 +104,8 @@ def _auroc(columns: Tensor) -> Tensor:
     right, confidence = columns[0], columns[1]
     if bool((right == right[0]).all()):  # all or none
         return right.new_tensor(torch.nan)
+    from torchmetrics.functional.classification import binary_auroc  # slow to import: a second
+
     return binary_auroc(_probability(confidence), right.long()).to(torch.float64)
 
 
@@ -115,6 +116,8 @@ def _confident_accuracy(columns: Tensor) -> Tensor:
 
 def _calibration_error(columns: Tensor) -> Tensor:
     right, confidence = columns[0], columns[1]
+    from torchmetrics.functional.classification import binary_calibration_error  # slow to import
+
     error = binary_calibration_error(_probability(confidence), right.long(), n_bins=CALIBRATION_BINS)
     return error.to(torch.float64)
 

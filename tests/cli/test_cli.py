@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 from geomonitor import MARKER_GROUPS, MARKERS, History
-from geomonitor.cli import main, markers_page
+from geomonitor.cli import main
+from geomonitor.cli.app import COMMANDS
+from geomonitor.cli.page import markers_page
 from tests import scan_targets
 from tests.runs_on_disk import write_run
 
@@ -57,6 +61,37 @@ def test_a_missing_extra_tells_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_typer)
     assert 'pip install "geomonitor[cli]"' in run(monkeypatch, "markers")
+
+
+NOT_FOR_HELP = ("torch", "numpy", "scipy", "torchmetrics", "jinja2", "matplotlib")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_imports_nothing_heavy(option):
+    script = f"""
+import sys
+from geomonitor.cli.app import run
+assert run(["{option}"]) == 0
+assert not set({NOT_FOR_HELP!r}) & set(sys.modules), sorted(set({NOT_FOR_HELP!r}) & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "geomonitor" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_list_has_its_help(name, capsys, monkeypatch):
+    assert run(monkeypatch, name, "--help") == 0
+    assert f"geomonitor {name} " in capsys.readouterr().out
+    assert 0 < len(COMMANDS[name]) < 80
+
+
+def test_the_status_of_a_run_is_printed_and_is_an_exit_code(monkeypatch, capsys, tmp_path):
+    faulty, healthy = write_run(tmp_path / "a", faulty=True), write_run(tmp_path / "b")
+    assert run(monkeypatch, "status", str(faulty)) == 1
+    assert capsys.readouterr().out.startswith("geometry alarm: The representation has lost 49 % of its dimension")
+    assert run(monkeypatch, "status", str(healthy), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "healthy"
 
 
 def test_no_command_and_an_unknown_one_are_told(monkeypatch, capsys):

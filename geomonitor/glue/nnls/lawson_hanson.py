@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 
@@ -32,6 +31,8 @@ def lawson_hanson(signed: Array, target: Array, ridge: float = 0.0) -> Array | N
     >>> lawson_hanson(np.eye(2), np.array([0.6, -0.8])).tolist()
     [0.6, 0.0]
     """
+    from scipy.optimize import nnls  # type: ignore[import-untyped]  # slow to import: a third of a second
+
     count = signed.shape[1]
     if ridge:
         signed = np.concatenate((signed, ridge**0.5 * np.eye(count)))
