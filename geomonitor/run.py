@@ -70,7 +70,7 @@ class MonitoredRun(Cadence):
     Ellipsis
     Ellipsis
     >>> sorted(logged)[:2]
-    ['geometry/overhead', 'geometry/penultimate/accuracy']
+    ['geometry/penultimate/accuracy', 'geometry/penultimate/alarm']
     """
 
     def __init__(
@@ -183,7 +183,8 @@ class MonitoredRun(Cadence):
             snapshots: as in :meth:`GeometryMonitor.measure`.
 
         Returns:
-            Numbers to log, by key: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm``, ``geometry/seconds``, ...
+            Numbers to log, by key: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm``,
+            ``geometry_cost/seconds``, ...
 
         Raises:
             Exception: what made the measurement fail, if the monitor has ``on_error="raise"``.
@@ -262,7 +263,8 @@ class MonitoredRun(Cadence):
 
     def prefixed(self, key: str, separator: str) -> str:
         """``geometry/fc/nc1`` or ``geometry.csv`` with the name of this run's monitor after the first word."""
-        return f"geometry{separator}{self.name}{key.removeprefix('geometry')}" if self.name else key
+        first, rest = re.split(r"(?=[/.])", key, maxsplit=1)
+        return f"{first}{separator}{self.name}{rest}" if self.name else key
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the monitor, and when it measured last: loads with ``weights_only=True``."""

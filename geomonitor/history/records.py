@@ -22,6 +22,9 @@ SECONDS = "seconds"
 OVERHEAD = "overhead"
 """Marker name of these seconds as a share of the wall-clock time since the measurement before; its layer is ""."""
 
+COST_GROUP = "geometry_cost"
+"""First word of the keys of what belongs to a whole measurement."""
+
 
 class Record(NamedTuple):
     """One marker of one layer at one step of training."""
@@ -44,8 +47,11 @@ class Record(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Name under which loggers get the value: ``geometry/<layer>/<marker>``, ``geometry/seconds``."""
-        return "/".join(part for part in ("geometry", self.layer, self.marker) if part)
+        """Name under which loggers get the value: ``geometry/<layer>/<marker>``, ``geometry_cost/seconds``.
+
+        What a measurement costs is in a group of its own, which TensorBoard shows after the geometry.
+        """
+        return f"geometry/{self.layer}/{self.marker}" if self.layer else f"{COST_GROUP}/{self.marker}"
 
 
 class Series(NamedTuple):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.history.records import Record
-from geomonitor.plots.curves import decomposed
-from geomonitor.plots.drawing import BAND_SIGMAS
+from geomonitor.alarms.status import Status
+from geomonitor.history.records import ALARM, NOTICE, Record
 
-BANDS, DECOMPOSITION = "geometry_bands", "geometry_decomposition"
-BANDED = ("dimension", "utility")
-FACTORS = ("capacity", "utility", "radius", "dimension")
-PARTS = ("log_capacity", "log_utility", "log_radius_factor", "minus_log_dimension")
-COLLAPSE = ("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc3", "nc4", "dead_units")
+CHARTS = (
+    ("dimension", ("dimension",)),
+    ("alarm and notice (1: on)", (ALARM, NOTICE)),
+    ("numerical rank", ("numerical_rank",)),
+    ("accuracy on the probe set", ("accuracy",)),
+    ("utility", ("utility",)),
+    ("capacity", ("capacity",)),
+    ("collapse", ("nc1", "nc1_ratio", "cdnv", "nc2_equinorm", "nc2_equiangular", "nc3", "nc4")),
+)
+"""Charts of the layout in their order, and what each shows, if it was measured."""
+OVERLAY = "in_alarm"
+"""Name of the run of TensorBoard that holds the values during alarms: a second colour on each of their curves."""
 
 
 class Sink:
@@ -36,18 +42,17 @@ class Sink:
     def layout(self, records: Sequence[Record]) -> None:
         """Arrange the charts; called once, with the first records."""
 
-    def bands(self, records: Sequence[Record], step: int) -> None:
-        """Error bands, and what else the charts of the layout need."""
+    def overlay(self, records: Sequence[Record], step: int) -> None:
+        """Mark on the curves that an alarm is on."""
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Some more numbers."""
-        self.logger.log_metrics(dict(values), step=step)
+    def status(self, tag: str, status: Status, step: int) -> None:
+        """The status of the run, at each measurement."""
 
     def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
         """A picture ``(height, width, 3)``."""
 
-    def alarm(self, tag: str, title: str, text: str, step: int) -> None:
-        """The words of a verdict."""
+    def alarm(self, tag: str, alarm: Status, step: int) -> None:
+        """A new alarm."""
 
 
 class TensorBoardSink(Sink):
@@ -56,7 +61,7 @@ class TensorBoardSink(Sink):
     def protocol(self, tag: str, protocol: Mapping[str, Any]) -> None:
         """As a block of code: Markdown would swallow the line ends."""
         text = "\n".join("    " + line for line in json.dumps(protocol, indent=2).splitlines())
-        self.logger.experiment.add_text(tag, text, 0)
+        self.logger.experiment.add_text(tag.replace("geometry/", "settings/geometry/", 1), text, 0)
 
     def layout(self, records: Sequence[Record]) -> None:
         """See :func:`layout_of`."""
@@ -64,18 +69,24 @@ class TensorBoardSink(Sink):
         if layout:
             self.logger.experiment.add_custom_scalars(layout)
 
-    def bands(self, records: Sequence[Record], step: int) -> None:
-        """Under tags of their own, so that value, lower and upper always have the same steps."""
-        for tag, value in (band_scalars(records) | decomposition_scalars(records)).items():
-            self.logger.experiment.add_scalar(tag, value, step)
+    def overlay(self, records: Sequence[Record], step: int) -> None:
+        """As a run of its own, made by the first alarm, with the same tags: no further tag stands in the list."""
+        layers = {record.layer for record in records if record.marker == ALARM and record.value == 1}
+        shown = {name for _, names in CHARTS for name in names} - {ALARM, NOTICE}
+        values = {r.key: r.value for r in records if r.layer in layers and r.marker in shown}
+        if values:
+            with type(self.logger.experiment)(log_dir=str(Path(self.logger.log_dir, OVERLAY))) as writer:
+                for key, value in values.items():
+                    writer.add_scalar(key, value, step)
 
     def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
         """Into the Images tab."""
         self.logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
-    def alarm(self, tag: str, title: str, text: str, step: int) -> None:
+    def status(self, tag: str, status: Status, step: int) -> None:
         """Into the Text tab; a blank line makes a paragraph."""
-        self.logger.experiment.add_text(tag, text.replace("\n", "\n\n"), step)
+        first, *others = status.text.splitlines()
+        self.logger.experiment.add_text(tag, "\n\n".join([f"**{first}**", *others]), step)
 
 
 class WandbSink(Sink):
@@ -89,10 +100,15 @@ class WandbSink(Sink):
         """As media of the step."""
         self.logger.log_image(tag, [picture], step=step)
 
-    def alarm(self, tag: str, title: str, text: str, step: int) -> None:
+    def status(self, tag: str, status: Status, step: int) -> None:
+        """Into the summary of the run, which holds the latest one."""
+        self.logger.experiment.summary[tag] = status.text
+
+    def alarm(self, tag: str, alarm: Status, step: int) -> None:
         """As an alert and as a table."""
-        self.logger.experiment.alert(title=title, text=text, level="WARN")
-        self.logger.log_text(f"{tag}_text", columns=["step", "alarm", "text"], data=[[step, title, text]], step=step)
+        self.logger.experiment.alert(title=f"geometry {alarm.title}", text=alarm.text, level="WARN")
+        row = [step, alarm.headline, alarm.text]
+        self.logger.log_text(f"{tag}_text", columns=["step", "alarm", "text"], data=[row], step=step)
 
 
 class MLFlowSink(Sink):
@@ -107,9 +123,13 @@ class MLFlowSink(Sink):
         client, run = self.logger.experiment, self.logger.run_id
         client.log_image(run, picture, key=re.sub(r"[^\w/. -]", "_", tag), step=step)
 
-    def alarm(self, tag: str, title: str, text: str, step: int) -> None:
+    def status(self, tag: str, status: Status, step: int) -> None:
+        """As a tag of the run, which holds the latest one."""
+        self.logger.experiment.set_tag(self.logger.run_id, tag.replace("/", "."), status.text)
+
+    def alarm(self, tag: str, alarm: Status, step: int) -> None:
         """As a file of text."""
-        self._write(f"{tag}_step_{step}.txt", text + "\n")
+        self._write(f"{tag}_step_{step}.txt", alarm.text + "\n")
 
     def _write(self, path: str, text: str) -> None:
         self.logger.experiment.log_text(self.logger.run_id, text, re.sub(r"[^\w/. -]", "_", path))
@@ -137,65 +157,23 @@ def _kind(logger: Any) -> type[Sink] | None:
 
 
 def layout_of(records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
-    """A layout for ``add_custom_scalars``: categories for each layer, charts for the markers that were measured.
+    """A layout for ``add_custom_scalars``: a category for each layer, charts for the markers that were measured.
 
-    TensorBoard reads the tags of a multiline chart as regular expressions that must match from the start, those of a
-    margin chart letter by letter. It puts the multiline charts of a category before the margin charts whatever their
-    order is, hence a category for each kind.
+    TensorBoard reads the tags of a chart as regular expressions that must match from the start.
 
     >>> layout_of([Record(1, 0, "fc", "accuracy", 0.5)])
-    {'fc: collapse, accuracy, capacity': {'accuracy on the probe set': ['Multiline', ['(.*-)?geometry/fc/accuracy$']]}}
+    {'fc': {'accuracy on the probe set': ['Multiline', ['(.*-)?geometry/fc/accuracy$']]}}
     """
     layout: dict[str, dict[str, list[Any]]] = {}
     for layer in dict.fromkeys(record.layer for record in records if record.layer):
         measured = [record.marker for record in records if record.layer == layer]
-        bands: dict[str, list[Any]] = {}
-        charts: dict[str, list[Any]] = {}
-        for marker in (name for name in BANDED if name in measured):
-            tags = [f"{BANDS}/{_plain(layer)}/{marker}/{limit}" for limit in ("value", "lower", "upper")]
-            bands[f"{marker}, with {BAND_SIGMAS:g} standard errors"] = ["Margin", tags]
-        accuracies = [name for name in measured if name == "accuracy" or name.startswith("accuracy_under_")]
-        for title, markers in (
-            ("collapse", [name for name in COLLAPSE if name in measured]),
-            ("accuracy on the probe set", accuracies),
-        ):
-            if markers:
-                charts[title] = ["Multiline", [_pattern(f"geometry/{layer}/{marker}") for marker in markers]]
-        if set(FACTORS) <= set(measured):
-            tags = [_pattern(f"{DECOMPOSITION}/{_plain(layer)}/{part}") for part in PARTS]
-            charts["log capacity = log utility + log(1 + 1/radius^2) - log dimension"] = ["Multiline", tags]
-        categories = {f"{layer}: {' and '.join(BANDED)}": bands, f"{layer}: collapse, accuracy, capacity": charts}
-        layout |= {title: shown for title, shown in categories.items() if shown}
+        shifted = tuple(name for name in measured if name.startswith("accuracy_under_"))
+        for title, names in CHARTS:
+            shown = [name for name in (*names, *(shifted if "accuracy" in names else ())) if name in measured]
+            if shown:
+                tags = [_pattern(f"geometry/{layer}/{name}") for name in shown]
+                layout.setdefault(layer, {})[title] = ["Multiline", tags]
     return layout
-
-
-def band_scalars(records: Sequence[Record]) -> dict[str, float]:
-    """Value and limits of the error band of each marker in ``BANDED``, by tag."""
-    scalars = {}
-    for record in records:
-        if record.layer and record.marker in BANDED:
-            half = 0.0 if math.isnan(record.standard_error) else BAND_SIGMAS * record.standard_error
-            for limit, value in (("value", 0.0), ("lower", -half), ("upper", half)):
-                scalars[f"{BANDS}/{_plain(record.layer)}/{record.marker}/{limit}"] = record.value + value
-    return scalars
-
-
-def decomposition_scalars(records: Sequence[Record]) -> dict[str, float]:
-    """Logarithms of the capacity and its factors of each layer that has all four, by tag."""
-    scalars = {}
-    for layer in dict.fromkeys(record.layer for record in records if record.layer):
-        of = {record.marker: np.array(record.value) for record in records if record.layer == layer}
-        if set(FACTORS) <= set(of):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                parts = decomposed(*(of[name] for name in FACTORS))
-            for name, part in zip(PARTS, parts, strict=True):
-                scalars[f"{DECOMPOSITION}/{_plain(layer)}/{name}"] = float(part)
-    return scalars
-
-
-def _plain(layer: str) -> str:
-    """An alias in letters that no writer of TensorBoard replaces."""
-    return re.sub(r"[^\w.-]", "_", layer)
 
 
 def _pattern(tag: str) -> str:

@@ -6,7 +6,6 @@ Only rank 0 writes, and nothing that fails here ends a run: there is one warning
 from __future__ import annotations
 
 import importlib.util
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from geomonitor import _options
 from geomonitor._random import preserved_rng
-from geomonitor.alarms.words import headline
+from geomonitor.alarms.status import Status, of_layer
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.records import ALARM, Record
 from geomonitor.measure.snapshot import Snapshot
@@ -77,14 +76,16 @@ class LoggerOutput:
         with preserved_rng():
             named = [record._replace(layer=self._named(record.layer)) for record in records]
             self._each(trainer, lambda sink: self._write_curves(sink, named, step))
+            status = monitor.status
+            self._each(
+                trainer, partial(_write_status, tag=f"geometry/{self._named('status')}", status=status, step=step)
+            )
             for verdict in monitor.new_alarms:
-                tag, text = f"geometry/{self._named(verdict.layer)}/{ALARM}", monitor.explain(verdict)
-                self._each(trainer, partial(_write_alarm, tag=tag, title=headline(verdict), text=text, step=step))
+                tag = f"geometry/{self._named(verdict.layer)}/{ALARM}"
+                alarm = of_layer(monitor.history, verdict.layer, verdict, healthy=monitor.last_healthy)
+                self._each(trainer, partial(_write_alarm, tag=tag, alarm=alarm, step=step))
             if monitor.snapshots:
-                started = time.perf_counter()
                 self._draw(trainer, monitor.snapshots, step)
-                took = {f"geometry/{self._named('figure_seconds')}": time.perf_counter() - started}
-                self._each(trainer, lambda sink: sink.scalars(took, step))
 
     def state_dict(self) -> dict[str, Any]:
         """The references in plain Python and tensors."""
@@ -109,7 +110,7 @@ class LoggerOutput:
         if sink.name not in self._begun:
             self._begun.add(sink.name)
             sink.layout(records)
-        sink.bands(records, step)
+        sink.overlay(records, step)
 
     def _draw(self, trainer: Any, snapshots: dict[str, Snapshot], step: int) -> None:
         from geomonitor.plots import FIGURES, figure_of
@@ -151,5 +152,9 @@ def _write_picture(sink: Sink, *, tag: str, picture: NDArray[np.uint8], step: in
     sink.picture(tag, picture, step)
 
 
-def _write_alarm(sink: Sink, *, tag: str, title: str, text: str, step: int) -> None:
-    sink.alarm(tag, title, text, step)
+def _write_status(sink: Sink, *, tag: str, status: Status, step: int) -> None:
+    sink.status(tag, status, step)
+
+
+def _write_alarm(sink: Sink, *, tag: str, alarm: Status, step: int) -> None:
+    sink.alarm(tag, alarm, step)

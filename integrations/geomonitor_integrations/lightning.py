@@ -19,7 +19,7 @@ class GeometryCallback(GeometryHooks, Callback):
 
     Logged, on every rank: ``geometry/<layer>/<marker>``, ``geometry/<layer>/alarm`` (0 or 1; NaN if the measurement
     failed), ``geometry/<layer>/judged`` (0 while it is too early to judge), ``geometry/<layer>/nonfinite_rows``,
-    ``geometry/seconds`` and ``geometry/overhead``. Any logger gets them; EarlyStopping, ModelCheckpoint and
+    ``geometry_cost/seconds`` and ``geometry_cost/overhead``. Any logger gets them; EarlyStopping, ModelCheckpoint and
     ReduceLROnPlateau can monitor them. All records are also in ``geometry.csv`` in the directory of the run, and in
     checkpoints, from which a resumed run goes on.
 

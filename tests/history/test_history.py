@@ -260,7 +260,7 @@ def test_what_is_no_history_is_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("record", "key"), [(RECORDS[0], "geometry/penultimate/dimension"), (RECORDS[3], "geometry/seconds")]
+    ("record", "key"), [(RECORDS[0], "geometry/penultimate/dimension"), (RECORDS[3], "geometry_cost/seconds")]
 )
 def test_keys(record, key):
     assert record.key == key

@@ -57,8 +57,10 @@ def named_pair(detector: Any = None) -> list[Any]:
 def test_two_callbacks_on_one_trainer_keep_apart_and_resume(tmp_path):
     first = named_pair(declines_from(999))
     trainer, _ = fit(PL, tmp_path, [*first, saving(tmp_path)], max_epochs=1, enable_checkpointing=True)
-    own = {"geometry/seconds", KEY, "geometry/penultimate/alarm"}
-    assert own | {"geometry/held_out/seconds", "geometry/held_out/hidden/dimension"} <= set(trainer.callback_metrics)
+    own = {"geometry_cost/seconds", KEY, "geometry/penultimate/alarm"}
+    assert own | {"geometry_cost/held_out/seconds", "geometry/held_out/hidden/dimension"} <= set(
+        trainer.callback_metrics
+    )
     again = named_pair(declines_from(12))
     with pytest.warns(gm.GeometryDeclineWarning, match="'hidden'"):
         trainer, _ = fit(PL, tmp_path, again, max_epochs=4, ckpt=tmp_path / "last.ckpt")

@@ -81,7 +81,7 @@ def test_seconds_and_overhead_are_those_of_the_clock(tmp_path, clock):
     assert watcher.monitor.history.series("", "seconds").values.tolist() == [COST] * 3
     share = COST / (STEPS * STEP_SECONDS)
     assert watcher.monitor.history.series("", "overhead").values == pytest.approx([share] * 3)
-    assert trainer.callback_metrics["geometry/overhead"].item() == pytest.approx(share, rel=1e-6)
+    assert trainer.callback_metrics["geometry_cost/overhead"].item() == pytest.approx(share, rel=1e-6)
 
 
 @pytest.mark.parametrize("validated", [0, 3])

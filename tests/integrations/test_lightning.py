@@ -118,7 +118,7 @@ def test_every_epoch_is_measured_once_and_logged_on_the_optimisers_axis(pl, tmp_
     assert measured_steps(geometry.monitor) == [6, 12, 18]
     series = geometry.monitor.history.series("penultimate", "dimension")
     assert series.epochs.tolist() == [0, 1, 2]
-    keys = {f"geometry/penultimate/{m}" for m in (*MEASURED, "alarm")} | {"geometry/seconds"}
+    keys = {f"geometry/penultimate/{m}" for m in (*MEASURED, "alarm")} | {"geometry_cost/seconds"}
     assert keys <= set(trainer.callback_metrics)
     logger.save()
     with Path(logger.log_dir, "metrics.csv").open() as file:

@@ -97,34 +97,56 @@ def layout_in(events: Any) -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["", "run"])
-def test_every_tag_of_the_layout_is_logged_and_bands_have_the_same_steps(tmp_path, prefix):
+def test_every_tag_of_the_layout_is_logged_once_and_the_dimension_comes_first(tmp_path, prefix):
     logger = TensorBoardLogger(tmp_path, sub_dir="sub", prefix=prefix)
     markers = [*gm.MARKER_GROUPS["default"], "cdnv"]
-    history = fit(tmp_path, logger, markers=markers, figures_every_n=0).history
+    fit(tmp_path, logger, markers=markers, figures_every_n=0)
     events = events_of(logger)
     tags = events.Tags()["scalars"]
-    charts = {chart.title: chart for category in layout_in(events).category for chart in category.chart}
-    assert len(charts) == 5
-    for chart in charts.values():
+    (category,) = layout_in(events).category
+    titles = [chart.title for chart in category.chart]
+    assert titles[:2] == ["dimension", "alarm and notice (1: on)"]
+    assert titles.index("dimension") < titles.index("utility")
+    for chart in category.chart:
         for pattern in chart.multiline.tag:  # as the plugin's server does
             assert len([tag for tag in tags if re.compile(pattern).match(tag)]) == 1, pattern
-    for marker in ("dimension", "utility"):
-        (band,) = charts[f"{marker}, with 2 standard errors"].margin.series
-        value, lower, upper = (events.Scalars(tag) for tag in (band.value, band.lower, band.upper))
-        series = history.series(LAYER, marker)
-        assert [e.step for e in value] == [e.step for e in lower] == [e.step for e in upper] == [6, 12, 18]
-        np.testing.assert_allclose([e.value for e in value], series.values, rtol=1e-6)  # float32
-        expected = series.values + 2 * series.standard_errors
-        np.testing.assert_allclose([e.value for e in upper], expected, rtol=1e-6)
-        half = [high.value - low.value for high, low in zip(upper, lower, strict=True)]
-        np.testing.assert_allclose(half, 4 * series.standard_errors, rtol=1e-4)  # a difference of float32
-    parts = {tag.rsplit("/", 1)[1]: events.Scalars(tag)[2].value for tag in tags if "decomposition" in tag}
-    whole = parts.pop("log_capacity")
-    assert whole == pytest.approx(np.log(history.series(LAYER, "capacity").values[2]), abs=1e-5)
-    assert sum(parts.values()) == pytest.approx(whole, abs=1e-5)
 
 
-def test_figures_come_at_their_interval_with_what_they_cost(tmp_path):
+def test_what_tensorboard_shows_first_is_geometry_and_nothing_is_there_for_charts_alone(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    history = fit(tmp_path, logger, figures_every_n=1).history
+    tags = sorted(tag for tag in events_of(logger).Tags()["scalars"] if "geometry" in tag)
+    measured = {f"geometry/{LAYER}/{marker}" for marker in history.markers(LAYER)}
+    assert set(tags) == measured | {"geometry_cost/seconds", "geometry_cost/overhead"}
+    assert tags[0].startswith(f"geometry/{LAYER}/")
+
+
+def test_the_status_stands_in_the_text_tab_at_each_measurement(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    run = fit(tmp_path, logger, figures_every_n=0, alarm_from=12)
+    written = events_of(logger).Tensors("geometry/status/text_summary")
+    assert [event.step for event in written] == [6, 12, 18]
+    texts = [event.tensor_proto.string_val[0].decode() for event in written]
+    assert texts[0].startswith("**geometry healthy: ")
+    assert texts[1].startswith("**geometry alarm: The representation of 'head:in' has lost 50 % of its dimension")
+    assert texts[2].replace("**", "").split("\n\n") == run.geometry.monitor.status.text.splitlines()
+
+
+def test_an_alarm_is_drawn_on_the_curves_by_a_run_that_only_an_alarm_makes(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    healthy, faulty = TensorBoardLogger(tmp_path, name="healthy"), TensorBoardLogger(tmp_path, name="faulty")
+    fit(tmp_path, healthy, figures_every_n=0)
+    assert not Path(healthy.log_dir, "in_alarm").exists()
+    history = fit(tmp_path, faulty, figures_every_n=0, alarm_from=12).history
+    overlay = EventAccumulator(str(Path(faulty.log_dir, "in_alarm")))
+    overlay.Reload()
+    drawn = overlay.Scalars(f"geometry/{LAYER}/dimension")
+    assert [event.step for event in drawn] == [12, 18]
+    np.testing.assert_allclose([e.value for e in drawn], history.series(LAYER, "dimension").values[1:], rtol=1e-6)
+
+
+def test_figures_come_at_their_interval(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = fit(tmp_path, logger, figures_every_n=2)
     events = events_of(logger)
@@ -135,7 +157,6 @@ def test_figures_come_at_their_interval_with_what_they_cost(tmp_path):
         picture = np.asarray(_opened(images[1].encoded_image_string))
         assert picture.shape[2] == 3
         assert picture.std() > 10
-    assert [e.step for e in events.Scalars("geometry/figure_seconds")] == [6, 18]
     assert run.geometry.output.references[LAYER].step == 6
 
 
@@ -210,7 +231,7 @@ def test_a_logger_of_scalars_alone_costs_no_snapshots(tmp_path):
     assert len(rows) == 3
 
 
-def test_a_failed_measurement_keeps_the_bands_in_step(tmp_path, monkeypatch):
+def test_a_failed_measurement_is_a_gap_and_the_status_is_blind(tmp_path, monkeypatch):
     logger = TensorBoardLogger(tmp_path)
     take, calls = geomonitor.monitor.take_measurement, []
 
@@ -224,10 +245,10 @@ def test_a_failed_measurement_keeps_the_bands_in_step(tmp_path, monkeypatch):
     with pytest.warns(gm.GeomonitorWarning, match="out of memory"):
         fit(tmp_path, logger, figures_every_n=1, on_error="warn")
     events = events_of(logger)
-    for limit in ("value", "lower", "upper"):
-        scalars = events.Scalars(f"geometry_bands/head_in/dimension/{limit}")
-        assert [e.step for e in scalars] == [6, 12, 18]
-        assert np.isnan(scalars[1].value)
+    scalars = events.Scalars(f"geometry/{LAYER}/dimension")
+    assert [np.isnan(e.value) for e in scalars] == [False, True, False]
+    texts = [t.tensor_proto.string_val[0].decode() for t in events.Tensors("geometry/status/text_summary")]
+    assert ["blind" in text.splitlines()[0] for text in texts] == [False, True, False]
     assert [i.step for i in events.Images(f"geometry/{LAYER}/spectrum")] == [6, 18]
 
 
@@ -259,7 +280,8 @@ def test_wandb_offline_holds_scalars_figures_alarm_and_protocol(tmp_path, monkey
         assert logged[f"geometry/{LAYER}/{name}/count"] == [1, 1]
     assert len(list(tmp_path.rglob("spectrum_*.png"))) == 2
     (alert,) = [record.alert for record in records if record.HasField("alert")]
-    assert alert.title.startswith(f"dimension of '{LAYER}' fell by")
+    assert alert.title == "geometry alarm"
+    assert alert.text.startswith(f"geometry alarm: The representation of '{LAYER}' has lost 50 % of its dimension")
     assert "transfer worse to new classes" in alert.text
     (table,) = tmp_path.rglob("*.table.json")
     assert json.loads(table.read_text())["data"][0][0] == 12
@@ -291,10 +313,7 @@ def test_mlflow_file_store_holds_scalars_figures_alarm_and_protocol(tmp_path, mo
 def test_a_layout_has_charts_only_for_what_was_measured():
     records = [gm.Record(1, 0, "a", "nc1", 1.0), gm.Record(1, 0, "b", "dimension", 1.0), gm.Record(1, 0, "", "x", 1.0)]
     layout = layout_of(records)
-    assert {title: list(charts) for title, charts in layout.items()} == {
-        "a: collapse, accuracy, capacity": ["collapse"],
-        "b: dimension and utility": ["dimension, with 2 standard errors"],
-    }
+    assert {title: list(charts) for title, charts in layout.items()} == {"a": ["collapse"], "b": ["dimension"]}
 
 
 def test_a_negative_interval_is_an_error():
