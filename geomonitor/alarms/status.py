@@ -70,6 +70,8 @@ class Status(NamedTuple):
     """first measurement of it, in optimiser steps; None if that is not known, or nothing is wrong"""
     since_epoch: int | None = None
     """the same in epochs; None also if epochs are not known"""
+    markers: tuple[str, ...] = ()
+    """that decline or have changed, the one of the headline first"""
 
     @property
     def title(self) -> str:
@@ -219,7 +221,7 @@ def of_change(
         details += [meant, phrases.forecast(leading), phrases.not_covered(verdict)]
     return Status(
         state, verdict.layer, f"{finding} {consequence}", tuple(actions), tuple(details), verdict.since_step,
-        verdict.since_epoch,
+        verdict.since_epoch, tuple(dict.fromkeys((marker, verdict.marker, *verdict.agreeing))),
     )  # fmt: skip
 
 

@@ -25,4 +25,4 @@ def report(
     shown = load_run(run)
     others = [load_run(path) for path in compare or ()]
     path = write_report(shown, output or shown.path.with_suffix(".html"), compare=others)
-    output_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    output_line(f"{path} ({path.stat().st_size / 1e3:.0f} kB)")

@@ -1,4 +1,4 @@
-"""A run as one HTML file that needs no network. Needs the extra ``report`` (jinja2 and plotly)."""
+"""A run as one HTML file that needs no network. Needs the extra ``report`` (jinja2)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ PAGE = Path(__file__).parent
 MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
 """What a page shows: more layers, markers, alarms and settings than these are counted, and left out."""
 _TABLE = MappingProxyType({**TRUTH, **MARKERS})
+_ARROWS = MappingProxyType({"lower": "↓", "higher": "↑"})
 _SHOWN = (*TRUTH, *MARKER_GROUPS["default"])
 """Markers whose curves are open when the page is opened; the truth, if it was measured, comes first."""
 
@@ -41,7 +42,7 @@ def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Ru
 
     Args:
         run: from :func:`geomonitor.history.runs.load_run`.
-        path: of the HTML file; about 5 MB, most of it Plotly's own code.
+        path: of the HTML file; about 60 kB for a run of some dozens of measurements.
         compare: other runs to draw beside it.
 
     Returns:
@@ -64,11 +65,10 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
     try:
         import jinja2
         from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
 
         from geomonitor.report import figures
     except ImportError as error:
-        raise ImportError(f'reports need jinja2 and plotly ({error}): pip install "geomonitor[report]"') from error
+        raise ImportError(f'reports need jinja2 ({error}): pip install "geomonitor[report]"') from error
 
     runs = [run, *compare]
     labels = _labels(runs)
@@ -78,19 +78,26 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
     panel = panel_of(run.panel)
     raised = findings.alarms(run.history, panel)
     alarms = raised if len(raised) <= MOST_ALARMS else [*raised[: MOST_ALARMS // 2], *raised[-MOST_ALARMS // 2 :]]
-    places = [alarm.epoch if x == "epoch" and alarm.epoch is not None else alarm.step for alarm in alarms]
+    places = findings.spans(run.history, alarms, x)
+    status = findings.status(run)
+    hot = [name for name in findings.triggered(raised, status) if name in names]
+    names = [*hot, *(name for name in names if name not in hot)]
     shown_layers = [curve.layer for curve in drawn if curve.run == 0]
     parts = [p for layer in shown_layers if (p := findings.decomposition(run.history, layer, panel))]
+    sinces = [_since(runs[curve.run], curve.layer) for curve in drawn]
     protocol = _protocol(runs)
     longest = max((run_.history.longest for run_ in runs), default=0)
-    scripts = {"plotly": get_plotlyjs(), "page": (PAGE / "page.js").read_text(encoding="utf-8")}
+    scripts = {"page": (PAGE / "page.js").read_text(encoding="utf-8")}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         labels=labels,
-        summary=findings.summary(run.history, panel, raised),
+        status=status,
+        facts=findings.facts(run.history),
+        hot=hot,
+        arrows={name: _ARROWS.get(_TABLE[name].worse or "", "") if name in _TABLE else "" for name in names},
         left_out=[
             f"{count - most} of {count} {what}"
             for what, count, most in (
@@ -115,13 +122,13 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         band=figures.BAND_ERRORS,
         figures={printable(name): figures.marker_figure(runs, drawn, name, x, places) for name in names},
         about={name: _TABLE[name].description if name in _TABLE else "" for name in names},
-        shown=[name for name in names if name in _SHOWN],
-        folded=[name for name in names if name not in _SHOWN],
+        shown=[name for name in names if name in (*_SHOWN, *hot)],
+        folded=[name for name in names if name not in (*_SHOWN, *hot)],
         decompositions=[
             (p, figures.decomposition_figure(p, run.history.series(p.layer, "capacity"), x, places), _terms(run, p))
             for p in parts
         ],
-        ends=[_end(runs, curve, name) for name in names for curve in drawn],
+        ends=[_end(runs, curve, name, since) for name in names for curve, since in zip(drawn, sinces, strict=True)],
         protocol=protocol[:MOST_SETTINGS],
         overheads=[(label, findings.overhead(r.history)) for label, r in zip(labels, runs, strict=True)],
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
@@ -143,16 +150,24 @@ def _markers(runs: Sequence[Run]) -> list[str]:
     return [name for name in _TABLE if name in found] + sorted(found - _TABLE.keys())
 
 
-def _end(runs: Sequence[Run], curve: Curve, marker: str) -> dict[str, Any]:
-    """A marker at the first and at the last measurement."""
+def _since(run: Run, layer: str) -> int | None:
+    """The first step of the decline of a layer at the end of a run; None if there is none."""
+    verdict = findings.verdict_of(run.history, layer, panel_of(run.panel))
+    return verdict.since_step if verdict and (verdict.declined or verdict.noticed) else None
+
+
+def _end(runs: Sequence[Run], curve: Curve, marker: str, since_step: int | None) -> dict[str, Any]:
+    """A marker at the last measurement, and its reference."""
     series = runs[curve.run].history.series(curve.layer, marker)
-    known = np.flatnonzero(np.isfinite(series.values))
-    row: dict[str, Any] = {"marker": marker, "curve": curve.label, "worse": "", "measured": bool(len(series.values))}
-    if marker in _TABLE:
-        row["worse"] = _TABLE[marker].worse or ""
-    for name, place in (("first", known[0]), ("last", known[-1])) if len(known) else ():
-        row[name] = _number(float(series.values[place]), float(series.standard_errors[place]))
-    return {"first": "undefined", "last": "undefined", **row}
+    before, last = findings.reference(series, since_step)
+    change = last / before - 1 if before else math.nan
+    row = _TABLE.get(marker)
+    return {
+        "marker": marker, "curve": curve.label, "worse": (row and row.worse) or "",
+        "measured": bool(len(series.values)),
+        "reference": _value(before), "last": _value(last),
+        "change": f"{change:+.1%}".replace("%", " %") if math.isfinite(change) else "",
+    }  # fmt: skip
 
 
 def _terms(run: Run, parts: findings.Decomposition) -> dict[str, Any]:
@@ -183,8 +198,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _number(value: float, error: float) -> str:
-    return f"{value:.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")
+def _value(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "undefined"
 
 
 def _hash(script: str) -> str:

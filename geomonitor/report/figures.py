@@ -1,8 +1,7 @@
-"""The curves of a report as Plotly figures. Colours are numbers here; the page sets them for light and dark."""
+"""The curves of a report as plain values, which ``page.js`` draws. Colours are numbers: the style sheet has them."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ BAND_ERRORS = 2
 """Half the height of a band, in standard errors: about 95 % of a normal distribution."""
 MOST_POINTS = 1000
 """Measurements that a curve shows: a page is not much wider in pixels."""
+EARLY, MOST_EARLY = 0.15, 0.5
+"""Share of the measurements that are early, and of an axis that they may take."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -59,7 +60,7 @@ def clock(runs: Sequence[Run]) -> str:
 
 
 def marker_figure(
-    runs: Sequence[Run], drawn: Sequence[Curve], marker: str, x: str, alarms: Sequence[float]
+    runs: Sequence[Run], drawn: Sequence[Curve], marker: str, x: str, alarms: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """A marker over the run, with bands of ``BAND_ERRORS`` standard errors and a line at each alarm."""
     traces: list[dict[str, Any]] = []
@@ -74,15 +75,17 @@ def marker_figure(
                 "type": "scatter", "x": band_x, "y": band_y, "fill": "toself", "mode": "lines", "line": {"width": 0},
                 "hoverinfo": "skip", "showlegend": False, "meta": {"color": curve.color, "band": True},
             })  # fmt: skip
-        name = html.escape(printable(curve.label), quote=False)  # Plotly reads some tags in names
+        name = printable(curve.label)
         traces.append({
             "type": "scatter", "x": time.tolist(), "y": _display(series.values), "mode": "lines+markers", "name": name,
             "line": {"dash": curve.dash}, "meta": {"color": curve.color},
         })  # fmt: skip
-    return _figure(traces, x, [_line(place) for place in alarms])
+    return _figure(traces, x, alarm_shapes(alarms))
 
 
-def decomposition_figure(parts: Decomposition, series: Series, x: str, alarms: Sequence[float]) -> dict[str, Any]:
+def decomposition_figure(
+    parts: Decomposition, series: Series, x: str, alarms: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
     """The change of log capacity since the reference, and its three terms."""
     kept = _kept(len(parts.places))
     time = times(series, x)[parts.places][kept].tolist()
@@ -96,7 +99,7 @@ def decomposition_figure(parts: Decomposition, series: Series, x: str, alarms: S
             "line": {"dash": DASHES[number]}, "meta": {"color": number},
         })  # fmt: skip
     zero = {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"width": 1, "dash": "dot"}}
-    return _figure(traces, x, [zero, *(_line(place) for place in alarms)])
+    return _figure(traces, x, [zero, *alarm_shapes(alarms)])
 
 
 def times(series: Series, x: str) -> NDArray[np.float64]:
@@ -122,22 +125,45 @@ def _kept(count: int) -> NDArray[np.int64]:
 
 
 def _figure(traces: list[dict[str, Any]], x: str, shapes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"data": traces, "layout": {"shapes": shapes, "xaxis": {"title": {"text": x}}}}
+    curves = [trace for trace in traces if not trace["meta"].get("band")]
+    places = [place for trace in curves for place in trace["x"]]
+    axis = {"title": {"text": x}, "range": _padded(min(places, default=0.0), max(places, default=1.0), 0.02)}
+    return {"data": traces, "layout": {"shapes": shapes, "xaxis": axis, "yaxis": {"range": value_range(traces)}}}
 
 
-def _line(place: float) -> dict[str, Any]:
-    """A line at an alarm, over the whole height."""
-    line = {"width": 2, "dash": "dash"}
-    return {
-        "type": "line",
-        "name": "alarm",
-        "yref": "y domain",
-        "x0": place,
-        "x1": place,
-        "y0": 0,
-        "y1": 1,
-        "line": line,
-    }
+def value_range(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Lowest and highest value that an axis shows.
+
+    All values, unless those of the first ``EARLY`` of the measurements, while the classes form, would make up more than
+    ``MOST_EARLY`` of the axis: these are beyond it then.
+
+    >>> [round(limit, 2) for limit in value_range([{"y": [9.0, 5.0, *[2.0, 1.9, 1.8, 1.0] * 3], "meta": {}}])]
+    [0.95, 2.05]
+    """
+    known = [value for trace in traces for value in trace["y"] if value is not None]
+    late = [value for trace in traces if not trace["meta"].get("band") for value in trace_end(trace["y"])]
+    if not known:
+        return 0.0, 1.0
+    low, high = min(known), max(known)
+    if late and (max(late) - min(late)) < (1 - MOST_EARLY) * (high - low):
+        low, high = min(late), max(late)
+    return _padded(low, high, 0.05)
+
+
+def trace_end(values: Sequence[float | None]) -> list[float]:
+    """The values after the first ``EARLY`` of a curve."""
+    return [value for value in values[math.ceil(EARLY * len(values)) :] if value is not None]
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    room = share * (high - low) or 0.5 * abs(high) or 0.5
+    return low - room, high + room
+
+
+def alarm_shapes(alarms: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """A line at each alarm, and a shade while it lasts."""
+    lines = [{"type": "line", "name": "alarm", "x0": start, "x1": start} for start, _ in alarms]
+    return [*({"type": "rect", "name": "alarm", "x0": start, "x1": end} for start, end in alarms), *lines]
 
 
 def _band(x: NDArray[np.float64], series: Series) -> tuple[list[float | None], list[float | None]]:

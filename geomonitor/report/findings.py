@@ -1,9 +1,10 @@
-"""Content of a report: alarms, the sentence at its top, terms of the change of the capacity, cost."""
+"""Content of a report: status, alarms, what changed, terms of the change of the capacity, cost."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 import numpy as np
@@ -12,17 +13,18 @@ from numpy.typing import NDArray
 from geomonitor.alarms.alarm import Alarm, recorded_alarms
 from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.judge import judge_history, verdicts
-from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.panel import Panel, panel_of
+from geomonitor.alarms.phrases import BY_MEANING, counted
+from geomonitor.alarms.status import BEFORE, Status, status_of
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain, headline
 from geomonitor.history.history import History
-from geomonitor.history.records import SECONDS
+from geomonitor.history.records import ALARM, SECONDS, Series
+from geomonitor.history.runs import Run
 from geomonitor.history.saved import SavedCheckpoint
 
 TERMS = ("log utility", "log (1 + radius^-2)", "-log dimension")
 """They add up to log capacity."""
-_MOST_VALUES = 12
-"""Layers whose value the summary names."""
 
 
 class Decomposition(NamedTuple):
@@ -97,37 +99,62 @@ def words(
     ]
 
 
-def summary(history: History, panel: Panel, raised: Sequence[Alarm] | None = None) -> str:
-    """The state of the run in one sentence.
+def status(run: Run) -> Status:
+    """The status of a saved run, by the panel that judged it."""
+    panel = panel_of(run.panel)
+    found = status_of(run.history, panel=panel, healthy=run.last_healthy)
+    if panel.custom and found.state == "unwatched":
+        return found._replace(
+            headline=f"The run was judged by a custom detector, {panel.custom}: it raised no alarm that lasts."
+        )
+    return found
+
+
+def triggered(raised: Sequence[Alarm], found: Status) -> list[str]:
+    """Markers that an alarm, or the status, was raised by; those that mean most come first."""
+    named = {m for alarm in raised if (v := alarm.verdict) is not None for m in (v.marker, *v.agreeing)}
+    if found.state in ("alarm", "notice"):
+        named |= set(found.markers)
+    return sorted(named, key=lambda m: (BY_MEANING.index(m) if m in BY_MEANING else len(BY_MEANING), m))
+
+
+def spans(history: History, raised: Sequence[Alarm], x: str) -> list[tuple[float, float]]:
+    """Where each alarm begins and ends on the axis ``"epoch"`` or ``"step"``; one that lasts ends with the run."""
+    found = []
+    for alarm in raised:
+        series = history.series(alarm.layer, ALARM)
+        places = series.epochs if x == "epoch" else series.steps.astype(np.float64)
+        end = len(places) - 1 if alarm.end_step is None else int(np.searchsorted(series.steps, alarm.end_step))
+        found.append((float(places[int(np.searchsorted(series.steps, alarm.step))]), float(places[end])))
+    return found
+
+
+def reference(series: Series, since_step: int | None) -> tuple[float, float]:
+    """What the end of a series is compared with, and the last value; NaN if one is not known.
 
     Args:
-        history: of the run.
-        panel: judges its end.
-        raised: its alarms, from :func:`alarms`, if they are known.
+        series: of a marker.
+        since_step: of the decline of its layer: the reference is the median of the three measurements before. Without
+            one: of the later half of the run before the last measurement.
     """
-    found = [verdict for layer in history.layers if (verdict := verdict_of(history, layer, panel)) is not None]
-    raised = alarms(history, panel) if raised is None else raised
-    declined = max((v for v in found if v.declined), key=lambda v: v.sigmas, default=None)
-    when = moment(*_last_moment(history))
-    if declined is not None:
-        return f"{headline(declined)}: transfer to new classes may have become worse."
-    if lasting := [alarm for alarm in raised if alarm.end_step is None]:
-        return f"{words(history, lasting[-1], panel)[0]}, and it lasts until the end at {when}."
-    if raised and not found:
-        return f"{len(raised)} alarm(s), all cleared by {when}."
-    if not found:
-        judge = f"The run was judged by a custom detector, {panel.custom}" if panel.custom else "Nothing to judge"
-        return f"{judge}: no alarm up to {when}."
-    known = [v for layer in history.layers if (v := _leading(history, layer, panel)) and math.isfinite(v.value)]
-    if not known:
-        return f"Nothing to judge: no watched marker is defined up to {when}."
-    values = ", ".join(f"{v.marker} is {v.value:.3g} in {v.layer!r}" for v in known[:_MOST_VALUES])
-    values += f" and {len(known) - _MOST_VALUES} other layers" if len(known) > _MOST_VALUES else ""
-    if raised:
-        return f"{len(raised)} alarm(s), all cleared by {when}; the {values}."
-    if all(math.isnan(v.reference) for v in known):
-        return f"Too early to judge: at {when} the detector is still in its warm-up; the {values}."
-    return f"No decline up to {when}: the {values}."
+    known = np.isfinite(series.values)
+    steps, values = series.steps[known], series.values[known]
+    if not len(values):
+        return math.nan, math.nan
+    before = values[steps < since_step][-BEFORE:] if since_step is not None else values[:-1][(len(values) - 1) // 2 :]
+    return (float(np.median(before)) if len(before) else math.nan), float(values[-1])
+
+
+def facts(history: History) -> list[str]:
+    """When the run was measured, how often and how far, and at what cost, in a few words each."""
+    times = [record.time for record in history.latest() if math.isfinite(record.time)]
+    found = [datetime.fromtimestamp(max(times), timezone.utc).strftime("%d %B %Y, %H:%M UTC")] if times else []
+    found += [f"{counted(history.longest, 'measurement')} up to {moment(*_last_moment(history))}"]
+    cost = overhead(history)
+    if cost is not None:
+        share = f", {cost.share:.1%} of the time".replace("%", " %") if math.isfinite(cost.share) else ""
+        found.append(f"{cost.median:.2g} s each{share}")
+    return found
 
 
 def decomposition(history: History, layer: str, panel: Panel) -> Decomposition | None:
@@ -182,11 +209,3 @@ def moment(step: int, epoch: int | None) -> str:
 def _last_moment(history: History) -> tuple[int, int | None]:
     last = max(history, key=lambda r: r.step)
     return last.step, last.epoch
-
-
-def _leading(history: History, layer: str, panel: Panel) -> Verdict | None:
-    """The verdict on the first watched marker of a layer, by itself."""
-    resolved = judged_by(history, layer, panel)
-    if resolved is None or not callable(resolved.detector):
-        return None
-    return resolved.detector(history.series(layer, (resolved.watch or ("",))[0]))
