@@ -7,6 +7,7 @@ trace on it, computes the markers, appends them to its history and judges whethe
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import time
@@ -122,6 +123,15 @@ class GeometryMonitor:
         self._agreement = Agreement(self.processes, self._warn)
         self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.reset()
+
+    def __repr__(self) -> str:
+        watched = None if self.panel is None else list(self.panel.watch or ())
+        measured = f"{self.history.measurements} measurements so far: {self.status.title}"
+        settings = f"{self.probe!r}, layers={self.layers!r}, markers={self.markers}, watch={watched}"
+        return f"GeometryMonitor({settings}; {measured})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>{self.status._repr_html_()}"
 
     def reset(self) -> None:
         """Start the series of a new run; only references that :meth:`set_reference` gave stay."""

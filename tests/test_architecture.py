@@ -36,8 +36,8 @@ GLUE_ORDER = (
     *("chunks", "joint", "pairwise", "estimates", "result", "manifolds", "options", "instances"),
 )
 """Files of ``glue/`` from the ground up: solvers, what they are used for, the definition, its options."""
-CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots")}
-"""``metric.plot()`` and ``history.plot()`` import the pictures when they are called; nothing else looks down."""
+CONVENIENCE = {("metrics/states.py", "plots"), ("history/history.py", "plots"), ("history/history.py", "alarms")}
+"""``plot()`` imports the pictures, and a notebook the status, when they are called; nothing else looks down."""
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "keras", "skorch", "fastai"}
 FILES = sorted(CORE.rglob("*.py"))
 MODULES = {

@@ -45,6 +45,12 @@ class Verdict(NamedTuple):
     noticed: bool = False
     """of a layer: its representation has changed beyond the noise; ``declined``: by as much as comes with harm"""
 
+    def __repr__(self) -> str:
+        state = "alarm" if self.declined else "notice" if self.noticed else "no decline"
+        since = "" if self.since_step is None else f" since step {self.since_step}"
+        numbers = f"{self.marker} {self.value:.4g}, expected {self.reference:.4g}"
+        return f"Verdict({state} of {self.layer!r}{since}: {numbers})"
+
     @property
     def change(self) -> float:
         """Relative change against the reference, for instance ``-0.25``."""

@@ -73,6 +73,11 @@ class EffectiveGeometry(NamedTuple):
     excluded: Tensor
     """int64: number of directions that were not solved; no mean includes them"""
 
+    def __repr__(self) -> str:
+        names = ("capacity", "dimension", "radius", "utility")
+        shown = (f"{name}={getattr(self, name):.4g}±{getattr(self.standard_error, name):.2g}" for name in names)
+        return f"EffectiveGeometry({', '.join(shown)}, {len(self.samples[0])} directions)"
+
     @property
     def measures(self) -> Measures:
         """The ten measures alone."""

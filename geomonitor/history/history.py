@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import warnings
@@ -47,6 +48,17 @@ class History:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def __repr__(self) -> str:
+        layers = ", ".join(self.layers[:5]) + (", ..." if len(self.layers) > 5 else "")
+        last = max((record.step for record in self.latest()), default=None)
+        span = "" if last is None else f" up to step {last}, layers: {layers or 'none'}"
+        return f"History({self.longest} measurements{span})"
+
+    def _repr_html_(self) -> str:
+        from geomonitor.alarms.status import status_of
+
+        return f"<code>{html.escape(repr(self))}</code>{status_of(self)._repr_html_()}"
 
     @property
     def path(self) -> Path | None:

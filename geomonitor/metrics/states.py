@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +52,11 @@ class FeatureMetric(Metric):
         self._batch_alone = False
         self.add_state("rejected_labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("nonfinite_rows", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        plain = [f"{name}={value!r}" for name, value in given.items() if isinstance(value, (bool, int, float, str))]
+        return f"{type(self).__name__}({', '.join(plain)})"
 
     def _checked(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with unusable points moved to class ``num_classes``, which every state ignores.

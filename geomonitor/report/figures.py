@@ -20,6 +20,8 @@ MOST_POINTS = 1000
 """Measurements that a curve shows: a page is not much wider in pixels."""
 EARLY, MOST_EARLY = 0.15, 0.5
 """Share of the measurements that are early, and of an axis that they may take."""
+LEAST = 10
+"""A curve of fewer measurements is shown whole."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -151,8 +153,9 @@ def value_range(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 def trace_end(values: Sequence[float | None]) -> list[float]:
-    """The values after the first ``EARLY`` of a curve."""
-    return [value for value in values[math.ceil(EARLY * len(values)) :] if value is not None]
+    """The defined values after the first ``EARLY`` of a curve; all of them if there are fewer than ``LEAST``."""
+    known = [value for value in values if value is not None]
+    return known[math.ceil(EARLY * len(known)) :] if len(known) >= LEAST else known
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:

@@ -119,7 +119,7 @@ def triggered(raised: Sequence[Alarm], found: Status) -> list[str]:
 
 
 def spans(history: History, raised: Sequence[Alarm], x: str) -> list[tuple[float, float]]:
-    """Where each alarm begins and ends on the axis ``"epoch"`` or ``"step"``; one that lasts ends with the run."""
+    """Begin and end of each alarm on the axis ``"epoch"`` or ``"step"``; one that lasts ends with the run."""
     found = []
     for alarm in raised:
         series = history.series(alarm.layer, ALARM)
@@ -153,7 +153,7 @@ def facts(history: History) -> list[str]:
     cost = overhead(history)
     if cost is not None:
         share = f", {cost.share:.1%} of the time".replace("%", " %") if math.isfinite(cost.share) else ""
-        found.append(f"{cost.median:.2g} s each{share}")
+        found.append(f"measured in {cost.median:.2g} s each{share}")
     return found
 
 
