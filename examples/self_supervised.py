@@ -94,8 +94,8 @@ class LinearProbe(L.Callback):
         self.accuracies.append(float(probe.score(features[1::2], labels[1::2])))
 
 
-def run(epochs: int, images_used: int) -> dict[str, list[float]]:
-    """Train once; markers by name, one number an epoch."""
+def run(epochs: int, images_used: int, folder: Path) -> dict[str, list[float]]:
+    """Train once; markers by name, one number an epoch; ``geometry.csv`` goes into the folder."""
     L.seed_everything(0, verbose=False)
     pixels, digits = mnist_data()
     images = functional.avg_pool2d(torch.tensor(pixels / 255, dtype=torch.float32).view(-1, 1, 28, 28), 2)
@@ -106,11 +106,11 @@ def run(epochs: int, images_used: int) -> dict[str, list[float]]:
     # All that a self-supervised training needs: a probe set without labels, and its own transform.
     unlabelled = gm.ProbeSet.from_unlabelled(TensorDataset(images[held_out]), samples=100, views=view)
     layers = {"representation": "body"}
-    free = GeometryCallback(unlabelled, layers=layers, markers="ssl", panel=None)
+    free = GeometryCallback(unlabelled, layers=layers, markers="ssl", panel=None, directory=folder)
     # Only to compare: the same images with labels.
     labelled = gm.ProbeSet.from_dataset(Subset(TensorDataset(images, labels), held_out.tolist()), per_class=30)
     markers = [name for name in LABELLED if name in gm.MARKERS]
-    compared = GeometryCallback(labelled, layers=layers, markers=markers, panel=None, name="labelled")
+    compared = GeometryCallback(labelled, layers=layers, markers=markers, panel=None, name="labelled", directory=folder)
     probe = LinearProbe(images[held_out], labels[held_out])
     trainer = L.Trainer(
         max_epochs=epochs, callbacks=[free, compared, probe], logger=False, enable_checkpointing=False,
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available|LeafSpec).*")
-    curves = run(3, 512) if options.short else run(12, 3_000)
+    curves = run(3, 512, options.output) if options.short else run(12, 3_000, options.output)
     print_table(curves)
     print(f"Curves: {plot(curves, options.output / 'self_supervised.png')}")
     return curves

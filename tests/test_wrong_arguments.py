@@ -203,7 +203,7 @@ NO_CASE = {
     "DETECTORS", "MARKERS", "MARKER_GROUPS", "plots", "GeometryDeclineWarning", "GeomonitorError", "GeomonitorWarning",
     "InputError", "MeasurementError",
     # a protocol, and plain tuples that the library makes itself
-    "Detector", "EffectiveGeometry", "NeuralCollapse", "Record", "Series", "Snapshot", "Verdict",
+    "Detector", "EffectiveGeometry", "NeuralCollapse", "Record", "Series", "Snapshot", "Status", "Verdict",
 }  # fmt: skip
 
 

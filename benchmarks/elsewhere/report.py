@@ -11,17 +11,20 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from benchmarks.early_warning.calibration import wilson
-from benchmarks.early_warning.trajectories import load_runs
+from benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, load_runs
 from benchmarks.elsewhere.harm import Harm, harm_of
 from benchmarks.elsewhere.recipes import PLAIN, PLANNED
 from benchmarks.elsewhere.runs import LATER, Run, load
 from geomonitor import DropFromReference, Panel
+from geomonitor.alarms.harm import Rate
 from geomonitor.alarms.judge import Judge
 from geomonitor.alarms.panel import DEFAULT_WATCH
 
 LATE = 3
 """Measurements after half of the harm at which an alarm still counts as in time."""
 BASE_RATES = (0.05, 0.2)
+AN_EPOCH = 4
+"""Measurements of an epoch of the fine-tuning runs."""
 
 
 class Outcome(NamedTuple):
@@ -36,16 +39,22 @@ class Outcome(NamedTuple):
     """measurement of the first alarm if planned changes are announced"""
 
 
-def outcome(run: Run) -> Outcome:
-    """Judge a run as it was trained, and, if its change was planned, once more with an announcement."""
-    panel = Panel().resolve(DEFAULT_WATCH)
-    notice, alarm = first(run, panel)
+def outcome(run: Run, panel: Panel | None = None, an_epoch: int = 1) -> Outcome:
+    """Judge a run as it was trained, and, if its change was planned, once more with an announcement.
+
+    Args:
+        run: measured ``an_epoch`` times an epoch.
+        panel: what it leaves open is filled in; None: the default one.
+        an_epoch: measurements of an epoch.
+    """
+    panel = (panel or Panel()).resolve(DEFAULT_WATCH)
+    notice, alarm = first(run, panel, an_epoch=an_epoch)
     planned = run.family in PLANNED and run.onset is not None
     announced = first(run, panel, restart=run.onset)[1] if planned else alarm
     return Outcome(run, harm_of(run.columns), notice, alarm, announced)
 
 
-def first(run: Run, panel: Panel, restart: int | None = None) -> tuple[int | None, int | None]:
+def first(run: Run, panel: Panel, restart: int | None = None, an_epoch: int = 1) -> tuple[int | None, int | None]:
     """First notice and first alarm; follow-up measurements where the run has them."""
     judge = Judge(panel)
     notice = alarm = None
@@ -54,14 +63,14 @@ def first(run: Run, panel: Panel, restart: int | None = None) -> tuple[int | Non
         if restart is not None and check == restart + 1:
             judge.restart(["features"])
         values = {name: _value(run, name, check) for name in watched}
-        verdict = judge.update("features", 2 * check, check, values)
+        verdict = judge.update("features", 2 * check, check // an_epoch, values)
         notice = check if notice is None and verdict.noticed else notice
         alarm = check if alarm is None and verdict.declined else alarm
         followed = [name for name in watched if f"later_{name}" in run.columns]
         later = {name: float(run.columns[f"later_{name}"][check]) for name in followed}
         if verdict.pending and any(math.isfinite(value) for value in later.values()):
             again = {name: (value, math.nan, math.nan) for name, value in later.items()}
-            verdict = judge.update("features", 2 * check + 1, check, again)
+            verdict = judge.update("features", 2 * check + 1, check // an_epoch, again)
             alarm = check if alarm is None and verdict.declined else alarm
     return notice, alarm
 
@@ -79,9 +88,9 @@ def single(name: str, worse: str, drop: float) -> Callable[[Run], int | None]:
     return lambda run: first(run, panel)[1]
 
 
-def in_time(harm: Harm, alarm: int | None) -> bool:
-    """Whether an alarm came no later than three measurements after half of the harm."""
-    return alarm is not None and alarm <= harm.half + LATE
+def in_time(harm: Harm, alarm: int | None, an_epoch: int = 1) -> bool:
+    """Whether an alarm came no later than three measurements, or as many epochs, after half of the harm."""
+    return alarm is not None and alarm <= harm.half + LATE * an_epoch
 
 
 def share(found: int, of: int) -> str:
@@ -90,13 +99,13 @@ def share(found: int, of: int) -> str:
     return f"{found} of {of} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
-def row(title: str, outcomes: Sequence[Outcome], alarm: Callable[[Outcome], int | None]) -> str:
+def row(title: str, outcomes: Sequence[Outcome], alarm: Callable[[Outcome], int | None], an_epoch: int = 1) -> str:
     """A line of the table."""
     harmed = [o for o in outcomes if o.harm is not None]
     large = [o for o in harmed if o.harm and o.harm.depth >= 0.1]
     fine = [o for o in outcomes if o.harm is None]
-    found = sum(in_time(o.harm, alarm(o)) for o in harmed if o.harm)
-    found_large = sum(in_time(o.harm, alarm(o)) for o in large if o.harm)
+    found = sum(in_time(o.harm, alarm(o), an_epoch) for o in harmed if o.harm)
+    found_large = sum(in_time(o.harm, alarm(o), an_epoch) for o in large if o.harm)
     false = sum(alarm(o) is not None for o in fine)
     sensitivity, rate = found / max(1, len(harmed)), max(false, 0.5) / max(1, len(fine))
     ratio = f"{sensitivity / rate:.1f}" if found else "-"
@@ -111,11 +120,40 @@ def all_runs() -> list[Run]:
     return [*old, *load()]
 
 
+def often(run: Run) -> Outcome:
+    """A run that was measured four times an epoch."""
+    return outcome(run, an_epoch=CHECKS)
+
+
+def tuned(run: Run) -> Outcome:
+    """A run that begins with pretrained weights, and whose panel knows it."""
+    return outcome(run, Panel(pretrained=True), AN_EPOCH)
+
+
+def rates(outcomes: Sequence[Outcome]) -> dict[str, Rate]:
+    """Harmed runs of those with an alarm (in time), of those with a notice alone, and of those with neither."""
+    alarmed = [o for o in outcomes if o.alarm is not None]
+    noticed = [o for o in outcomes if o.alarm is None and o.notice is not None]
+    silent = [o for o in outcomes if o.alarm is None and o.notice is None]
+    return {
+        "alarm": Rate(sum(o.harm is not None and in_time(o.harm, o.alarm) for o in alarmed), len(alarmed)),
+        "notice": Rate(sum(o.harm is not None for o in noticed), len(noticed)),
+        "neither": Rate(sum(o.harm is not None for o in silent), len(silent)),
+    }
+
+
+def measured_often() -> list[Run]:
+    """The old runs that were measured four times an epoch."""
+    return [Run(r.task, r.family, r.seed, r.onset, r.columns) for r in load_runs(FOLDER / WITHIN)]
+
+
 def main() -> None:
     """Print the tables."""
     runs = all_runs()
     with ProcessPoolExecutor() as pool:
         outcomes = list(pool.map(outcome, runs, chunksize=32))
+        finer = list(pool.map(often, measured_often(), chunksize=32))
+        pretrained = list(pool.map(tuned, [run for run in runs if run.task == "minilm"]))
     new = [o for o in outcomes if "plateau" in o.run.columns]
     old = [o for o in outcomes if "plateau" not in o.run.columns]
     head = ["", "found, of all harm", "of harm >= 0.1", "alarm, of all runs without harm", "likelihood ratio"]
@@ -127,6 +165,8 @@ def main() -> None:
         print(row(task, [o for o in new if o.run.task == task], lambda o: o.alarm))
     print(row("**alarm, three old tasks**", old, lambda o: o.alarm))
     print(row("**alarm, all**", outcomes, lambda o: o.alarm))
+    print(row("alarm, three old tasks, measured four times an epoch", finer, lambda o: o.alarm, CHECKS))
+    print(row("minilm, `pretrained=True`", pretrained, lambda o: o.alarm, AN_EPOCH))
     print(row("notice, five new tasks", new, lambda o: o.notice))
     print(row("notice, all", outcomes, lambda o: o.notice))
     for name, worse, drops in (("rankme", "lower", (0.2, 0.4, 0.6)), ("val_loss", "higher", (0.4, 0.6, 0.7)),
@@ -134,6 +174,10 @@ def main() -> None:
         for drop in drops:
             alarms = {id(o): single(name, worse, drop)(o.run) for o in new}
             print(row(f"{name} worse by {drop:.0%}, new tasks", new, lambda o, alarms=alarms: alarms[id(o)]))
+    truths = {id(o): single("unseen_accuracy", "lower", 0.03)(o.run) for o in outcomes}
+    print(row("transfer itself worse by 3% (`TransferProbe`), all", outcomes, lambda o: truths[id(o)]))
+    confirmed = {id(o): o.alarm if truths[id(o)] is not None else None for o in outcomes}
+    print(row("alarm, and transfer itself worse by 3%, all", outcomes, lambda o: confirmed[id(o)]))
     later = [outcome(run) for run in load(LATER)]
     print(row("**alarm, a task opened after all settings (`bags`)**", later, lambda o: o.alarm))
     print(row("notice, `bags`", later, lambda o: o.notice))
@@ -150,15 +194,9 @@ def main() -> None:
         print(f"new tasks, {kind}: alarms {share(sum(o.alarm is not None for o in fine), len(fine))}, announced "
               f"{share(sum(o.announced is not None for o in fine), len(fine))}, notices "
               f"{share(sum(o.notice is not None for o in fine), len(fine))}")  # fmt: skip
-    alarmed = [o for o in outcomes if o.alarm is not None]
-    print(
-        "alarms that came with harm:",
-        share(sum(o.harm is not None and in_time(o.harm, o.alarm) for o in alarmed), len(alarmed)),
-    )
-    alarmed = [o for o in new if o.alarm is not None]
-    print(
-        "of the new tasks:", share(sum(o.harm is not None and in_time(o.harm, o.alarm) for o in alarmed), len(alarmed))
-    )
+    for title, part in (("all", outcomes), ("new tasks", new)):
+        for kind, (harmed, raised) in rates(part).items():
+            print(f"{title}: of runs with {kind}, harmed: {share(harmed, raised)}")
 
 
 if __name__ == "__main__":

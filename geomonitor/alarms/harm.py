@@ -23,9 +23,9 @@ class Rate(NamedTuple):
     raised: int
 
 
-ALARMS_IN_THE_BENCH = Rate(172, 285)
+ALARMS_IN_THE_BENCH = Rate(175, 290)
 """Of the runs with an alarm, those with harm that the alarm came in time for."""
-NOTICES_IN_THE_BENCH = Rate(156, 466)
+NOTICES_IN_THE_BENCH = Rate(153, 461)
 """Of the runs with a notice and without an alarm, those with harm."""
 SILENT_IN_THE_BENCH = Rate(107, 1697)
 """Of the runs with neither, those with harm."""

@@ -145,9 +145,13 @@ def reference(series: Series, since_step: int | None) -> tuple[float, float]:
     return (float(np.median(before)) if len(before) else math.nan), float(values[-1])
 
 
+LAST_SECOND = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()
+"""Later times, of a damaged file, have no date."""
+
+
 def facts(history: History) -> list[str]:
     """When the run was measured, how often and how far, and at what cost, in a few words each."""
-    times = [record.time for record in history.latest() if math.isfinite(record.time)]
+    times = [record.time for record in history.latest() if 0 <= record.time < LAST_SECOND]
     found = [datetime.fromtimestamp(max(times), timezone.utc).strftime("%d %B %Y, %H:%M UTC")] if times else []
     found += [f"{counted(history.longest, 'measurement')} up to {moment(*_last_moment(history))}"]
     cost = overhead(history)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.early_warning.trajectories import CHECKS
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
-from benchmarks.elsewhere.report import in_time, outcome
+from benchmarks.elsewhere.report import all_runs, in_time, measured_often, often, outcome, rates, tuned
 from benchmarks.elsewhere.runs import LATER, load
+from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH, SILENT_IN_THE_BENCH
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +22,33 @@ def test_the_figures_of_the_new_tasks(outcomes):
     harmed = [o for o in outcomes if o.harm is not None]
     fine = [o for o in outcomes if o.harm is None]
     assert (len(harmed), len(fine)) == (46, 290)
-    assert sum(in_time(o.harm, o.alarm) for o in harmed) == 16
+    assert sum(in_time(o.harm, o.alarm) for o in harmed) == 19
     assert sum(o.alarm is not None for o in fine) == 3
     plain = [o for o in fine if o.run.family in PLAIN]
     assert (sum(o.alarm is not None for o in plain), len(plain)) == (0, 108)
     planned = [o for o in fine if o.run.family in PLANNED]
     assert sum(o.announced is not None for o in planned) == 0
+
+
+def test_the_figures_of_all_tasks_and_the_rates_that_warnings_quote(outcomes):
+    old = [outcome(run) for run in all_runs() if "plateau" not in run.columns]
+    found = rates([*outcomes, *old])
+    assert found == {"alarm": ALARMS_IN_THE_BENCH, "notice": NOTICES_IN_THE_BENCH, "neither": SILENT_IN_THE_BENCH}
+    fine = [o for o in (*outcomes, *old) if o.harm is None]
+    assert (sum(o.alarm is not None for o in fine), len(fine)) == (90, 1988)
+
+
+def test_measured_four_times_an_epoch_no_run_without_harm_has_an_alarm():
+    finer = [often(run) for run in measured_often()]
+    fine = [o for o in finer if o.harm is None]
+    large = [o for o in finer if o.harm is not None and o.harm.depth >= 0.1]
+    assert (sum(o.alarm is not None for o in fine), len(fine)) == (0, 529)
+    assert (sum(in_time(o.harm, o.alarm, CHECKS) for o in large), len(large)) == (66, 100)
+
+
+def test_fine_tuning_runs_judged_from_their_first_measurement_on():
+    found = [tuned(run) for run in load() if run.task == "minilm"]
+    assert (sum(o.alarm is not None for o in found if o.harm is None), len(found)) == (0, 64)
 
 
 def test_the_figures_of_the_task_that_was_opened_after_all_settings():

@@ -11,6 +11,7 @@ EXCUSED = {
     "Detector": "a type",
     "GeometryDeclineWarning": "words",
     "Snapshot": "what take_snapshot returns",
+    "Status": "words",
     "Views": "a choice of how views are drawn; tests/measure/test_views.py",
     "plots": "pictures; the numbers that they show are those of the others",
 }

@@ -275,7 +275,11 @@ def logging_run(path: Any, callbacks: list[Any], how: str) -> list[dict[str, flo
         def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            kept = {key: float(value) for key, value in metrics.items() if not key.startswith("geometry/")}
+            kept = {
+                key: float(value)
+                for key, value in metrics.items()
+                if not key.startswith(("geometry/", "geometry_cost/"))
+            }
             if kept.keys() - {"epoch"}:
                 handed.append({**kept, "at": float(step or 0)})
 
