@@ -6,7 +6,7 @@ OMP_NUM_THREADS=1 python -m benchmarks.elsewhere.report            # prints the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from geomonitor import DropFromReference, Panel
 from geomonitor.alarms.harm import Rate
 from geomonitor.alarms.judge import Judge
 from geomonitor.alarms.panel import DEFAULT_WATCH
+from geomonitor.alarms.verdict import Verdict
 
 LATE = 3
 """Measurements after half of the harm at which an alarm still counts as in time."""
@@ -56,23 +57,36 @@ def outcome(run: Run, panel: Panel | None = None, an_epoch: int = 1) -> Outcome:
 
 def first(run: Run, panel: Panel, restart: int | None = None, an_epoch: int = 1) -> tuple[int | None, int | None]:
     """First notice and first alarm; follow-up measurements where the run has them."""
-    judge = Judge(panel)
     notice = alarm = None
+    for step, verdict in verdicts(run, panel, restart, an_epoch):
+        check, follow_up = divmod(step, 2)
+        notice = check if notice is None and verdict.noticed and not follow_up else notice
+        alarm = check if alarm is None and verdict.declined else alarm
+    return notice, alarm
+
+
+def verdicts(run: Run, panel: Panel, restart: int | None = None, an_epoch: int = 1) -> Iterator[tuple[int, Verdict]]:
+    """Step and verdict of each measurement: number ``check`` is step ``2 * check``, its follow-up the odd one after.
+
+    Args:
+        run: what was measured.
+        panel: that judges.
+        restart: measurement after which a planned change is announced.
+        an_epoch: measurements of an epoch.
+    """
+    judge = Judge(panel)
     watched = [name for name in panel.watch or () if name in run.columns]
+    followed = [name for name in watched if f"later_{name}" in run.columns]
     for check in range(len(run.columns["unseen_accuracy"])):
         if restart is not None and check == restart + 1:
             judge.restart(["features"])
         values = {name: _value(run, name, check) for name in watched}
         verdict = judge.update("features", 2 * check, check // an_epoch, values)
-        notice = check if notice is None and verdict.noticed else notice
-        alarm = check if alarm is None and verdict.declined else alarm
-        followed = [name for name in watched if f"later_{name}" in run.columns]
+        yield 2 * check, verdict
         later = {name: float(run.columns[f"later_{name}"][check]) for name in followed}
         if verdict.pending and any(math.isfinite(value) for value in later.values()):
             again = {name: (value, math.nan, math.nan) for name, value in later.items()}
-            verdict = judge.update("features", 2 * check + 1, check // an_epoch, again)
-            alarm = check if alarm is None and verdict.declined else alarm
-    return notice, alarm
+            yield 2 * check + 1, judge.update("features", 2 * check + 1, check // an_epoch, again)
 
 
 def _value(run: Run, name: str, check: int) -> tuple[float, float, float]:

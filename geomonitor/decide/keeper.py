@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 from geomonitor import _options
 from geomonitor._distributed import Processes
 from geomonitor._warnings import WarnOnce
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.checkpoints import load_checkpoint, load_weights
 from geomonitor.decide.kept_file import KeptFile, mark_of
 from geomonitor.errors import GeomonitorWarning, InputError
@@ -31,6 +32,27 @@ NAME = "healthy"
 """First word of the name of the checkpoint that is kept."""
 _REMEMBERED = 1_000
 """Saved checkpoints that are remembered, the newest ones: most of them are deleted soon after."""
+
+
+def declining_since(verdicts: Iterable[Verdict], latest: int | None, *, pending: bool) -> int | None:
+    """First step of what declines; None if nothing does.
+
+    A checkpoint is healthy if the measurement at its step finds None here with ``pending=True``. At the end of a run
+    the newest healthy one is loaded if its step is before the one found with ``pending=False``.
+
+    Args:
+        verdicts: of each layer at one measurement.
+        latest: step of the measurement, for a detector of the user that does not give the first one.
+        pending: also count a decline that is not confirmed yet.
+
+    >>> from geomonitor import Verdict
+    >>> low = Verdict(False, "penultimate", "dimension", 1.0, 2.0, 0.1, since_step=6, checks=1)
+    >>> declining_since([low], 7, pending=True), declining_since([low], 7, pending=False)
+    (6, None)
+    """
+    low = [v for v in verdicts if v.declined or (pending and v.checks)]
+    found = [latest if v.since_step is None else v.since_step for v in low]
+    return min((step for step in found if step is not None), default=None)
 
 
 class CheckpointKeeper:
@@ -164,12 +186,9 @@ class CheckpointKeeper:
                 self._warn(problem, "nothing from before")
 
     def _declining_since(self, *, pending: bool = True) -> int | None:
-        """First step of what declines in any layer, also of a pending decline if asked for; None if nothing does."""
-        verdicts = self.monitor.verdicts.values()
-        low = [v for v in verdicts if v.declined or (pending and v.checks)]
+        """As :func:`declining_since`, in any layer."""
         latest = self._run.last_step if self._run is not None else None
-        found = [latest if v.since_step is None else v.since_step for v in low]  # a detector of the user may give none
-        return min((step for step in found if step is not None), default=None)
+        return declining_since(self.monitor.verdicts.values(), latest, pending=pending)
 
     def _problem(self, since: int) -> str | None:
         """Why the kept checkpoint cannot be gone back to; None if it can."""
