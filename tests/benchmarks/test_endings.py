@@ -39,7 +39,7 @@ def test_the_figures_of_the_tasks_that_were_in_no_calibration(endings):
     harmed, fine = [e for e in endings if e.harmed], [e for e in endings if not e.harmed]
     assert (len(harmed), len(fine), sum(e.healthy for e in endings)) == (70, 334, 176)
     found = {policy: (mean(harmed, policy), mean(fine, policy)) for policy in POLICIES}
-    expected = {"val_loss": (12.0, -0.3), "val_accuracy": (11.0, -1.3), "stop": (6.7, 0.0), "restore": (5.5, 0.0)}
+    expected = {"val_loss": (12.0, -0.3), "val_accuracy": (11.0, -1.3), "stop": (6.7, 0.0), "restore": (5.9, 0.0)}
     for policy, figures in expected.items():
         assert found[policy] == pytest.approx(figures, abs=0.051), policy
     assert sum(e.kept["stop"] < len(e.run.columns["unseen_accuracy"]) - 1 for e in fine) == 3
