@@ -1,10 +1,10 @@
-"""Across finished models of one task and one width: which markers go with transfer to new classes, at the end and early.
+"""Across finished models of one task and width: which markers go with transfer to new classes, at the end and early.
 
 python -m benchmarks.elsewhere.finished          # rank correlations with 95 % intervals, from the cached runs; seconds
 
-Models: the runs of all families in which nothing breaks (nothing changes, or a planned change), 39 to 416 of a task; all
-of a task have the same layers and widths. Truth: accuracy on new classes at the end of the run, once as it is, and once less
-that at the first measurement, because each run has its own choice of classes, which makes most of the differences.
+Models: the runs of all families in which nothing breaks (nothing changes, or a planned change), 40 to 416 of a task;
+all of a task have the same layers and widths. Truth: accuracy on new classes at the end of the run, once as it is, and
+once less that at the first measurement: each run has its own choice of classes, which makes most of the differences.
 """
 
 from __future__ import annotations
