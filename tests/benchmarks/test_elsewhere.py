@@ -8,7 +8,7 @@ import pytest
 from benchmarks.early_warning.trajectories import CHECKS
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
-from benchmarks.elsewhere.report import all_runs, in_time, measured_often, often, outcome, rates, tuned
+from benchmarks.elsewhere.report import all_runs, cheap, in_time, measured_often, often, outcome, rates, tuned
 from benchmarks.elsewhere.runs import LATER, load
 from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH, SILENT_IN_THE_BENCH
 
@@ -44,6 +44,12 @@ def test_measured_four_times_an_epoch_no_run_without_harm_has_an_alarm():
     large = [o for o in finer if o.harm is not None and o.harm.depth >= 0.1]
     assert (sum(o.alarm is not None for o in fine), len(fine)) == (0, 529)
     assert (sum(in_time(o.harm, o.alarm, CHECKS) for o in large), len(large)) == (66, 100)
+
+
+def test_a_panel_without_the_geometry_finds_nearly_as_much_on_new_tasks():
+    found = [cheap(run) for run in load()]
+    assert sum(o.harm is not None and in_time(o.harm, o.alarm) for o in found) == 17
+    assert sum(o.harm is None and o.alarm is not None for o in found) == 2
 
 
 def test_fine_tuning_runs_judged_from_their_first_measurement_on():
