@@ -23,7 +23,8 @@ from geomonitor._distributed import Group
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.panel import Panel
 from geomonitor.errors import InputError
-from geomonitor.features.capture import Pool, resolve_layers
+from geomonitor.features.capture import Pool
+from geomonitor.features.layers import layer_aliases
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.records import ALARM
 from geomonitor.markers.names import marker_names
@@ -125,7 +126,7 @@ class Adapter:
         """Keys of the markers and alarms, for frameworks that ask for the names of all columns in advance."""
         return [
             self.monitored.prefixed(f"geometry/{alias}/{marker}", "/")
-            for alias in resolve_layers(model, self.monitor.layers)
+            for alias in layer_aliases(model, self.monitor.layers)
             for marker in (*self.monitor.markers, ALARM)
         ]
 

@@ -26,7 +26,8 @@ from geomonitor.alarms.status import Status, status_of
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
-from geomonitor.features.capture import Pool, check_pooling, resolve_layers
+from geomonitor.features.capture import Pool, check_pooling
+from geomonitor.features.heads import LayerError
 from geomonitor.features.layers import checked_layers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
@@ -41,6 +42,7 @@ from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_
 from geomonitor.measure.protocol import protocol_of, same_protocol
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
+from geomonitor.measure.where import Where
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.transfer import TransferProbe, checked_truth
@@ -52,8 +54,9 @@ class GeometryMonitor:
     Args:
         probe: the held-out, in-distribution points to measure on; or a ``ValidationProbe``, to take them from the
             forward passes of the validation loop.
-        layers: where to measure: ``"penultimate"`` (the input of the last ``nn.Linear``), a module path with
-            ``":input"`` or ``":output"``, a list of these, or a dict ``alias -> path``.
+        layers: where to measure: ``"penultimate"`` (what feeds the layer that gives the logits), ``"output"``,
+            ``"pooled"``, a module path with ``":input"`` or ``":output"``, a list of these, or a dict
+            ``alias -> path``.
         markers: ``"default"``, ``"paper"``, ``"ssl"``, ``"lm"``, ``"all"`` or names of ``geomonitor.MARKERS``. Of a
             probe set without labels, ``"default"`` and ``"all"`` are those that need none, with those of its views.
         panel: what is judged and how: watched markers, detector, votes; None for no verdicts.
@@ -121,6 +124,7 @@ class GeometryMonitor:
         self.processes = Processes(process_group)
         self.budget = Budget(max_overhead, self.processes)
         self._agreement = Agreement(self.processes, self._warn)
+        self._where, self._started = Where(layers, self.processes), False
         self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.reset()
 
@@ -144,6 +148,7 @@ class GeometryMonitor:
         """what figures show of the latest measurement, by layer, if they were requested; on rank 0 only"""
         self.budget = Budget(self.budget.max_overhead, self.processes)
         self._agreement.reset()
+        self._where.began = False
         self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
@@ -169,6 +174,7 @@ class GeometryMonitor:
         """All that makes two measurements comparable: only series with the same protocol may be joined."""
         forward = None if self.forward is call else self.forward
         found = protocol_of(self.probe, self.layers, self.pool, self._plan, forward=forward)
+        found |= {"resolved": dict(self._where.resolved)} if self._where.resolved else {}
         return found | (self._agreement.identity.as_protocol() if self._agreement.identity else {})
 
     def begin(self, model: nn.Module, *, step: int, call: str = "begin") -> None:
@@ -184,12 +190,17 @@ class GeometryMonitor:
             MeasurementError: not all processes came; the data, or the settings of a process, have changed since.
         """
         settings = {
-            **self.protocol,
+            **{name: value for name, value in self.protocol.items() if name != "resolved"},  # found later by some
             **{"markers": self.markers, "batch size": self.batch_size, "on_error": self.on_error},
             **{"max_overhead": self.budget.max_overhead, "panel": self.panel and self.panel.to_dict()},
         }
         setup = Setup(self.probe, self.truth, self.layers, call != "measure", self.batch_size, settings)
         self._agreement.reach(f"{call}(step={step})", step, model, setup)
+        if call == "start":
+            # With several processes the forward pass may be a collective call, which belongs into the measurement.
+            if isinstance(self.probe, ProbeSet) and self.processes.size == 1:
+                self._where.find(model, self.probe, forward=self.forward, batch_size=self.batch_size, warn=self._warn)
+            self._started = True
 
     def measure(
         self,
@@ -292,7 +303,7 @@ class GeometryMonitor:
         """
         if not isinstance(self.probe, ValidationProbe):
             raise InputError("only a ValidationProbe takes its points from the validation; this monitor has a ProbeSet")
-        layers = resolve_layers(model, self.layers)
+        layers = self._where.in_place(model)
         return ValidationPass(
             model, layers, self.probe, pool=self.pool, dataset_length=dataset_length, processes=self.processes
         )
@@ -351,6 +362,7 @@ class GeometryMonitor:
         if not same_protocol(self.protocol, state["protocol"], required=not allowed):
             return
         self._agreement.identity = Identity.of(state["protocol"])
+        self._where.resolved, self._where.began = dict(state["protocol"].get("resolved", {})), True
         self.history.load_state_dict(state["history"])
         self.references, self._influences = dict(state.get("references", {})), dict(state.get("influences", {}))
         self._points, self._agreement.aliases = state.get("points"), self.history.layers
@@ -366,13 +378,14 @@ class GeometryMonitor:
         known = Known(self.references, self._points, agreement.identity)
         try:
             self.begin(model, step=step, call="measure")
-            taken = take_measurement(model, self.layers, source, self._plan, how=how, known=known, agreement=agreement)
+            taken = take_measurement(model, self._where, source, self._plan, how=how, known=known, agreement=agreement)
         except Exception as error:  # a monitor must not end a run; the cause is logged
-            if self.on_error == "raise" or (isinstance(error, InputError) and not agreement.reached):
+            unclear = isinstance(error, LayerError) and not self._started and agreement.identity is None
+            if self.on_error == "raise" or unclear or (isinstance(error, InputError) and not agreement.reached):
                 raise
             agreement.report(error, step)
             return nothing_taken(agreement.aliases, self._plan, known)
-        self._latest_points, self._points = taken.latest_points, taken.fingerprint
+        self._latest_points, self._points, self._where.began = taken.latest_points, taken.fingerprint, True
         if agreement.identity != taken.identity:  # found at the first measurement
             agreement.identity = taken.identity
             self.history.note("protocol", self.protocol)

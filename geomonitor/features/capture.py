@@ -162,7 +162,8 @@ def _check_run(
             f"{ran}The model has {listed(path for path in modules if path)}"
         )
     for layer in layers.values():
-        if layer.automatic and linears_run and modules[linears_run[-1]] is not modules[layer.path]:
+        last = linears_run[-1] if linears_run else layer.path
+        if layer.automatic and modules[last] is not modules[layer.path] and not last.startswith(f"{layer.path}."):
             raise MeasurementError(
                 f"'penultimate' is ambiguous: {layer.path!r} is the last nn.Linear of the model, but "
                 f"{linears_run[-1]!r} runs after it. {ran}Choose, for example "

@@ -17,7 +17,12 @@ from geomonitor.errors import InputError
 
 Side = Literal["input", "output"]
 PENULTIMATE = "penultimate"
+OUTPUT = "output"
+POOLED = "pooled"
+"""what a model gives for a whole input: the output of its pooler, or the field ``pooler_output``"""
 
+# Under this name an adapter keeps the layer that it adapts (peft, and many that follow it).
+BASE_LAYER = "base_layer"
 # Children under which torch.compile, FSDP, activation checkpointing and Fabric keep the module they wrap.
 _WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
@@ -29,9 +34,11 @@ class Layer:
     path: str
     side: Side
     automatic: bool = False  # found by the rule for "penultimate", so the forward pass has to confirm it
+    pool: str = ""  # how the model itself turns the tokens of this layer into one row, if it does
+    part: str = ""  # field of an output object, if not the usual one
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.side}"
+        return f"{self.path}:{self.side}{self.part and '.'}{self.part}"
 
 
 Layers: TypeAlias = "str | Sequence[str] | Mapping[str, str] | Mapping[str, Layer]"
@@ -40,8 +47,9 @@ Layers: TypeAlias = "str | Sequence[str] | Mapping[str, str] | Mapping[str, Laye
 def resolve_layers(model: nn.Module, layers: Layers = PENULTIMATE) -> dict[str, Layer]:
     """Turn what a user writes into layers that exist in the model.
 
-    A name is ``"penultimate"`` (the input of the model's last ``nn.Linear``), a module path such as
-    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Paths refer to
+    A name is ``"penultimate"``, ``"output"`` (of the model), ``"pooled"`` (of its pooler), a module path such as
+    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Without a forward pass
+    ``"penultimate"`` is the input of the last ``nn.Linear``; a monitor finds what feeds the logits. Paths refer to
     the plain model, without what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and Fabric
     add to them.
 
@@ -100,15 +108,41 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module if inner is None else _unwrapped(inner)
 
 
-def resolve_in(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, Layer]:
-    """``resolve_layers`` for a model whose modules are already listed by ``plain_modules``."""
+def layer_aliases(model: nn.Module, layers: Layers) -> list[str]:
+    """Names under which layers are measured; where ``"penultimate"`` is need not be known.
+
+    Args:
+        model: in which the other layers have to be.
+        layers: as in :func:`resolve_layers`.
+
+    Raises:
+        InputError: as :func:`resolve_layers`, except for what concerns ``"penultimate"``.
+
+    >>> layer_aliases(nn.Sequential(nn.ReLU()), ["penultimate", "0"])
+    ['penultimate', '0']
+    """
+    return list(resolve_in(plain_modules(model), layers, Layer("", "input", automatic=True)))
+
+
+def resolve_in(modules: Mapping[str, nn.Module], layers: Layers, penultimate: Layer | None = None) -> dict[str, Layer]:
+    """``resolve_layers`` for a model whose modules are already listed by ``plain_modules``.
+
+    Args:
+        modules: by path.
+        layers: as in :func:`resolve_layers`.
+        penultimate: what this name means, if it is known.
+    """
     resolved: dict[str, Layer] = {}
     for wanted_alias, name in checked_layers(layers):
-        layer = name if isinstance(name, Layer) else _parsed(modules, name)
+        if penultimate is not None and name == PENULTIMATE and PENULTIMATE not in modules:
+            layer = penultimate
+        else:
+            layer = name if isinstance(name, Layer) else _parsed(modules, name)
         if layer.path not in modules:
             raise InputError(f"the model has no layer {layer.path!r}. {_nearest(layer.path, modules)}")
         _refuse_script(layer, modules[layer.path])
-        alias = wanted_alias or _default_alias(layer)
+        by_rule = name in (PENULTIMATE, OUTPUT, POOLED) and name not in modules
+        alias = wanted_alias or (str(name) if by_rule else _default_alias(layer))
         if "/" in alias:
             raise InputError(f"the alias {alias!r} has a '/', which is kept for the parts of logged names")
         if alias in resolved:
@@ -150,6 +184,11 @@ def _refuse_script(layer: Layer, module: nn.Module) -> None:
 def _parsed(modules: Mapping[str, nn.Module], name: str) -> Layer:
     if name == PENULTIMATE and PENULTIMATE not in modules:
         return Layer(_head(modules), "input", automatic=True)
+    if name == OUTPUT and OUTPUT not in modules:
+        return Layer("", "output")
+    if name == POOLED and POOLED not in modules:
+        poolers = [path for path in modules if path.rpartition(".")[2] == "pooler"]
+        return Layer(poolers[0], "output") if len(poolers) == 1 else Layer("", "output", part="pooler_output")
     path, _, side = name.partition(":")
     if side not in ("", *get_args(Side)):
         raise InputError(f"expected 'path', 'path:input' or 'path:output', found {name!r}")
@@ -187,7 +226,17 @@ def _head(modules: Mapping[str, nn.Module]) -> str:
         path = path.rpartition(".")[0]
         if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
             _refuse_parallel_heads(path, modules, linears)
-    return linears[-1]
+    return around_adapters(linears[-1], modules)
+
+
+def around_adapters(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """A base layer with its adapters (LoRA's A and B) is one layer."""
+    above = path
+    while "." in above:
+        above = above.rpartition(".")[0]
+        if BASE_LAYER in modules[above]._modules:
+            return above
+    return path
 
 
 def _refuse_parallel_heads(container: str, modules: Mapping[str, nn.Module], linears: list[str]) -> None:

@@ -61,6 +61,7 @@ def _first_tensor(value: Any, layer: Layer) -> Tensor:
         found = next((item for item in value if isinstance(item, Tensor)), None)
     elif not isinstance(value, Tensor):
         found = getattr(value, _USUAL_NAMES[0], None)
+    found = getattr(value, layer.part, None) if layer.part else found
     if not isinstance(found, Tensor) or found.is_nested:
         what = f"a mapping with {listed(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
         if isinstance(value, tuple) and any(isinstance(item, PackedSequence) for item in value):
@@ -89,6 +90,8 @@ class Pooling:
     def features(self, value: Any, layer: Layer, module: nn.Module) -> tuple[Tensor, str]:
         """Pool what a hook saw into a new tensor ``(B, N)``; with the dtype in which the layer computed."""
         tensor = _first_tensor(value, layer)
+        own: Any = layer.pool or "auto"
+        pool: Pool = own if self.pool == "auto" else self.pool
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             raise MeasurementError(
                 f"layer '{layer}' runs inside a transform of torch.func (vmap, grad, ...), in which its features have "
@@ -101,7 +104,7 @@ class Pooling:
         # mode, because a tensor made there could never be changed afterwards.
         with torch.inference_mode(False), torch.no_grad():
             mask = None if self.mask is None else self.mask.to(tensor.device).bool()
-            return _pooled(tensor, self.pool, mask, layer, isinstance(module, _LENGTH_LAST)).clone(), dtype
+            return _pooled(tensor, pool, mask, layer, isinstance(module, _LENGTH_LAST)).clone(), dtype
 
     def _batch_first(self, tensor: Tensor, layer: Layer, module: nn.Module) -> Tensor:
         batch_first = _is_batch_first(module)
@@ -141,6 +144,18 @@ def _pooled(tensor: Tensor, pool: Pool, mask: Tensor | None, layer: Layer, lengt
         f"layer '{layer}' gives a tensor of shape {tuple(tensor.shape)}, which pool={pool!r} does not cover: "
         "use pool='flatten' or a function of (tensor, mask) that returns (B, N)"
     )
+
+
+def pooled_as(tokens: Tensor, rule: PoolName, mask: Tensor | None) -> Tensor:
+    """Tokens ``(B, L, N)`` as rows ``(B, N)`` by one of the rules for tokens.
+
+    Raises:
+        MeasurementError: a mask of another shape.
+
+    >>> pooled_as(torch.arange(6.0).view(1, 3, 2), "last", torch.tensor([[1, 1, 0]]))
+    tensor([[2., 3.]])
+    """
+    return _pooled_tokens(tokens, rule, None if mask is None else mask.bool(), Layer("", "output"))
 
 
 def _pooled_tokens(tokens: Tensor, pool: PoolName, mask: Tensor | None, layer: Layer) -> Tensor:

@@ -12,6 +12,7 @@ from geomonitor._distributed import Processes
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Layers, resolve_layers
+from geomonitor.features.layers import layer_aliases
 from geomonitor.features.watched import weights_checksum
 from geomonitor.measure.identity import Identity, points_at_once
 from geomonitor.measure.measurement import ElsewhereError
@@ -114,7 +115,8 @@ class Agreement:
     def _check(self, model: nn.Module, setup: Setup) -> None:
         """Raise what keeps this process from measuring."""
         if setup.anew or not self.aliases:
-            self.aliases = tuple(resolve_layers(model, setup.layers))
+            find = layer_aliases if isinstance(setup.probe, ProbeSet) else resolve_layers
+            self.aliases = tuple(find(model, setup.layers))
         if setup.truth is not None:
             setup.truth.probe.check_content()
         if isinstance(setup.probe, ProbeSet):

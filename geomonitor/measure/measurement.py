@@ -66,6 +66,8 @@ class Measurement:
         references: features to which the drift is measured, by layer.
         device: of the model.
         warn: warns the user: takes the message and a key of its cause, the same key for the same cause.
+        logits: which output holds the logits, by the names of ``outputs_of``; None: by the rule of ``logits_in``.
+        has_logits: False: no output is known as the logits of the layers' head.
         processes: that measure together.
     """
 
@@ -77,6 +79,8 @@ class Measurement:
         device: torch.device,
         warn: Callable[[str, str], None],
         *,
+        logits: str | None = None,
+        has_logits: bool = True,
         processes: Processes = ALL_PROCESSES,
     ) -> None:
         self.plan = plan
@@ -99,7 +103,8 @@ class Measurement:
         self._classes = torch.tensor(plan.classes)
         self._features = PointBuffer(self._where, processes)
         self._logits = PointBuffer(self._where, processes)
-        self._logits_found = self._needs_logits
+        self._place = logits
+        self._logits_found = self._needs_logits and has_logits
 
     def update(self, features: Mapping[str, Tensor], outputs: Mapping[str, Any], labels: Tensor, ids: Tensor) -> None:
         """Add a batch.
@@ -119,7 +124,7 @@ class Measurement:
         self._features.add(rows, classes=classes, ids=ids)
         statistics = {}
         for name, output in outputs.items():
-            logits = logits_in(output, self.plan.classes) if self._logits_found else None
+            logits = logits_in(output, self.plan.classes, self._place) if self._logits_found else None
             self._logits_found = logits is not None and (len(logits) == len(classes) or not len(classes))
             if self._logits_found and logits is not None:
                 statistics[name] = point_statistics(logits[: len(classes)], labels)

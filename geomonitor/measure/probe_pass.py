@@ -60,7 +60,7 @@ def probe_pass(
 
     def run(batch: ProbeBatch) -> tuple[Features, Any, Any]:
         inputs = to_device(batch.inputs, device)
-        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        mask = mask_of(model, inputs)
         how = probe.how_viewed
         drops = dropping(model, probe, batch.ids) if how is not None and how.kind == "dropout" else nullcontext()
         with captured(model, layers, pool=pool, mask=mask) as features, drops:
@@ -167,6 +167,19 @@ def _takes(function: Callable[..., Any], arguments: Sequence[Any], named: Mappin
     except TypeError:
         return False
     return True
+
+
+def mask_of(model: nn.Module, inputs: Any) -> Any:
+    """The attention mask of a batch, or where its tokens are not the padding that the model's configuration names."""
+    if not isinstance(inputs, dict):
+        return None
+    if inputs.get("attention_mask") is not None:
+        return inputs["attention_mask"]
+    tokens, padding = inputs.get("input_ids"), getattr(getattr(model, "config", None), "pad_token_id", None)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not isinstance(padding, int):
+        return None
+    mask = tokens != padding
+    return mask if mask.any(dim=1).all() else None
 
 
 def device_of(model: nn.Module) -> torch.device:

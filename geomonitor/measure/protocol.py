@@ -95,7 +95,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("content", "truth content", "views content", "forward", "dtypes", "batch_size")
+KNOWN_LATER = ("resolved", "content", "truth content", "views content", "forward", "dtypes", "batch_size")
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

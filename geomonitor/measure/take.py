@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from geomonitor._random import preserved_rng
-from geomonitor.features.capture import Pool, resolve_layers
+from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
 from geomonitor.measure.agreement import Agreement
@@ -19,6 +19,7 @@ from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
 from geomonitor.measure.truth import measure_truth
 from geomonitor.measure.views import VIEW_MARKERS, measure_views
+from geomonitor.measure.where import Where
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 
@@ -63,7 +64,7 @@ class HowToRun(NamedTuple):
 @preserved_rng()
 def take_measurement(
     model: nn.Module,
-    layers: str | Sequence[str] | Mapping[str, str],
+    where: Where,
     source: ProbeSet | ValidationPass,
     plan: Plan,
     *,
@@ -77,7 +78,7 @@ def take_measurement(
 
     Args:
         model: left exactly as it was. Its code, parametrisations of weights included, runs in isolation only.
-        layers: which layers to measure, as in ``GeometryMonitor``.
+        where: which layers to measure.
         source: the probe set, or the points that a validation pass has collected.
         plan: what to measure.
         how: how the probe set is run.
@@ -91,10 +92,16 @@ def take_measurement(
     device, processes, warn = device_of(model), agreement.processes, agreement.warn
     failure: Exception | None = None
     try:
-        found = resolve_layers(model, layers)
+        if isinstance(source, ProbeSet):
+            found = where.find(model, source, forward=how.forward, batch_size=how.batch_size, warn=warn)
+        else:
+            found = where.in_place(model)
         with undisturbed(model, warn):  # reading a parametrised weight runs code of the model
             heads = {alias: head_of(model, layer, plan.classes) for alias, layer in found.items()}
-        measurement = Measurement(plan, heads, known.references, device, warn, processes=processes)
+        measurement = Measurement(
+            plan, heads, known.references, device, warn, logits=where.logits, has_logits=where.has_logits,
+            processes=processes,
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - raised below, once the other processes know
         failure = error
     if not processes.all(failure is None, device):

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from geomonitor.errors import InputError
-from geomonitor.features.capture import resolve_layers
+from geomonitor.features.layers import layer_aliases
 from geomonitor.history.records import ALARM
 from geomonitor_integrations._lightning_checks import require_namespace
 from geomonitor_integrations._lightning_hooks import GeometryHooks
@@ -48,7 +48,7 @@ class StopOnDecline:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         judged = [h.monitor.layers for h in self._hooks(trainer) if h.monitor.panel is not None]
-        aliases = [alias for layers in judged for alias in resolve_layers(pl_module, layers)]
+        aliases = [alias for layers in judged for alias in layer_aliases(pl_module, layers)]
         if self.layer not in aliases:
             raise InputError(
                 f"no GeometryCallback judges a layer {self.layer!r}, so nothing could ever stop this run: "

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from geomonitor.adapter import Adapter, require_one_of_a_name
-from geomonitor.features.capture import resolve_layers
+from geomonitor.features.layers import layer_aliases
 
 try:
     from ignite.engine import Engine, Events
@@ -51,7 +51,7 @@ class GeometryHandler(Adapter):
         Raises:
             InputError: a layer that does not exist; a second handler of the name.
         """
-        resolve_layers(model, self.monitor.layers)
+        layer_aliases(model, self.monitor.layers)
         handlers = [getattr(handler, "__self__", None) for handler, *_ in trainer._event_handlers[Events.STARTED]]
         require_one_of_a_name([*handlers, self])
         self._model, self._optimizers = model, list(optimizers)

@@ -1,0 +1,243 @@
+"""Which layer "penultimate" is: what feeds the layer whose output is the logits, found in one traced forward pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor.errors import InputError, MeasurementError
+from geomonitor.features.layers import Layer, around_adapters, listed
+from geomonitor.features.outputs import outputs_of
+from geomonitor.features.pooling import PoolName, pooled_as
+from geomonitor.features.trace import Call, Trace, tensors_in
+
+_PROJECTOR = re.compile(r"proj|predictor|contrast|embed|simclr|byol|barlow|vicreg", re.IGNORECASE)
+_CLASSIFIER = re.compile(r"classif|score|logit", re.IGNORECASE)
+# Rules to turn logits of tokens or places into those of a point; the one that gives the model's own logits is taken.
+_READ_BY: tuple[PoolName, ...] = ("last", "first", "mean")
+
+
+class LayerError(InputError):
+    """No single layer is the one meant: the message lists candidates."""
+
+
+class Located(NamedTuple):
+    """What "penultimate" is in a model."""
+
+    layer: Layer
+    logits: str | None
+    """which of the model's outputs holds the logits of the classes, by the names of ``outputs_of``; None: none does"""
+    why: str
+    """in words"""
+    candidates: tuple[str, ...] = ()
+    """other layers, if the rule had to choose"""
+
+
+class _Head(NamedTuple):
+    path: str
+    call: Call
+    clean: bool
+    """whether nothing but affine maps, pooling and the like lies between it and what it was found for"""
+
+
+def locate(
+    trace: Trace, modules: Mapping[str, nn.Module], output: Any, labels: Sequence[int], mask: Tensor | None = None
+) -> Located | None:
+    """What "penultimate" is, from one traced forward pass.
+
+    Args:
+        trace: of the pass.
+        modules: of the model by path.
+        output: what the model returned.
+        labels: of the probe's classes; empty if the points have none.
+        mask: ``(B, L)``, nonzero at tokens.
+
+    Returns:
+        None if the pass does not show it (a tensor that no recorded operation made).
+
+    Raises:
+        LayerError: several heads or towers, or a head that is no module.
+    """
+    outputs = outputs_of(output)
+    width = max(labels, default=-1) + 1 if min(labels, default=-1) >= 0 else 0
+    flat = {name: tensor for name, tensor in outputs.items() if tensor.ndim == 2}
+    exact = {name: tensor for name, tensor in flat.items() if width > 1 and tensor.shape[1] == width}
+    chosen = exact or {name: tensor for name, tensor in flat.items() if tensor.shape[1] > width} or flat or outputs
+    if not chosen:
+        return None
+    if "logits" not in outputs and len(chosen) > 1 and (exact or flat):
+        _refuse_several(trace, modules, chosen)
+    name, tensor = next(iter(chosen.items()))
+    head = _head(trace, modules, tensor, strict=bool(exact))
+    if head is None and exact:
+        return None
+    representation = Layer("", "output")
+    others = tuple(f"{path}:output" for path in _candidates(modules))
+    if head is None or (not exact and not head.clean):
+        return Located(representation, None, f"the output, of {_shape(tensor)}: no layer gives it as logits", others)
+    if not exact and _is_projector(head.path, modules, tensor, width):
+        path = _before_projector(trace, modules, head)
+        why = f"the representation before the projector: an output of {_shape(tensor)} is no logits of {width} classes"
+        return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
+    pool = _read_by(head, tensor, mask)
+    layer = Layer(head.path, "input", pool=pool)
+    if tensor.ndim == 2 and 1 < width <= tensor.shape[1]:
+        return Located(layer, name, f"what feeds the logits, {_shape(tensor)}")
+    why = f"what feeds the output, {_shape(tensor)}, which is no logits (points, classes) of the probe set"
+    return Located(layer, None, why, (":output", *others))
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"shape ({', '.join(['B', *map(str, tensor.shape[1:])])})"
+
+
+def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, strict: bool) -> _Head | None:
+    """The module from which a tensor comes; None if there is none, which is an error if ``strict``."""
+    mixing, after = trace.sources(tensor)
+    if not mixing:
+        return None
+    path = _common([operation.within for operation in mixing])
+    path, module = around_adapters(path, modules), modules.get(path)
+    call = trace.call_of(path)
+    if isinstance(module, torch.jit.ScriptModule) or call is None:
+        return None
+    alone = len({operation.within for operation in mixing}) == 1
+    leaf = not any(True for _ in _own_children(module)) if module is not None else True
+    affine = not any(operation.bends for operation in trace.operations if path in operation.within)
+    fits = any(tensor.shape[-1] in (given.shape[-1], *given.shape[1:2]) for given in tensors_in(call.gives)[:1])
+    if not fits or not (leaf or (affine and path)):
+        if not strict:
+            return None
+        owners = list(dict.fromkeys(operation.within[-1] for operation in mixing))
+        within = f"in the forward of {type(modules[path]).__name__}" if alone else "from several layers"
+        raise LayerError(
+            f"'penultimate' is not clear: the logits, {_shape(tensor)}, are computed {within}, and no single layer "
+            "gives them (a head in functional form, or several heads). Make the head a module, or name what to "
+            f"measure: {_suggestion(trace, modules, owners)}"
+        )
+    straight = all(operation.projects for operation in mixing)
+    return _Head(path, call, straight and not any(operation.bends for operation in after))
+
+
+def _own_children(module: nn.Module) -> list[nn.Module]:
+    """Children that compute; a parametrisation of a weight is no layer."""
+    return [child for name, child in module.named_children() if name != "parametrizations"]
+
+
+def _common(stacks: Sequence[tuple[str, ...]]) -> str:
+    """The innermost module that all share."""
+    common = ""
+    for level in zip(*stacks, strict=False):
+        if len(set(level)) > 1:
+            break
+        common = level[0]
+    return common
+
+
+def _refuse_several(trace: Trace, modules: Mapping[str, nn.Module], outputs: Mapping[str, Tensor]) -> None:
+    heads = []
+    for tensor in outputs.values():
+        mixing, _ = trace.sources(tensor)
+        heads += [around_adapters(_common([operation.within for operation in mixing]), modules)] if mixing else []
+    shapes = ", ".join(f"{name}: {_shape(tensor)}" for name, tensor in outputs.items())
+    raise LayerError(
+        f"'penultimate' is not clear: the model gives several outputs that may be meant ({shapes}). Name what to "
+        "measure, or give forward= a function of (model, inputs) that returns the one that is meant. "
+        f"{_suggestion(trace, modules, heads)}"
+    )
+
+
+def _suggestion(trace: Trace, modules: Mapping[str, nn.Module], owners: Sequence[str]) -> str:
+    named = [path for path in dict.fromkeys(owners) if path]
+    found = [f"{path}:input" for path in named] + [f"{path}:output" for path in named]
+    found = found or [f"{path}:output" for path in _candidates(modules)]
+    return f"Candidates: {listed(found)}" if found else "Candidates: :output"
+
+
+def _candidates(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Modules one level down, which are usually the parts that people name."""
+    return [path for path in modules if path and "." not in path][:8]
+
+
+def _is_projector(path: str, modules: Mapping[str, nn.Module], tensor: Tensor, width: int) -> bool:
+    """Whether an output that is wider than there are classes is an embedding: by name, by norm one, or as an MLP."""
+    if tensor.ndim != 2 or tensor.shape[1] == 1 or _CLASSIFIER.search(path):
+        return False
+    norms = torch.linalg.vector_norm(tensor.float(), dim=1)
+    if _PROJECTOR.search(path) or bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3)):
+        return True
+    block = _projector_of(path, modules)
+    return block != path and sum(isinstance(m, nn.Linear) for m in modules[block].modules()) > 1
+
+
+def _projector_of(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The block to which the last layer of a projector belongs: by name, or as ``nn.Sequential``."""
+    best, above = path, path
+    while "." in above:
+        above = above.rpartition(".")[0]
+        if _PROJECTOR.search(above.rpartition(".")[2]) or isinstance(modules[above], nn.Sequential):
+            best = above
+    return best
+
+
+def _before_projector(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> str:
+    """The first block of a row of projectors, such as BYOL's predictor after its projector."""
+    path = _projector_of(head.path, modules)
+    while (call := trace.call_of(path)) is not None and (given := tensors_in(call.takes)):
+        mixing, _ = trace.sources(given[0])
+        owner = _common([operation.within for operation in mixing]) if mixing else ""
+        before = _projector_of(owner, modules) if owner else ""
+        if not before or before == path or not _PROJECTOR.search(before):
+            break
+        path = before
+    return path
+
+
+def _read_by(head: _Head, logits: Tensor, mask: Tensor | None) -> str:
+    """How the model itself turns the rows that a head gives for tokens or places into one for each point."""
+    given = tensors_in(head.call.gives)
+    if logits.ndim != 2 or not given or given[0].ndim != 3:
+        return ""
+    for rule in _READ_BY:
+        try:
+            found = pooled_as(given[0], rule, mask)
+        except MeasurementError:  # tokens that the mask does not cover
+            continue
+        if found.shape == logits.shape and torch.allclose(found.float(), logits.float(), rtol=1e-4, atol=1e-5):
+            return rule
+    raise LayerError(
+        f"the head {head.path!r} gives {_shape(given[0])}, and the model reads a part of it by a rule that is none of "
+        f"{', '.join(_READ_BY)} over the tokens of the mask: give the inputs an attention_mask, or pool= a function of "
+        "(tensor, mask) that returns the row of the token that the model reads"
+    )
+
+
+def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, output: Any) -> str | None:
+    """Which output comes out of the head that a layer feeds, by the names of ``outputs_of``; None if none does.
+
+    Args:
+        trace: of a forward pass.
+        modules: of the model by path.
+        layer: whose side is "input", or it feeds no head.
+        output: what the model returned.
+    """
+    for name, tensor in outputs_of(output).items() if layer.side == "input" else ():
+        head = _head(trace, modules, tensor, strict=False)
+        if head is not None and head.path == layer.path and tensor.ndim == 2:
+            return name
+    return None
+
+
+def describe(located: Located, alias: str) -> str:
+    """One line for the log.
+
+    >>> describe(Located(Layer("fc", "input"), "", "what feeds the logits, shape (B, 4)"), "penultimate")
+    "layer 'penultimate' is fc:input: what feeds the logits, shape (B, 4)"
+    """
+    pooled = f", pooled by {located.layer.pool!r}" if located.layer.pool else ""
+    others = f". Others: layers={' or '.join(map(repr, located.candidates[:4]))}" if located.candidates else ""
+    return f"layer {alias!r} is {located.layer}{pooled}: {located.why}{others}"

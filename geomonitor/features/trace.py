@@ -1,0 +1,146 @@
+"""One forward pass as a graph: which operation made which tensor, inside which module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Parts of the names of operations that mix the columns of their input: products with weights, convolutions, distances.
+_MIXING = ("mm", "conv", "linear", "dist", "einsum", "mv", "matmul", "lstm", "gru", "rnn", "dot_product")
+_WHOLE_LAYERS = ("lstm", "gru", "rnn", "dot_product")
+# Parts of the names of operations after which features are no longer an affine map of what went in.
+_BENDING = ("relu", "gelu", "silu", "tanh", "elu", "swish", "mish", "softplus", "threshold", "_norm", "rsqrt", "glu")
+_NORMS_OF_VECTORS = ("linalg_vector_norm", "_weight_norm")
+
+
+class Operation(NamedTuple):
+    """One operation of torch on tensors."""
+
+    name: str
+    number: int
+    """in the order of execution"""
+    takes: tuple[int, ...]
+    """the tensors that go in, by :func:`id`"""
+    within: tuple[str, ...]
+    """paths of the modules that were running, the innermost last"""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes columns, as a layer with weights does."""
+        return any(part in self.name for part in _MIXING)
+
+    @property
+    def projects(self) -> bool:
+        """Whether it is a product with weights or a convolution, as in a head; not a whole recurrence or attention."""
+        return self.mixes and not any(part in self.name for part in _WHOLE_LAYERS)
+
+    @property
+    def bends(self) -> bool:
+        """Whether it is an activation or a normalisation of units."""
+        return any(part in self.name for part in _BENDING) and self.name not in _NORMS_OF_VECTORS
+
+
+class Call(NamedTuple):
+    """One run of a module."""
+
+    path: str
+    takes: Any
+    gives: Any
+
+
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records a forward pass that runs inside the block; holds every tensor of it, so the batch should be small."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[Operation] = []
+        self.calls: list[Call] = []
+        """of modules, in the order in which they ended"""
+        self._made_by: dict[int, list[Operation]] = {}
+        self._alive: list[Tensor] = []  # an id names one tensor as long as it lives
+        self._running: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken = [*tensors_in(args), *tensors_in(kwargs or {})]
+        operation = Operation(
+            func.overloadpacket.__name__, len(self.operations), tuple(map(id, taken)), tuple(self._running)
+        )
+        self.operations.append(operation)
+        for made in tensors_in(result):
+            self._made_by.setdefault(id(made), []).append(operation)
+            self._alive.append(made)
+        self._alive.extend(taken)
+        return result
+
+    @contextmanager
+    def of(self, modules: Mapping[str, nn.Module]) -> Iterator[Trace]:
+        """Record what runs inside the block, with the modules by path."""
+        paths: dict[nn.Module, str] = {}
+        for path, module in modules.items():
+            paths.setdefault(module, path)
+        with ExitStack() as stack:
+            for module, path in paths.items():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    stack.callback(module.register_forward_pre_hook(self._entering(path), with_kwargs=True).remove)
+                    stack.callback(module.register_forward_hook(self._leaving(path), with_kwargs=True).remove)
+            with self:
+                yield self
+
+    def sources(self, tensor: Tensor) -> tuple[list[Operation], list[Operation]]:
+        """The mixing operations from which a tensor comes with no other one in between, and all operations after them.
+
+        Args:
+            tensor: of the recorded pass.
+        """
+        mixing: list[Operation] = []
+        after: list[Operation] = []
+        seen, waiting = set(), [id(tensor)]
+        while waiting:
+            for operation in self._made_by.get(waiting.pop(), ()):
+                if operation.number in seen:
+                    continue
+                seen.add(operation.number)
+                (mixing if operation.mixes else after).append(operation)
+                if not operation.mixes:
+                    waiting.extend(operation.takes)
+        return sorted(mixing, key=lambda operation: operation.number), after
+
+    def call_of(self, path: str) -> Call | None:
+        """The last run of a module."""
+        return next((call for call in reversed(self.calls) if call.path == path), None)
+
+    def _entering(self, path: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append(path)
+
+        return enter
+
+    def _leaving(self, path: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._running.pop()
+            self.calls.append(Call(path, args if tensors_in(args) else kwargs, output))
+
+        return leave
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in arguments or results; in mappings, tuples and lists as well.
+
+    >>> len(tensors_in((torch.ones(1), [torch.ones(2), 3], {"a": torch.ones(3)})))
+    3
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []

@@ -1,0 +1,163 @@
+"""Where to measure: found at the first measurement of a series, by one traced forward pass of a few points."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomonitor._distributed import ALL_PROCESSES, Processes
+from geomonitor.errors import InputError
+from geomonitor.features.capture import Layers
+from geomonitor.features.heads import LayerError, Located, describe, locate, place_of
+from geomonitor.features.hooks_run import hooks_run
+from geomonitor.features.isolation import undisturbed
+from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain_modules, resolve_in
+from geomonitor.features.trace import Trace
+from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, mask_of, to_device, to_dtype
+from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
+
+LOG = logging.getLogger("geomonitor")
+"""What was found goes here, at level INFO."""
+POINTS = 8
+"""Points of the traced pass: few, since all of its tensors are held."""
+
+
+class Traced(NamedTuple):
+    """A forward pass of a few points."""
+
+    trace: Trace
+    output: Any
+    """of the model"""
+    mask: Tensor | None
+
+
+class Where:
+    """The layers of a series, and which output holds the logits that belong to them.
+
+    Args:
+        layers: as in ``GeometryMonitor``.
+        processes: that measure together; the first one logs what was found.
+    """
+
+    def __init__(self, layers: Layers, processes: Processes = ALL_PROCESSES) -> None:
+        self._layers = layers
+        self._processes = processes
+        self._found: dict[str, Layer] = {}
+        self._model: tuple[tuple[str, type], ...] = ()
+        self.resolved: dict[str, str] = {}
+        """alias to layer, and how the model itself pools it, for the protocol"""
+        self.began = False
+        """whether a measurement of the series was made"""
+        self.logits: str | None = None
+        """which output holds the logits; None: by the rule of ``logits_in``"""
+        self.has_logits = True
+        """whether an output is known or may be the logits of the classes"""
+
+    def in_place(self, model: nn.Module) -> dict[str, Layer]:
+        """The layers without a forward pass of the probe set: found before, or by the order of registration."""
+        modules = plain_modules(model)
+        return self._found if self._known(modules) else resolve_in(modules, self._layers)
+
+    def find(
+        self, model: nn.Module, probe: ProbeSet, *, forward: Forward, batch_size: int, warn: Callable[[str, str], None]
+    ) -> dict[str, Layer]:
+        """The layers in a model; a forward pass only if it is not the model of before.
+
+        Args:
+            model: left exactly as it was.
+            probe: of which a few points run.
+            forward: runs the model on a batch.
+            batch_size: the most points in one forward pass.
+            warn: takes a warning and a key of its cause.
+
+        Raises:
+            InputError: a layer that does not exist.
+            LayerError: ``"penultimate"`` is not clear.
+        """
+        modules = plain_modules(model)
+        if self._known(modules):
+            return self._found
+        resolve_in(modules, self._layers, Layer("", "input", automatic=True))  # names that do not exist
+        failure: LayerError | None = None
+        located: Located | None = None
+        traced: Traced | None = None
+        try:
+            traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
+            if any(name == PENULTIMATE and name not in modules for _, name in checked_layers(self._layers)):
+                labels = probe.classes if probe.labelled else ()
+                located = locate(traced.trace, modules, traced.output, labels, traced.mask)
+        except LayerError as error:
+            failure = error
+        except Exception:  # noqa: BLE001 - if the model cannot run, the measurement reports it
+            pass
+        if failure is not None and not hasattr(modules[""], "head_path"):  # a model may name its head
+            raise failure
+        try:
+            found = resolve_in(modules, self._layers, located and located.layer)
+        except InputError as error:
+            raise LayerError(str(error)) from error
+        if traced is not None:
+            self._choose_logits(located, found, modules, traced)
+            self._found, self._model = found, _signature(modules)
+        if located is not None:
+            self._report(located, found, warn)
+        return found
+
+    def _known(self, modules: Mapping[str, nn.Module]) -> bool:
+        return bool(self._found) and self._model == _signature(modules)
+
+    def _choose_logits(
+        self,
+        located: Located | None,
+        found: Mapping[str, Layer],
+        modules: Mapping[str, nn.Module],
+        traced: Traced,
+    ) -> None:
+        if located is not None:
+            self.logits, self.has_logits = located.logits, located.logits is not None
+            return
+        places = {place_of(traced.trace, modules, layer, traced.output) for layer in found.values()} - {None}
+        self.logits, self.has_logits = (places.pop() if len(places) == 1 else None), len(places) < 2
+
+    def _report(self, located: Located, found: Mapping[str, Layer], warn: Callable[[str, str], None]) -> None:
+        aliases = [alias for alias, layer in found.items() if layer == located.layer]
+        pooled = f", {located.layer.pool}" if located.layer.pool else ""
+        resolved = dict.fromkeys(aliases, f"{located.layer}{pooled}")
+        if self._processes.rank == 0 and resolved != self.resolved:
+            LOG.info("%s", describe(located, aliases[0]))
+            if self.began:
+                warn(
+                    f"the model has changed, and so has what 'penultimate' is: {self.resolved} before, {resolved} now. "
+                    "Numbers before and after are not of one layer. Name a layer that stays, or start a new series "
+                    "(a new monitor, or monitor.reset()).",
+                    "another layer",
+                )
+        self.resolved = resolved
+
+
+def _some(probe: ProbeSet, points: int) -> Tensor:
+    """Points of several classes: with texts of one length alone, rules of pooling could not be kept apart."""
+    places = torch.linspace(0, len(probe) - 1, min(points, len(probe))).long()
+    return torch.tensor(sorted(set(places.tolist())))
+
+
+def _traced(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    batch: ProbeBatch,
+    forward: Forward,
+    warn: Callable[[str, str], None],
+) -> Traced:
+    with undisturbed(model, warn):
+        inputs = to_device(batch.inputs, device_of(model))
+        with hooks_run(), Trace().of(modules) as trace:
+            output = forward(model, to_dtype(inputs, dtype_of(model)))
+    return Traced(trace, output, mask_of(model, inputs))
+
+
+def _signature(modules: Mapping[str, nn.Module]) -> tuple[tuple[str, type], ...]:
+    return tuple((path, type(module)) for path, module in modules.items())
