@@ -15,7 +15,7 @@ CORE = Path(geomonitor.__file__).parent
 ORDER = (
     *("errors", "_warnings", "_distributed", "_threads", "_random", "_options"),
     *("probe", "features", "markers", "glue", "metrics", "measure", "history", "alarms"),
-    *("monitor", "cadence", "run", "adapter", "decide", "plots", "report", "cli"),
+    *("monitor", "cadence", "run", "adapter", "decide", "explain", "plots", "report", "cli"),
 )
 """From the ground up; ``__init__`` gathers the public names and may import everything."""
 GLUE_ORDER = (

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from geomonitor import _options
 from geomonitor.errors import MeasurementError
 from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.layers import (
@@ -39,7 +40,12 @@ class Features(dict[str, Tensor]):
 
 @contextmanager
 def captured(
-    model: nn.Module, layers: Layers = PENULTIMATE, *, pool: Pool = "auto", mask: Tensor | None = None
+    model: nn.Module,
+    layers: Layers = PENULTIMATE,
+    *,
+    pool: Pool = "auto",
+    mask: Tensor | None = None,
+    detach: bool = True,
 ) -> Iterator[Features]:
     """Record features of named layers during one forward pass; no hook is left after the block.
 
@@ -63,9 +69,10 @@ def captured(
         layers: as for ``resolve_layers``, or what that returned.
         pool: ``"auto"``, ``"mean"``, ``"first"``, ``"last"``, ``"flatten"``, or a function.
         mask: (B, L), nonzero at tokens and 0 at padding, like ``attention_mask``.
+        detach: False: the copies are differentiable, if gradients are on in the block.
 
     Yields:
-        Alias to features (B, N), filled in as the layers run: detached copies in the dtype of the
+        Alias to features (B, N), filled in as the layers run: by default detached copies in the dtype of the
         activations, except that means of half-precision activations are float32. ``dtypes`` has that dtype by alias.
 
     Raises:
@@ -85,7 +92,7 @@ def captured(
     modules = plain_modules(model)
     resolved = resolve_in(modules, layers)
     check_pooling(pool, mask)
-    pooling = Pooling(pool, mask, modules.values())
+    pooling = Pooling(pool, mask, modules.values(), detach=_options.flag("detach", detach))
     features = Features()
     failures: list[Exception] = []
     linears_run: list[str] = []

@@ -80,11 +80,13 @@ class Pooling:
         pool: the rule.
         mask: ``(B, L)``, nonzero at tokens.
         modules: those of the model: if one of them has time steps before points, others may have them too.
+        detach: whether the rows are without a gradient.
     """
 
-    def __init__(self, pool: Pool, mask: Tensor | None, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, pool: Pool, mask: Tensor | None, modules: Iterable[nn.Module], *, detach: bool = True) -> None:
         self.pool = pool
         self.mask = mask
+        self._gradients = not detach
         self._may_be_length_first = any(getattr(module, "batch_first", True) is False for module in modules)
 
     def features(self, value: Any, layer: Layer, module: nn.Module) -> tuple[Tensor, str]:
@@ -102,7 +104,7 @@ class Pooling:
             tensor = self._batch_first(tensor, layer, module)
         # A copy, because the model may go on to write into this tensor (an in-place ReLU); outside inference
         # mode, because a tensor made there could never be changed afterwards.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()):
             mask = None if self.mask is None else self.mask.to(tensor.device).bool()
             return _pooled(tensor, pool, mask, layer, isinstance(module, _LENGTH_LAST)).clone(), dtype
 
