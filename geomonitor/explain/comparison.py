@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from geomonitor.explain.fiber_markers import (
 )
 from geomonitor.explain.layer import ToFeatures
 from geomonitor.explain.priors import Prior
-from geomonitor.explain.sampling import FiberSamples, checked_inputs, parts, sample_fibers
+from geomonitor.explain.sampling import FiberSamples, checked_inputs, sample_fibers
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 AIM = 0.1
@@ -170,7 +170,7 @@ def compare_fibers(
 def features_of(network: ToFeatures, inputs: Tensor) -> Tensor:
     """Features ``(Q, N)`` on the CPU."""
     with torch.no_grad():
-        return torch.cat([network(inputs[part]).cpu() for part in parts(len(inputs), POOL_BATCH)])
+        return torch.cat([network(inputs[part]).cpu() for part in _parts(len(inputs), POOL_BATCH)])
 
 
 def _markers(
@@ -238,3 +238,8 @@ def _shown(estimate: Estimate) -> str:
     if math.isnan(estimate.standard_error):
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ± {estimate.standard_error:.3f}"
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``count``."""
+    return (slice(start, start + size) for start in range(0, count, size))

@@ -87,8 +87,8 @@ def pair_distances(samples: Tensor, accepted: Tensor | None = None) -> Tensor:
         samples: ``(R, K, ...)``.
         accepted: ``(R, K)``; by default all that are finite. A fiber of fewer than two is NaN.
 
-    >>> pair_distances(torch.tensor([[[0.0, 0.0], [3.0, 3.0]]]))
-    tensor([3.], dtype=torch.float64)
+    >>> pair_distances(torch.tensor([[[0.0, 0.0], [3.0, 3.0]]])).round(decimals=6).tolist()
+    [3.0]
     """
     flat = samples.double().flatten(2)
     finite = torch.isfinite(flat).all(dim=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -299,8 +299,3 @@ def checked_rows(found: Any, count: int) -> None:
         raise InputError(f"features must give a tensor (B, N), one row an input; got {shape} for {count} inputs")
     if not bool(torch.isfinite(found).all()):
         raise MeasurementError("the features of the representatives are not finite: a fiber needs finite features")
-
-
-def parts(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` that cover ``count``."""
-    return (slice(start, start + size) for start in range(0, count, size))
