@@ -134,3 +134,17 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, before in parameters:
             parameter.requires_grad_(before)
+
+
+def checked_rows(found: Any, count: int) -> None:
+    """Refuse features that are not one finite row an input.
+
+    Raises:
+        InputError: another shape.
+        MeasurementError: not finite.
+    """
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"features must give a tensor (B, N), one row an input; got {shape} for {count} inputs")
+    if not bool(torch.isfinite(found).all()):
+        raise MeasurementError("the features of the representatives are not finite: a fiber needs finite features")

@@ -19,7 +19,7 @@ from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.explain.control import Control, Optimiser, distance, gradient, normalised
 from geomonitor.explain.fiber_markers import pair_scale
-from geomonitor.explain.layer import ToFeatures, quiet_prior
+from geomonitor.explain.layer import ToFeatures, checked_rows, quiet_prior
 from geomonitor.explain.priors import Prior
 
 
@@ -285,17 +285,3 @@ def checked_ids(ids: Any, count: int) -> list[int]:
     if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex():
         raise InputError(f"ids must be {count} whole numbers, one a representative; got {ids.dtype} {tuple(ids.shape)}")
     return [int(each) for each in ids]
-
-
-def checked_rows(found: Any, count: int) -> None:
-    """Refuse features that are not one finite row an input.
-
-    Raises:
-        InputError: another shape.
-        MeasurementError: not finite.
-    """
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"features must give a tensor (B, N), one row an input; got {shape} for {count} inputs")
-    if not bool(torch.isfinite(found).all()):
-        raise MeasurementError("the features of the representatives are not finite: a fiber needs finite features")
