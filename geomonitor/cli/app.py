@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "compare": "Compare runs at their ends; exit code 1 if a marker breaks a bound.",
         "scan": "Measure saved checkpoints, as if a monitor had watched the training.",
         "rank": "Order finished models by how well they should transfer to new classes.",
+        "fibers": "Draw inputs that a layer maps to equal features, before and after a change.",
         "forecast": "Forecast transfer at the end of runs from others of the same recipe.",
     }
 )

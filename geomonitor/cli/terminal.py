@@ -72,9 +72,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._bar.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        """One more is done, or ``count`` more."""
+        self._bar.advance(self._task, count)
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

@@ -65,9 +65,8 @@ def layer_features(
     (alias,) = resolved
     device, dtype = device_of(model), dtype_of(model)
     runner = _Runner(model, forward)
-    swapped = {
-        f"model.{name}": value.to(device) for name, value in (weights or {}).items() if isinstance(value, Tensor)
-    }
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # each of tied weights once
+    swapped = {f"model.{name}": value.to(device) for name, value in (weights or {}).items() if name in own}
 
     def features(inputs: Tensor) -> Tensor:
         given = to_dtype(inputs.to(device), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,9 +49,7 @@ def plot_fibers(
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    shape = tuple(comparison.representatives.shape[1:])
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise InputError(f"a picture needs images (C, H, W) of one or three channels; got inputs of shape {shape}")
+    checked_images(comparison.representatives.shape[1:])
     sides = {"before": comparison.before, "after": comparison.after}
     shown = {name: comparison.shown(side) for name, side in sides.items()}
     count = len(comparison.representatives)
@@ -79,6 +78,18 @@ def plot_fibers(
             draw.image(4 + 2 * members + number, neighbour, _loss(float(side.neighbour_losses[place])), title, number)
     figure.text(0.02, 0.12 / figure.get_figheight(), _caption(comparison, sides), fontsize=7, va="bottom")
     return figure
+
+
+def checked_images(shape: Sequence[int]) -> None:
+    """Refuse inputs that cannot be drawn.
+
+    Raises:
+        InputError: the shape is not that of an image.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(
+            f"a picture needs images (C, H, W) of one or three channels; got inputs of shape {tuple(shape)}"
+        )
 
 
 class _Row:

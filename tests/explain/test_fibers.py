@@ -317,3 +317,22 @@ def test_the_picture_of_a_comparison():
         steps=4, strengths=(3.0,),
     )  # fmt: skip
     assert pixels(plot_fibers(found)).std() > 10
+
+
+def test_a_copy_of_the_weights_of_a_model_with_tied_weights_is_taken():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)))
+
+    model, x = Tied(), torch.rand(2, 6)
+    weights = {name: 2 * value for name, value in model.state_dict().items()}
+    with layer_features(model, weights=weights) as features:
+        found = features(x)
+    model.load_state_dict(weights)
+    with layer_features(model) as features:
+        torch.testing.assert_close(found, features(x))
