@@ -41,7 +41,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The table of the demo over ten seeds that stands in the README.
+# The table of docs/demo.md: the demo over ten seeds.
 table: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py --seeds 10
 

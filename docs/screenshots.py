@@ -1,4 +1,4 @@
-"""Make the pictures of the README again, from the runs that ``make demo`` left.
+"""Make the pictures of docs/demo.md again, from the runs that ``make demo`` left.
 
     pip install selenium; python docs/screenshots.py
 

@@ -6,7 +6,7 @@ warns, and its forecast is right: a linear probe on the frozen features does wor
 A third run stops at the warning and goes back to the checkpoint from before the decline.
 
     python examples/mnist_collapse.py              # the story: about a minute
-    python examples/mnist_collapse.py --seeds 5    # the table of the README
+    python examples/mnist_collapse.py --seeds 5    # the table of docs/demo.md
 """
 
 from __future__ import annotations

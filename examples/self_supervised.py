@@ -114,7 +114,7 @@ def run(epochs: int, images_used: int, folder: Path) -> dict[str, list[float]]:
     probe = LinearProbe(images[held_out], labels[held_out])
     trainer = L.Trainer(
         max_epochs=epochs, callbacks=[free, compared, probe], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
     )  # fmt: skip
     trainer.fit(Contrastive(), DataLoader(Pairs(images[train]), batch_size=128, shuffle=True, drop_last=True))
 
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="three epochs on 512 images")
-    parser.add_argument("--output", type=Path, default=Path("runs/self_supervised"), help="folder of the picture")
+    parser.add_argument("--output", type=Path, default=Path("runs/self_supervised"), help="folder for all files")
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available|LeafSpec).*")

@@ -1,0 +1,134 @@
+"""Every block of Python and every command of the tutorial and the how-to pages runs, in the order of the page."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import shlex
+import shutil
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+import geomonitor as gm
+from geomonitor.cli.app import run as command
+from tests.runs_on_disk import write_run
+from tests.scan_targets import Net
+
+DOCS = Path(__file__).parents[2] / "docs"
+HOW_TO = sorted((DOCS / "howto").glob("*.md"))
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+EXIT_CODE = re.compile(r"# exit code (\d+)")
+
+
+def dataset(seed: int) -> TensorDataset:
+    return TensorDataset(torch.randn(180, 5, generator=torch.Generator().manual_seed(seed)), torch.arange(180) % 3)
+
+
+def run_page(page: Path, names: dict[str, Any]) -> None:
+    """Blocks of Python share their names; commands have the exit code that the page states, or 0."""
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, page.name, "exec"), names)
+            continue
+        for line in text.splitlines():
+            stated = EXIT_CODE.search(line)
+            arguments = shlex.split(line.removeprefix("$ "), comments=True)
+            assert arguments.pop(0) == "geomonitor"
+            assert command(arguments) == (int(stated[1]) if stated else 0), line
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working directory with runs, and a module that makes models and probe sets."""
+    for name in ("released", "new", "newer", "healthy0", "healthy1", "healthy2"):
+        write_run(tmp_path / "runs" / name)
+    write_run(tmp_path / "runs/collapsed", faulty=True)
+    shutil.copy(Path(__file__).parents[1] / "scan_targets.py", tmp_path / "zoo.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
+
+
+@pytest.fixture
+def posted() -> Iterator[tuple[int, list[bytes]]]:
+    """The port of a local webhook, and what was posted to it."""
+    bodies: list[bytes] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], bodies
+        server.shutdown()
+
+
+def low_from_the_third(series: gm.Series) -> gm.Verdict:
+    low = len(series.steps) > 2
+    since = int(series.steps[2]) if low else None
+    return gm.Verdict(low, series.layer, series.marker, 1.0, 2.0, 0.1, since_step=since, checks=int(low))
+
+
+def names_for(place: Path, port: int) -> dict[str, Any]:
+    train, held_out = dataset(0), dataset(1)
+
+    def trainer(**options: Any) -> L.Trainer:
+        saves = any(isinstance(one, Checkpoint) for one in options["callbacks"])
+        return L.Trainer(**{
+            "max_epochs": 1, "accelerator": "cpu", "default_root_dir": place, "logger": False, "log_every_n_steps": 1,
+            "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": saves, **options,
+        })  # fmt: skip
+
+    return {
+        "gm": gm, "torch": torch, "Trainer": trainer, "train_one_epoch": lambda model: None, "model": Net(),
+        "train_dataset": train, "held_out_dataset": held_out, "new_class_dataset": dataset(2),
+        "probe": gm.ProbeSet.from_dataset(held_out, per_class=20, train=train),
+        "train_loader": DataLoader(train, batch_size=60), "val_loader": DataLoader(held_out, batch_size=60),
+        "panel": gm.Panel(["dimension"], low_from_the_third), "WEBHOOK": f"http://127.0.0.1:{port}",
+        "SENDER": "a@localhost", "RECEIVER": "b@localhost", "MAIL_HOST": "localhost", "MAIL_PORT": 25,
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::geomonitor.GeometryDeclineWarning")
+@pytest.mark.filterwarnings("ignore:a measurement takes")  # as the page on cost describes: training takes no time here
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_a_how_to_page_runs(page, place, posted):
+    torch.manual_seed(0)
+    assert BLOCK.search(page.read_text(encoding="utf-8")), "a page that shows nothing to do"
+    run_page(page, names_for(place, posted[0]))
+    if page.stem == "alerts":
+        (body,) = posted[1]  # once for each alarm
+        assert b"geometry alarm" in body
+
+
+@pytest.mark.filterwarnings("ignore::geomonitor.GeometryDeclineWarning")
+def test_the_tutorial_ends_with_the_decision_it_describes(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlxtend")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    run_page(DOCS / "tutorial.md", names)
+    assert names["status"].state == "alarm"
+    assert names["status"].since_epoch == 8  # at which the page raises the weight decay
+    assert "weight_decay 0 -> 0.02" in names["status"].text
+    assert names["decision"] == "go back"
+    assert (tmp_path / "runs/tutorial/geometry.html").exists()
+    assert names["status"].headline in capsys.readouterr().out
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"[\w/]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} == listed
