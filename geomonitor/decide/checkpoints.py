@@ -55,6 +55,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         InputError: no such file, a damaged one, one that holds more than plain data, or no weights in it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, as FSDP, DeepSpeed and torch.distributed.checkpoint save shards: these are pickled, "
+            "and loading them could run code. Save one file (FSDP: the full state_dict; Lightning: "
+            "save_distributed_checkpoint=False), or load it by what has saved it"
+        )
     if not path.is_file():
         raise InputError(f"{path} is no checkpoint file: give .ckpt, .pt or .safetensors files")
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
@@ -107,7 +113,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} does not fit the model ({'; '.join(problems)}): the factory must build what was saved"
         )
     try:
-        model.load_state_dict(weights)
+        if any(hasattr(value, "full_tensor") for value in wanted.values()):  # FSDP2: each process takes its part
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+            set_model_state_dict(model, {**weights}, options=StateDictOptions(full_state_dict=True))
+        else:
+            model.load_state_dict(weights)
     except Exception as error:  # whatever a tensor of a strange layout makes torch raise
         raise InputError(f"{checkpoint.path} cannot be loaded into the model: {error}") from error
 

@@ -131,7 +131,8 @@ class CheckpointKeeper:
 
         Args:
             model: into which the weights are loaded, all or none; left as it is if the run is not declining.
-            load: loads the file or folder instead, if a framework has its own way.
+            load: loads the file or folder instead, in every process: for shards, which
+                ``torch.distributed.checkpoint.load(state, checkpoint_id=path)`` reads.
 
         Warns:
             GeomonitorWarning: there is nothing to load, or it does not fit; the model stays as it is.
@@ -147,10 +148,7 @@ class CheckpointKeeper:
                 assert model is not None  # one of both is given
                 problem = _load_everywhere(model, path, self.monitor.processes)
             else:
-                try:
-                    load(path)
-                except (InputError, OSError, RuntimeError, ValueError, KeyError) as error:
-                    problem = str(error)
+                problem = _load_by(load, path, self.monitor.processes)
         if problem is None:
             self.restored = self._last
         elif self.monitor.processes.rank == 0:
@@ -265,6 +263,18 @@ def _marked(folder: Path, token: str) -> SavedCheckpoint | None:
         if found is not None and entry.get("run") == token and os.path.exists(folder / found.path):
             return found._replace(path=str(folder / found.path))
     return None
+
+
+def _load_by(load: Callable[[Path], None], path: Path, processes: Processes) -> str | None:
+    """Load a checkpoint by a function of the user in every process; the reason if one of them fails."""
+    from torch.distributed.checkpoint.api import CheckpointException  # a BaseException, and slow to import
+
+    problem = None
+    try:
+        load(path)
+    except (InputError, OSError, RuntimeError, ValueError, KeyError, CheckpointException) as error:
+        problem = str(error) or type(error).__name__
+    return next((found for found in processes.gathered(problem) if found is not None), None)
 
 
 def _load_everywhere(model: nn.Module, path: Path, processes: Processes) -> str | None:

@@ -11,7 +11,7 @@ from geomonitor.decide.keeper import CheckpointKeeper
 from geomonitor.decide.kept_file import free_name
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.history.saved import SavedCheckpoint
-from geomonitor_integrations._lightning_checks import require_namespace
+from geomonitor_integrations._lightning_checks import require_namespace, require_whole_checkpoints
 from geomonitor_integrations._lightning_hooks import GeometryHooks, step_of
 
 
@@ -46,6 +46,8 @@ class KeepLastHealthy:
             raise InputError(
                 f"GeometryCheckpoint needs a GeometryCallback{named} in the same Trainer: add one to callbacks"
             )
+        if stage == "fit" and self.keeper.restore:
+            require_whole_checkpoints(trainer)
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

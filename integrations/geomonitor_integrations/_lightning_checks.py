@@ -73,3 +73,23 @@ def require_namespace(callback: Any, trainer: Any) -> None:
         raise InputError(
             f"this Trainer comes from {theirs}: import {type(callback).__name__} from geomonitor_integrations.{theirs}"
         )
+
+
+def require_whole_checkpoints(trainer: Any) -> None:
+    """Refuse a strategy that saves folders of shards, which cannot be restored safely.
+
+    Raises:
+        InputError: such a strategy, with what to do.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    ways = {
+        "_save_distributed_checkpoint": "ModelParallelStrategy(save_distributed_checkpoint=False)",
+        "_state_dict_type": 'FSDPStrategy(state_dict_type="full")',
+    }
+    way = next((way for flag, way in ways.items() if getattr(strategy, flag, None) in (True, "sharded")), None)
+    if way is not None or "DeepSpeed" in name:
+        raise InputError(
+            f"GeometryCheckpoint(restore=True) cannot restore the folders of shards that {name} saves: give "
+            f"{f'{way}, or ' if way else ''}restore=False, and go on from last_healthy with fit(ckpt_path=...)"
+        )

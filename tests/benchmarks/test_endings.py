@@ -23,6 +23,7 @@ from benchmarks.elsewhere.runs import LATER, load
 from geomonitor import Panel
 from geomonitor._distributed import Processes
 from geomonitor.alarms.panel import DEFAULT_WATCH
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.keeper import CheckpointKeeper
 
 
@@ -120,6 +121,24 @@ def test_a_run_without_an_alarm_keeps_its_last_model(endings):
     run = next(e.run for e in endings if e.kept["stop"] == len(e.run.columns["unseen_accuracy"]) - 1)
     judged = list(verdicts(run, Panel().resolve(DEFAULT_WATCH)))
     assert geometry_checkpoint(judged, stop=False) == judged[-1][0] // 2
+
+
+@pytest.mark.parametrize(
+    ("since", "stopped", "restored"),
+    [
+        ((None, None, 4, 4), 1, 1),
+        ((None, None, 2, 2), 2, 3),  # the healthy one is of the step at which the decline began
+        ((0, 0, 0, 0), 0, 3),  # none is healthy
+        ((None, 2, None, None), 0, 3),  # a decline that is over at the end
+    ],
+)
+def test_the_last_healthy_one_from_before_the_decline_by_hand(since, stopped, restored):
+    judged = [
+        (2 * check, Verdict(first is not None, "features", "", since_step=first, checks=int(first is not None)))
+        for check, first in enumerate(since)
+    ]
+    assert geometry_checkpoint(judged, stop=True) == stopped
+    assert geometry_checkpoint(judged, stop=False) == restored
 
 
 def test_the_interval_holds_the_mean_and_shrinks_with_runs():

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import geomonitor as gm
 from geomonitor.history.runs import load_run
 from geomonitor.report import render_report
+from geomonitor_integrations._lightning_checks import require_whole_checkpoints
 
 
 @pytest.fixture(params=["lightning", "pytorch_lightning"])
@@ -189,6 +190,30 @@ def test_what_cannot_work_is_refused(pl, tmp_path):
     unjudged = pl.ours.GeometryCallback(gm.ProbeSet.from_dataset(dataset(), per_class=8), panel=None)
     with pytest.raises(gm.InputError, match="panel=None"):
         fit(pl, tmp_path, [pl.ours.GeometryCheckpoint(tmp_path), unjudged])
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_shards_are_refused_before_training_if_they_would_be_restored(pl, tmp_path, restore):
+    strategy = pl.L.strategies.SingleDeviceStrategy("cpu")
+    strategy._state_dict_type = "sharded"  # as FSDPStrategy has it
+    checkpoint = pl.ours.GeometryCheckpoint(tmp_path, restore=restore)
+    callbacks = [checkpoint, pl.ours.GeometryCallback(gm.ProbeSet.from_dataset(dataset(), per_class=8))]
+    if restore:
+        with pytest.raises(gm.InputError, match=r'state_dict_type="full".*, or restore=False'):
+            fit(pl, tmp_path, callbacks, strategy=strategy)
+        assert not list(tmp_path.rglob("*.ckpt"))
+    else:
+        fit(pl, tmp_path, callbacks, strategy=strategy)
+
+
+def test_the_strategies_of_lightning_that_save_shards_are_refused():
+    from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+
+    for strategy in (ModelParallelStrategy(), FSDPStrategy(state_dict_type="sharded")):
+        with pytest.raises(gm.InputError, match=type(strategy).__name__):
+            require_whole_checkpoints(SimpleNamespace(strategy=strategy))
+    for fine in (DDPStrategy(), FSDPStrategy(), ModelParallelStrategy(save_distributed_checkpoint=False)):
+        require_whole_checkpoints(SimpleNamespace(strategy=fine))
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("dimension", "max"), ("alarm", "min")])
