@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent
 MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
 """What a page shows: more layers, markers, alarms and settings than these are counted, and left out."""
+FIBERS_FILE, MOST_FIBERS = "fibers.png", 4 * 2**20
+"""Picture beside the history that ``geomonitor fibers`` writes, and its bytes at most: a page holds it whole."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TABLE = MappingProxyType({**TRUTH, **MARKERS})
 _ARROWS = MappingProxyType({"lower": "↓", "higher": "↑"})
 _SHOWN = (*TRUTH, *MARKER_GROUPS["default"])
@@ -92,10 +95,13 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(
+        "page.html.j2"
+    ).render(
         labels=labels,
         status=status,
         facts=findings.facts(run.history),
+        fibers=Markup(_fibers(run.path.parent / FIBERS_FILE)),  # base64: nothing to escape
         hot=hot,
         arrows={name: _ARROWS.get(_TABLE[name].worse or "", "") if name in _TABLE else "" for name in names},
         left_out=[
@@ -136,6 +142,17 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         hashes={name: _hash(text) for name, text in scripts.items()},
         isfinite=math.isfinite,
     )
+
+
+def _fibers(picture: Path) -> str:
+    """The picture in base64; "" if there is none, or a file of that name is no PNG of that size."""
+    try:
+        if picture.stat().st_size > MOST_FIBERS:
+            return ""
+        content = picture.read_bytes()
+    except OSError:
+        return ""
+    return base64.b64encode(content).decode() if content.startswith(_PNG) else ""
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -250,3 +250,15 @@ def test_the_file_loads_nothing_and_runs_only_its_own_scripts(tmp_path, healthy)
 def test_a_directory_is_no_place_for_a_report(tmp_path, healthy):
     with pytest.raises(InputError, match="name a file"):
         write_report(healthy, tmp_path)
+
+
+def test_the_picture_of_fibers_in_the_folder_of_the_run_is_shown(faulty):
+    picture = faulty.path.parent / "fibers.png"
+    assert "img" not in Page(render_report(faulty)).tags
+    picture.write_bytes(b"<script>alert(1)</script>")
+    assert "img" not in Page(render_report(faulty)).tags
+    content = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
+    picture.write_bytes(content)
+    page = Page(render_report(faulty))
+    assert ("src", f"data:image/png;base64,{base64.b64encode(content).decode()}") in page.attributes
+    assert "What the layer no longer sees" in page.text
