@@ -18,11 +18,13 @@ from geomonitor.cli.terminal import Progress, message, output
 from geomonitor.decide.around_alarm import around_alarm
 from geomonitor.decide.checkpoints import load_checkpoint, load_weights
 from geomonitor.errors import InputError
+from geomonitor.explain.at_alarm import first_of_classes
 from geomonitor.explain.comparison import STRENGTHS, compare_fibers
 from geomonitor.explain.layer import layer_features
 from geomonitor.explain.priors import Prior
 from geomonitor.explain.sampling import checked_inputs
 from geomonitor.explain.saving import room_for, save_images, save_numbers
+from geomonitor.features.layers import resolve_layers
 from geomonitor.history.runs import load_run
 from geomonitor.measure.probe_pass import device_of
 from geomonitor.plots.drawing import require_matplotlib
@@ -71,6 +73,7 @@ def fibers(
     known, plausible = monitor_of(probe, None, None), _prior(prior, device_of(networks[0]))
     pool, places = _points(known.probe, plausible, per_class)
     room_for(len(places), samples, pool[0].numel(), max_mib)  # refused now, and not after minutes of drawing
+    layer = str(resolve_layers(networks[0], known.layers).get(layer, layer))  # the alarm has the alias
     how: dict[str, Any] = {"pool": known.pool, "forward": known.forward}
     total = 2 * len(STRENGTHS) * len(places) * samples
     with (
@@ -136,5 +139,4 @@ def _points(probe: Any, prior: Prior, per_class: int) -> tuple[Tensor, Tensor]:
     if not 1 <= per_class <= probe.per_class:
         raise InputError(f"--per-class must be 1 to {probe.per_class}, the points of a class; got {per_class}")
     pool = checked_inputs(probe.batch_of(torch.arange(len(probe))).inputs, prior)
-    first = torch.arange(len(probe.classes)) * probe.per_class
-    return pool, (first[:, None] + torch.arange(per_class)).flatten()
+    return pool, first_of_classes(probe, per_class)

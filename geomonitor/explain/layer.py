@@ -66,6 +66,8 @@ def layer_features(
     device, dtype = device_of(model), dtype_of(model)
     runner = _Runner(model, forward)
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # each of tied weights once
+    if weights is not None and (missing := sorted((own & model.state_dict().keys()) - weights.keys())):
+        raise InputError(f"weights must hold all that the model's state_dict has; {missing[0]!r} is missing")
     swapped = {f"model.{name}": value.to(device) for name, value in (weights or {}).items() if name in own}
 
     def features(inputs: Tensor) -> Tensor:

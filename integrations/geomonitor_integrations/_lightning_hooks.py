@@ -17,6 +17,7 @@ from geomonitor import _options
 from geomonitor._distributed import Group
 from geomonitor.adapter import checked_directory, monitor_of
 from geomonitor.alarms.panel import Panel
+from geomonitor.explain.at_alarm import Fibers
 from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import autocast_off
 from geomonitor.glue.options import GeometryOptions
@@ -67,6 +68,7 @@ class GeometryHooks:
         max_overhead: float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
+        fibers: Fibers | None = None,
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {
@@ -95,6 +97,9 @@ class GeometryHooks:
             on_alarm=on_alarm,
         )
         self.output = LoggerOutput(figures_every_n, name)
+        if fibers is not None:
+            _options.instance("fibers", fibers, Fibers, "a Fibers(prior, ...) of geomonitor.explain, or None")
+        self.fibers: Fibers | None = fibers
         self._passive = isinstance(monitor.probe, ValidationProbe)
         self._validation: ValidationPass | None = None
         self._unlogged: dict[str, float] = {}
@@ -124,6 +129,8 @@ class GeometryHooks:
         directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
         self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False), **_planned(trainer))
         self.output.start(trainer, self.monitor)
+        if self.fibers is not None and not self.monitor.history.measurements:
+            self.fibers.kept = None  # of an earlier run
         if self.run.due_at_start:
             _to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=None))
 
@@ -249,7 +256,23 @@ class GeometryHooks:
             snapshots=self.output.figures_due(self.monitor.history.measurements),
         )
         self.output.write(trainer, self.monitor, self.run.records)
+        if self.fibers is not None:
+            self._draw_fibers(self.fibers, trainer, pl_module, forward)
         return values
+
+    def _draw_fibers(self, fibers: Fibers, trainer: Any, pl_module: Any, forward: Forward) -> None:
+        """At a new alarm the picture, else what a later one needs; a failure is a warning."""
+        if trainer.world_size > 1:  # the others would wait for this process until their time is over
+            self.output.warn("no fibers are drawn in a run of several processes: use geomonitor fibers afterwards")
+            return
+        try:
+            for verdict in self.monitor.new_alarms:
+                found = fibers.draw(pl_module, self.monitor, verdict, forward)
+                self.output.fibers(trainer, self.monitor, verdict.layer, found, fibers)
+            if not self.run.failed:
+                fibers.keep(pl_module, self.monitor)
+        except Exception as error:  # noqa: BLE001 - a warning; a picture is not worth a run
+            self.output.warn(f"the fibers cannot be drawn. {type(error).__name__}: {error}")
 
 
 def _training_data(trainer: Any) -> Any:

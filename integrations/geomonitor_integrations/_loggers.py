@@ -18,6 +18,8 @@ from geomonitor import _options
 from geomonitor._random import preserved_rng
 from geomonitor.alarms.status import Status, of_layer
 from geomonitor.errors import GeomonitorWarning
+from geomonitor.explain.at_alarm import Fibers
+from geomonitor.explain.comparison import Comparison
 from geomonitor.history.records import ALARM, Record
 from geomonitor.measure.snapshot import Snapshot
 from geomonitor.monitor import GeometryMonitor
@@ -87,6 +89,17 @@ class LoggerOutput:
             if monitor.snapshots:
                 self._draw(trainer, monitor.snapshots, step)
 
+    def fibers(self, trainer: Any, monitor: GeometryMonitor, layer: str, found: Comparison, fibers: Fibers) -> None:
+        """The picture of the fibers at an alarm, also as a file beside the history."""
+        from geomonitor.plots.drawing import pixels
+        from geomonitor.plots.fibers import plot_fibers
+
+        figure = plot_fibers(found, low=fibers.prior.low, high=fibers.prior.high)
+        if monitor.history.path is not None:
+            figure.savefig(monitor.history.path.with_name("fibers.png"), dpi=110)
+        tag, picture = f"geometry/{self._named(layer)}/fibers", pixels(figure)
+        self._each(trainer, partial(_write_picture, tag=tag, picture=picture, step=trainer.global_step))
+
     def state_dict(self) -> dict[str, Any]:
         """The references in plain Python and tensors."""
         return {layer: snapshot.state_dict() for layer, snapshot in self.references.items()}
@@ -103,7 +116,7 @@ class LoggerOutput:
             return False
         found = importlib.util.find_spec("matplotlib") is not None
         if not found and self.figures_every_n and trainer.is_global_zero:
-            self._warn('there are no figures without matplotlib: pip install "geomonitor[plots]"')
+            self.warn('there are no figures without matplotlib: pip install "geomonitor[plots]"')
         return found
 
     def _write_curves(self, sink: Sink, records: Sequence[Record], step: int) -> None:
@@ -122,7 +135,7 @@ class LoggerOutput:
                 try:
                     picture = pixels(figure_of(name, snapshot, None if reference.step == step else reference))
                 except Exception as error:  # noqa: BLE001 - a warning; a figure is not worth a run
-                    self._warn(f"the figure {name!r} cannot be drawn. {type(error).__name__}: {error}")
+                    self.warn(f"the figure {name!r} cannot be drawn. {type(error).__name__}: {error}")
                     continue
                 tag = f"geometry/{self._named(layer)}/{name}"
                 self._each(trainer, partial(_write_picture, tag=tag, picture=picture, step=step))
@@ -138,9 +151,9 @@ class LoggerOutput:
                 if sink is not None:
                     write(sink)
             except Exception as error:  # noqa: BLE001 - a warning; a logger must not end a run through us
-                self._warn(f"{kind} did not take what geomonitor gave it. {type(error).__name__}: {error}")
+                self.warn(f"{kind} did not take what geomonitor gave it. {type(error).__name__}: {error}")
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Warn of each thing once in the life of this callback; numbers in a message make no new one."""
         cause = message.split(".", maxsplit=1)[0]
         if cause not in self._warned:

@@ -65,6 +65,9 @@ class GeometryCallback(GeometryHooks, Callback):
         max_overhead: seconds of measuring allowed per second of training.
         on_error: ``"warn"`` or ``"raise"``.
         process_group: a function that returns the group of the processes that measure together, if not all.
+        fibers: ``geomonitor.explain.Fibers(prior, ...)``: at an alarm a picture of what the layer no longer sees goes
+            to the loggers, and to ``fibers.png`` beside the history. Costs the time of drawing at each alarm, and a
+            copy of the weights in CPU memory unless a ``GeometryCheckpoint`` keeps them in a file. One process only.
 
     Raises:
         InputError: an option that does not make sense, a Trainer of another namespace.

@@ -336,3 +336,11 @@ def test_a_copy_of_the_weights_of_a_model_with_tied_weights_is_taken():
     model.load_state_dict(weights)
     with layer_features(model) as features:
         torch.testing.assert_close(found, features(x))
+
+
+def test_weights_that_lack_a_parameter_are_refused():
+    with (
+        pytest.raises(gm.InputError, match=r"'0\.bias' is missing"),
+        layer_features(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "0", weights={"0.weight": torch.ones(2, 2)}),
+    ):
+        pass
