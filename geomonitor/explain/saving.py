@@ -95,7 +95,7 @@ def room_for(count: int, members: int, size: int, max_mib: float) -> tuple[int, 
         InputError: not one representative with two members fits.
 
     >>> room_for(10, 8, 4096, 1.0), room_for(10, 8, 4096, 0.2)
-    ((10, 8), (6, 2))
+    ((10, 8), (7, 2))
     """
     budget = _options.POSITIVE.number("max_mib", max_mib) * MIB - BYTES_OF_HEADERS
     kept = min(members, max(2, int((budget / (count * size) - 3) // 2)))

@@ -129,7 +129,7 @@ class Where:
         resolved = dict.fromkeys(aliases, f"{located.layer}{pooled}")
         if self._processes.rank == 0 and resolved != self.resolved:
             LOG.info("%s", describe(located, aliases[0]))
-            if self.began:
+            if self.began and self.resolved:  # an older checkpoint does not have it
                 warn(
                     f"the model has changed, and so has what 'penultimate' is: {self.resolved} before, {resolved} now. "
                     "Numbers before and after are not of one layer. Name a layer that stays, or start a new series "

@@ -81,7 +81,7 @@ def test_a_failure_is_nan_and_a_warning_and_the_geometry_stays():
 
     def forward(network, inputs):
         calls.append(len(inputs))
-        if len(calls) > 1:
+        if len(calls) > 2:  # a few points to find the layer, the probe set, then the truth
             raise RuntimeError("no room")
         return network(inputs)
 
