@@ -252,8 +252,8 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward" and row.state != "tokens"),
         # Self-supervised training: label-free; most of them need views.
         "ssl": (*_VIEWS, "uniformity", "rankme", "spectral_decay", "participation_ratio", "numerical_rank"),
-        # Language models: anisotropy and what explains it.
-        "lm": (*_TOKENS, "mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"),
+        # Language models: anisotropy and what explains it. Of tokens nothing: a monitor holds one row for each sequence.
+        "lm": ("mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"),
     }
 )
 """Names for several markers at once; ``"all"`` is all that needs no further forward pass and no tokens."""

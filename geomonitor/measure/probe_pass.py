@@ -131,6 +131,12 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
         names = tuple(dict.fromkeys([*names, *(name for name in MARKERS if MARKERS[name].state == "views")]))
     without_labels = [name for name in names if name not in LABEL_FREE] if not labelled else []
     without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
+    of_tokens = [name for name in names if name in MARKERS and MARKERS[name].state == "tokens"]
+    if of_tokens:  # a monitor holds one row for each point
+        raise InputError(
+            f"{', '.join(of_tokens)}: need every token of a sequence, and a monitor measures one pooled row for each "
+            "point. Leave them out, or call geomonitor.markers.tokens.token_entropy on hidden states of your own"
+        )
     if whole not in MARKER_GROUPS or whole in ("ssl", "lm"):
         if without_labels:
             raise InputError(

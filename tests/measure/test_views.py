@@ -52,8 +52,12 @@ def test_without_views_the_default_is_what_needs_no_label():
 def test_with_views_each_item_is_a_manifold(kind):
     probe = gm.ProbeSet.from_unlabelled(data(), samples=30, views=gm.Views(kind, count=6))
     stream = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    network_made = network()
+    stream = (torch.get_rng_state(), *stream[1:])
+    monitor = gm.GeometryMonitor(probe, geometry={"directions": 20}, on_error="raise")
+    monitor.measure(network_made.train(), step=1)
+    assert torch.equal(stream[0], torch.get_rng_state())
     found = values(probe)
-    torch.manual_seed(0)
     assert set(VIEW_MARKERS) <= set(found)
     assert all(map(math.isfinite, found.values()))
     assert stream[1:] == (random.getstate(), np.random.get_state()[1].tolist())
@@ -62,6 +66,15 @@ def test_with_views_each_item_is_a_manifold(kind):
     other = values(gm.ProbeSet.from_unlabelled(data(), samples=30, views=gm.Views(kind, count=6, seed=1)))
     assert other["lidar"] != pytest.approx(found["lidar"], rel=1e-3)
     assert other["participation_ratio"] == found["participation_ratio"]
+
+
+def test_what_needs_every_token_is_refused_and_the_group_of_language_models_is_measured():
+    probe = gm.ProbeSet.from_unlabelled(data(), samples=40)
+    with pytest.raises(gm.InputError, match="token_entropy: need every token"):
+        gm.GeometryMonitor(probe, markers=["token_entropy"])
+    found = values(probe, markers="lm", panel=None)
+    assert set(found) == {"mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"}
+    assert all(map(math.isfinite, found.values()))
 
 
 def test_lidar_is_the_function_of_the_views():
