@@ -2,10 +2,10 @@
 
 A causal transformer learns to predict the characters of the standard library's documentation strings. Two monitors
 measure label-free geometry of held-out text in every block: one on the last token, one on the mean of the tokens. One
-forward pass serves all blocks.
+forward pass of each serves all blocks.
 
-    python examples/language_model.py             # a few minutes
-    python examples/language_model.py --short     # a few seconds
+    python examples/language_model.py
+    python examples/language_model.py --short     # 20 steps
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def plot(histories: dict[str, gm.History], path: Path) -> Path:
                 series = history.series(f"block {n}", name)
                 color = plt.get_cmap("viridis")(n / BLOCKS)
                 axis.plot(series.steps, series.values, color=color, label=f"block {n}")
-            axis.set(title=f"{name.replace('_', ' ')}, {pool} token")
+            axis.set_title(
+                f"{name.replace('_', ' ')}, {'last token' if pool == 'last' else 'mean of tokens'}", fontsize=10
+            )
             axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[1]:
         axis.set_xlabel("step")
