@@ -21,7 +21,7 @@ test: $(STAMP)
 # missing is an error here.
 test-frameworks: $(FRAMEWORKS)/.installed
 	GEOMONITOR_FRAMEWORKS=1 OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest -n 2 $(TEST_OPTIONS) tests/frameworks \
-		tests/explain integrations
+		tests/explain tests/zoo integrations
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ _LENGTH_LAST = (
     *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
 )
 # Usual names of the features in a module that takes or returns several named tensors.
-_USUAL_NAMES = ("last_hidden_state", "hidden_states", "input", "x")
+_USUAL_NAMES = ("sentence_embedding", "last_hidden_state", "hidden_states", "input", "x")
 # They state with their attention layers whether points or time steps come first.
 _TRANSFORMERS = (
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
@@ -60,7 +60,7 @@ def _first_tensor(value: Any, layer: Layer) -> Tensor:
     elif isinstance(value, (tuple, list)) and not any(isinstance(v, PackedSequence) for v in (value, *value)):
         found = next((item for item in value if isinstance(item, Tensor)), None)
     elif not isinstance(value, Tensor):
-        found = getattr(value, _USUAL_NAMES[0], None)
+        found = getattr(value, "last_hidden_state", None)
     found = getattr(value, layer.part, None) if layer.part else found
     if not isinstance(found, Tensor) or found.is_nested:
         what = f"a mapping with {listed(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__

@@ -1,0 +1,133 @@
+"""What "penultimate" takes in models of transformers, peft, sentence-transformers and keras, and how it is pooled."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import geomonitor as gm
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+for library in ("transformers", "peft", "sentence_transformers", "keras"):
+    if importlib.util.find_spec(library) is None and not os.environ.get("GEOMONITOR_FRAMEWORKS"):
+        pytest.skip(f"{library} is not installed: make test-frameworks", allow_module_level=True)
+
+from tests.zoo import hugging_face as zoo  # noqa: E402
+
+# The libraries warn of their own deprecations; a model that installs hooks when it first runs is one warning of ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+ITEMS, PER_CLASS = 40, 8
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, kind: str) -> None:
+        self.inputs, self.labels = zoo.inputs(kind, ITEMS), torch.arange(ITEMS) % zoo.CLASSES
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**{name: value[index] for name, value in self.inputs.items()}, "labels": self.labels[index]}
+
+
+def measured(model: nn.Module, kind: str, **options) -> tuple[str, gm.GeometryMonitor]:
+    probe = gm.ProbeSet.from_dataset(Items(kind), per_class=PER_CLASS)
+    monitor = gm.GeometryMonitor(probe, markers=["mean_norm", "accuracy"], panel=None, on_error="raise", **options)
+    monitor.measure(model, step=0)
+    return monitor.protocol.get("resolved", {}).get("penultimate", ""), monitor
+
+
+def value(monitor: gm.GeometryMonitor, marker: str) -> float:
+    return float(monitor.history.series("penultimate", marker).values[-1])
+
+
+@pytest.mark.parametrize("name", zoo.CLASSIFIERS)
+def test_a_classifier(name: str) -> None:
+    make, kind, expected = zoo.CLASSIFIERS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    found, monitor = measured(model, kind)
+    assert found == expected
+    assert math.isfinite(value(monitor, "accuracy"))
+    path, _, pool = expected.partition(":input")
+    inputs = zoo.inputs(kind, 7)
+    plain = getattr(model, "_orig_mod", model)
+    mask = inputs.get("attention_mask", inputs.get("input_ids", torch.zeros(0)) != zoo.PADDING)
+    mask = mask if mask.ndim == 2 else None
+    with gm.captured(model, {"z": f"{path}:input"}, pool=pool.strip(", ") or "auto", mask=mask) as features:
+        logits = model(**inputs).logits
+    torch.testing.assert_close(plain.get_submodule(path)(features["z"]), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", zoo.OTHERS)
+def test_a_model_without_logits_of_the_classes(name: str) -> None:
+    make, kind, expected = zoo.OTHERS[name]
+    torch.manual_seed(0)
+    found, monitor = measured(make().eval(), kind)
+    assert found == expected
+    assert math.isfinite(value(monitor, "mean_norm"))
+    assert math.isnan(value(monitor, "accuracy"))
+
+
+def test_two_towers_are_a_question() -> None:
+    import transformers as hf
+
+    with pytest.raises(gm.InputError, match=r"several outputs.*text_embeds.*image_embeds"):
+        measured(hf.CLIPModel(zoo.clip()), "pairs")
+
+
+@pytest.mark.parametrize(("layers", "field"), [("pooled", "pooler_output"), ("output", "last_hidden_state")])
+def test_pooled_and_output_of_an_encoder(layers: str, field: str) -> None:
+    import transformers as hf
+
+    for make in (
+        lambda: hf.BertModel(hf.BertConfig(**zoo.TEXT)),
+        lambda: hf.Dinov2Model(hf.Dinov2Config(**zoo.VISION)),
+    ):
+        model = make().eval()
+        inputs = zoo.inputs("text" if "Bert" in type(model).__name__ else "image", 5)
+        with gm.captured(model, layers, pool="first") as features:
+            output = model(**inputs)
+        expected = output[field] if layers == "pooled" else output[field][:, 0]
+        torch.testing.assert_close(features[layers], expected)
+
+
+def test_keras() -> None:
+    import keras
+
+    from geomonitor_integrations._keras_layers import KerasLayers
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu", name="body"),
+                              keras.layers.Dense(4, name="scores"), keras.layers.Softmax()])  # fmt: skip
+    data = torch.utils.data.TensorDataset(torch.randn(40, 8), torch.arange(40) % 4)
+    probe = gm.ProbeSet.from_dataset(data, per_class=8)
+    monitor = gm.GeometryMonitor(probe, markers=["mean_norm", "accuracy"], panel=None, on_error="raise")
+    monitor.measure(KerasLayers(model), step=0)
+    assert monitor.protocol["resolved"] == {"penultimate": "scores:input"}
+
+
+def test_sentence_transformers() -> None:
+    import transformers as hf
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.auto_model = hf.BertModel(hf.BertConfig(**zoo.TEXT))
+
+        def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+            keys = ("input_ids", "attention_mask")
+            tokens = self.auto_model(**{key: features[key] for key in keys}).last_hidden_state
+            return {**features, "token_embeddings": tokens}
+
+    model = SentenceTransformer(modules=[Words(), Pooling(32)], device="cpu")
+    found, monitor = measured(model, "text", forward=lambda model, inputs: model(dict(inputs))["sentence_embedding"])
+    assert found == ":output"
+    assert math.isfinite(value(monitor, "mean_norm"))
