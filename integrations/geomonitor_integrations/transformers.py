@@ -12,7 +12,9 @@ try:
 except ImportError as error:
     raise ImportError('transformers is missing: pip install "geomonitor[transformers]"') from error
 
-__all__ = ["GeometryCallback"]
+from geomonitor_integrations._transformers_checkpoint import GeometryCheckpoint
+
+__all__ = ["GeometryCallback", "GeometryCheckpoint"]
 
 
 class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
@@ -71,8 +73,7 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
             self._measure(state, control, log=True, **handled)
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **handled: Any) -> None:
-        evaluation = next((key.removesuffix("_runtime") for key in logs if key.endswith("_runtime")), "")
-        if evaluation.startswith("eval"):
+        if (evaluation := next((key for key in logs if key.endswith("_runtime")), "")).startswith("eval"):
             step, first = self._evaluated
             if self._over or (step == state.global_step and evaluation != first):  # several evaluation sets
                 return
