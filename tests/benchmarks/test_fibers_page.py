@@ -9,7 +9,6 @@ import pytest
 from benchmarks.fibers_page import NUMBERS, PAGE, _number, tables, with_tables
 
 
-@pytest.mark.skipif(not NUMBERS.exists(), reason="benchmarks/fibers.py has not measured a whole seed yet")
 def test_the_tables_of_the_page_are_those_of_the_numbers():
     rows = json.loads(NUMBERS.read_text())
     page = PAGE.read_text(encoding="utf-8")
