@@ -73,12 +73,12 @@ def fibers(
     known, plausible = monitor_of(probe, None, None), _prior(prior, device_of(networks[0]))
     pool, places = _points(known.probe, plausible, per_class)
     room_for(len(places), samples, pool[0].numel(), max_mib)  # refused now, and not after minutes of drawing
-    layer = str(resolve_layers(networks[0], known.layers).get(layer, layer))  # the alarm has the alias
+    place = str(resolve_layers(networks[0], known.layers).get(layer, layer))  # an alarm has the alias of its layer
     how: dict[str, Any] = {"pool": known.pool, "forward": known.forward}
     total = 2 * len(STRENGTHS) * len(places) * samples
     with (
-        layer_features(networks[0], layer, **how) as features_before,
-        layer_features(networks[1], layer, **how) as features_after,
+        layer_features(networks[0], place, **how) as features_before,
+        layer_features(networks[1], place, **how) as features_after,
         Progress("drawing members of fibers", total, quiet=False) as progress,
     ):
         found = compare_fibers(
