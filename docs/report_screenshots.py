@@ -25,7 +25,7 @@ from geomonitor.report import write_report
 
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent
-DESKTOP, PHONE = (1280, 1000), (390, 844)
+DESKTOP, PHONE = (1280, 1240), (390, 844)
 MOST_SECONDS, SETTLED_SECONDS = 60, 2
 UNDRAWN = "return document.querySelectorAll('.plot:not([data-drawn])').length"
 
@@ -57,6 +57,8 @@ def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str) 
         browser.get(address)
         wait_until_drawn(browser)
         check(browser, address, size[0])
+        browser.refresh()  # folded, as a reader finds it
+        time.sleep(SETTLED_SECONDS)
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
         picture.write_bytes(base64.b64decode(shot["data"]))
     print(picture)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from geomonitor.cli.terminal import message, output, table
+from geomonitor.cli.terminal import AsJson, message, output, output_json, table
 from geomonitor.decide.compare import Finding, bound, compare_runs
-from geomonitor.decide.many import compare_many, regressions
+from geomonitor.decide.many import Row, compare_many, regressions
 from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
 from geomonitor.history.runs import Run, load_run
@@ -22,7 +22,7 @@ PAIR = 2
 """Runs of the simplest comparison."""
 
 
-def compare(
+def compare(  # noqa: PLR0917 - options of a command line
     runs: Annotated[
         list[Path], typer.Argument(help="directories of runs; of two without --against, the reference first")
     ],
@@ -37,6 +37,7 @@ def compare(
         list[Path] | None, typer.Option(help="healthy runs of the same recipe, three or more; after the other runs")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="also write the table of many runs to this HTML file")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the last measurements of runs; exit code 1 when a marker breaks a bound or leaves the healthy band.
 
@@ -49,17 +50,23 @@ def compare(
             raise InputError(
                 "--min and --max compare a run with a reference: give these two, without --against or --page"
             )
-        compare_all([load_run(path) for path in runs], [load_run(path) for path in against or ()], page)
+        compare_all([load_run(path) for path in runs], [load_run(path) for path in against or ()], page, as_json)
         return
     reference, run = runs
     bounds = [bound(text, "min") for text in minimum or ()] + [bound(text, "max") for text in maximum or ()]
     before, after = load_run(reference), load_run(run)
     findings = compare_runs(before, after, bounds)
+    changed = differences(before.protocol, after.protocol)
+    broken = [(finding, b) for finding in findings for b in finding.broken]
+    if as_json:
+        output_json({"markers": findings, "protocol_differences": list(changed), "broken": len(broken)})
+        if broken:
+            raise typer.Exit(BELOW_A_BOUND)
+        return
     titles = {"layer": "left", "marker": "left", "reference": "right", "run": "right", "change": "right"}
     table(titles, [(_cells(finding), "bold red" if finding.broken else None) for finding in findings])
-    if changed := differences(before.protocol, after.protocol):
+    if changed:
         message("warning", f"the protocols differ ({', '.join(changed)}): these values must not be compared")
-    broken = [(finding, b) for finding in findings for b in finding.broken]
     for finding, b in broken:
         limit = (
             f"{b.number * finding.reference:.4g}, {b.number:.0%} of the reference" if b.relative else f"{b.number:g}"
@@ -74,9 +81,26 @@ def compare(
         output(f"{len(bounds)} bounds kept")
 
 
-def compare_all(runs: list[Run], against: list[Run], page: Path | None) -> None:
+def compare_all(runs: list[Run], against: list[Run], page: Path | None, as_json: bool = False) -> None:
     """Print many runs, the regressions among them, and write the page."""
     rows = compare_many(runs, against)
+    found = regressions(rows, runs)
+    if as_json:
+        output_json({"runs": [run.path.parent for run in runs], "markers": rows, "regressions": found})
+    else:
+        show_all(rows, runs, against)
+    if page is not None:
+        path = write_comparison(rows, runs, page, healthy=len(against))
+        if not as_json:
+            output(path)
+    if found:
+        raise typer.Exit(BELOW_A_BOUND)
+    if against and not as_json:
+        output(f"no regression against {len(against)} healthy runs")
+
+
+def show_all(rows: list[Row], runs: list[Run], against: list[Run]) -> None:
+    """Print the table of many runs, and the regressions among them."""
     band = {"healthy mean": "right", "limit": "right"} if against else {}
     titles = {"layer": "left", "marker": "left", **band, **{run.name: "right" for run in runs}}
     if len(titles) < 2 + len(band) + len(runs):  # two runs of one name
@@ -91,15 +115,8 @@ def compare_all(runs: list[Run], against: list[Run], page: Path | None) -> None:
             )
         )
     table(titles, shown)
-    found = regressions(rows, runs)
-    for sentence in found:
+    for sentence in regressions(rows, runs):
         output(f"REGRESSED {sentence}")
-    if page is not None:
-        output(write_comparison(rows, runs, page, healthy=len(against)))
-    if found:
-        raise typer.Exit(BELOW_A_BOUND)
-    if against:
-        output(f"no regression against {len(against)} healthy runs")
 
 
 def _cells(f: Finding) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from geomonitor.cli.terminal import output, table
+from geomonitor.cli.terminal import AsJson, output, output_json, table
 from geomonitor.decide.forecast import LEVEL, Forecasts, forecast_runs
 from geomonitor.errors import InputError
 from geomonitor.history.runs import load_run
@@ -26,6 +26,7 @@ def forecast(
     plot: Annotated[
         Path | None, typer.Option(help="also draw runs, line and interval to this file (matplotlib)")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Forecast transfer at the end of runs from others of the same recipe, and print how often that is right.
 
@@ -34,6 +35,27 @@ def forecast(
     if early is not None and not 0 < early < 1:
         raise InputError(f"--early is a share of training between 0 and 1; got {early:g}")
     found = forecast_runs([load_run(path) for path in runs], truth, layer=layer, early=early)
+    if as_json:
+        each = zip(found.names, found.x, found.truth, found.intervals, strict=True)
+        runs_found = [
+            {"run": n, "predictor": x, "truth": value, "forecast": interval} for n, x, value, interval in each
+        ]
+        output_json({"predictor": found.predictor, "level": LEVEL, "runs": runs_found, "check": found.check})
+    else:
+        show(found, truth)
+    if plot is not None:
+        draw(found, truth, plot)
+        if not as_json:
+            output(plot)
+
+
+def show(found: Forecasts, truth: str) -> None:
+    """Print the runs, and how often such forecasts are right.
+
+    Args:
+        found: from :func:`geomonitor.decide.forecast.forecast_runs`.
+        truth: name of the truth.
+    """
     rows = [
         ([name, f"{x:.4g}", *(_known(value) if math.isfinite(value) else _forecast(interval))], None)
         for name, x, value, interval in zip(found.names, found.x, found.truth, found.intervals, strict=True)
@@ -47,9 +69,6 @@ def forecast(
     )
     if not check.error < check.error_of_mean:
         output("The line forecasts no better than the mean of the other runs: do not use it.")
-    if plot is not None:
-        draw(found, truth, plot)
-        output(plot)
 
 
 def _known(value: float) -> tuple[str, ...]:

@@ -8,17 +8,21 @@ import rich.console
 import typer
 
 from geomonitor.cli.page import markers_page
-from geomonitor.cli.terminal import output
+from geomonitor.cli.terminal import AsJson, output, output_json
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 
 
 def markers(
     group: Annotated[str, typer.Option(help=f"only those of a group: {', '.join(MARKER_GROUPS)}")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/markers.md")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print every marker: what it is, what it costs, which direction is worse, its source."""
     if group and group not in MARKER_GROUPS:
         raise typer.BadParameter(f"there are the groups {', '.join(MARKER_GROUPS)}; got {group!r}")
+    if as_json:
+        output_json({"markers": {name: MARKERS[name] for name in (MARKER_GROUPS[group] if group else MARKERS)}})
+        return
     if markdown:
         output(markers_page().removesuffix("\n"))
         return

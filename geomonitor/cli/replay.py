@@ -14,7 +14,7 @@ from geomonitor.alarms.detectors import DETECTORS
 from geomonitor.alarms.judge import replay as replay_history
 from geomonitor.alarms.panel import AUTO, DEFAULT_WATCH, Panel, panel_of
 from geomonitor.alarms.words import explain
-from geomonitor.cli.terminal import output
+from geomonitor.cli.terminal import AsJson, message, output, output_json
 from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
 from geomonitor.history.runs import load_run
@@ -36,6 +36,7 @@ def replay(  # noqa: PLR0917 - options of a command line
         typer.Option(help="families of markers that must decline together; a pending family has half a vote"),
     ] = None,
     layer: Annotated[str, typer.Option(help="judge this layer only")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Judge a saved run again, by its own panel or by other settings; exit code 1 when there is an alarm.
 
@@ -44,25 +45,28 @@ def replay(  # noqa: PLR0917 - options of a command line
     loaded = load_run(run)
     settings = dict(_setting(text) for text in setting or ())
     layers = [layer] if layer else sorted(loaded.history.layers)
-    given, count = Panel(tuple(watch) if watch else None, detector, votes), 0
+    given = Panel(tuple(watch) if watch else None, detector, votes)
+    found: dict[str, list[Alarm]] = {}
     own = panel_of(loaded.panel)
     if given == Panel() and not settings:
         if own.custom:
-            output(f"the run was judged by a detector of its own, {own.custom}; here the default panel judges")
+            message("note", f"the run was judged by a detector of its own, {own.custom}; here the default panel judges")
         else:
             given = own
     for name in layers:
         panel = given.resolve(loaded.history.markers(name), **settings)
         if not panel.watch:
             raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
-        alarms = replay_history(loaded.history, name, panel)
-        count += len(alarms)
+        found[name] = replay_history(loaded.history, name, panel)
+    if as_json:
+        output_json({"alarms": found})
+    for name, alarms in () if as_json else found.items():
         output(f"{printable(name)}: {_count(len(alarms))}")
         for alarm in alarms:
             output(f"\nalarm {_when(alarm)}")
             if alarm.verdict is not None:
                 output(explain(alarm.verdict, what_changed(loaded.history, alarm.verdict.since_step or 0)))
-    if count:
+    if any(found.values()):
         raise typer.Exit(ALARMS)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from geomonitor.alarms.words import headline
 from geomonitor.cli.measured import model_of, monitor_of
-from geomonitor.cli.terminal import Progress
+from geomonitor.cli.terminal import AsJson, Progress, output_json
 from geomonitor.cli.terminal import output as show
 from geomonitor.decide.scan import runs_of
 from geomonitor.decide.scan import scan as measured
@@ -32,6 +32,7 @@ def scan(
     markers: Annotated[
         list[str] | None, typer.Option("--marker", help="marker or group, may be given again  [default: default]")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure saved checkpoints and write a history, as if a monitor had watched the training.
 
@@ -41,6 +42,7 @@ def scan(
     monitor = monitor_of(probe, layers, markers)
     network = model_of(model)
     runs = runs_of(checkpoints)
+    written = []
     for name, ordered in runs.items():
         if rank == 0:
             monitor.reset()
@@ -50,7 +52,10 @@ def scan(
                 progress.advance()
                 if verdict is not None:
                     progress.line(f"decline: {headline(verdict)}")
-        if rank == 0:
+        written.append({"path": output / name / HISTORY_FILE, "checkpoints": len(ordered)})
+        if rank == 0 and not as_json:
             show(f"{len(ordered)} checkpoints measured: {output / name / HISTORY_FILE}")
-    if rank == 0 and len(runs) > 1:
+    if rank == 0 and as_json:
+        output_json({"runs": written})
+    elif rank == 0 and len(runs) > 1:
         show(f"{len(runs)} runs, as weights of one step differ; to order finished models: geomonitor rank")

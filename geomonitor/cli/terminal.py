@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import rich.box
 import rich.console
@@ -25,6 +28,31 @@ def output(text: object) -> None:
     typer.echo(printable(text, lines=True, longest=_LONGEST_OUTPUT))
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for a script")]
+
+
+def output_json(values: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output; NaN and infinity, which JSON lacks, are null."""
+    typer.echo(json.dumps(plain(values), indent=2))
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON has: named tuples become objects, other sequences arrays.
+
+    >>> plain({"a": (1.0, float("nan")), "b": Path("runs")})
+    {'a': [1.0, None], 'b': 'runs'}
+    """
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def message(kind: str, text: object) -> None:
     """Print one line on standard error: ``error: ...``, ``warning: ...``."""
     sys.stderr.write(f"{kind}: {printable(' '.join(str(text).split()), longest=LONGEST_MESSAGE)}\n")
@@ -39,7 +67,7 @@ def table(titles: dict[str, Any], rows: Sequence[tuple[Sequence[str], str | None
     """
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for title, justify in titles.items():
-        drawn.add_column(title, justify=justify)
+        drawn.add_column(title, justify=justify, overflow="fold")  # a narrow terminal folds numbers, it cuts none
     for cells, style in rows:
         drawn.add_row(*(Text(printable(cell, longest=LONGEST_CELL)) for cell in cells), style=style)
     rich.console.Console(highlight=False).print(drawn)
