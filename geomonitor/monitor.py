@@ -7,6 +7,7 @@ trace on it, computes the markers, appends them to its history and judges whethe
 
 from __future__ import annotations
 
+import copy
 import html
 import math
 import os
@@ -35,6 +36,7 @@ from geomonitor.history.records import OVERHEAD, SECONDS, Record
 from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.measure.agreement import Agreement, Setup
 from geomonitor.measure.budget import Budget
+from geomonitor.measure.estimate import Estimate, forward_seconds
 from geomonitor.measure.identity import Identity
 from geomonitor.measure.measurement import Plan, change_errors
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
@@ -42,10 +44,12 @@ from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_
 from geomonitor.measure.protocol import protocol_of, same_protocol
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
-from geomonitor.measure.where import Where
+from geomonitor.measure.where import LOG, Where
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.transfer import TransferProbe, checked_truth
+
+FLOAT64_BYTES = 8
 
 
 class GeometryMonitor:
@@ -149,6 +153,7 @@ class GeometryMonitor:
         self.budget = Budget(self.budget.max_overhead, self.processes)
         self._agreement.reset()
         self._where.began = False
+        self._cost_is_new = True
         self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
         self._latest_points: dict[str, Tensor] = {}
         self._influences: dict[str, Tensor] = {}
@@ -264,9 +269,45 @@ class GeometryMonitor:
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         together = device_of(model) if self._agreement.reached else None
         seconds, overhead = self.budget.record(seconds, training_seconds, together, self._warn)
+        if self._cost_is_new and self.processes.rank == 0:
+            self._log_cost(seconds, overhead)
         costs = [Record(step, epoch, "", n, v, time=now) for n, v in ((SECONDS, seconds), (OVERHEAD, overhead))]
         self.history.append([*alarms, *costs])
         return [*markers, *alarms, *costs]
+
+    def estimate(self, model: nn.Module) -> Estimate:
+        """What a measurement costs: makes one, of which nothing is kept. Every process has to call this.
+
+        Args:
+            model: left exactly as it was.
+
+        Returns:
+            Seconds, those of a forward pass over the probe set, and the memory of the points. The first measurement of
+            a process may be slower than later ones (compilation, cold caches).
+
+        Raises:
+            InputError: a monitor without a probe set of its own; a layer that does not exist or is not clear.
+            Exception: what makes the measurement fail.
+
+        >>> import torch, geomonitor as gm
+        >>> data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.arange(80) % 4)
+        >>> monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=20))
+        >>> cost = monitor.estimate(nn.Linear(6, 4))
+        >>> cost.seconds > cost.forward_seconds, cost.points_bytes == 80 * 6 * 8, len(monitor.history)
+        (True, True, 0)
+        """
+        if not isinstance(self.probe, ProbeSet):
+            raise InputError("estimate measures on the probe set, and this monitor takes points from the validation")
+        _options.instance("model", model, nn.Module, "a torch.nn.Module")
+        alone = forward_seconds(model, self.probe, self.forward, self.batch_size)
+        trial = copy.copy(self)
+        trial._agreement, trial._where = Agreement(self.processes, self._warn), Where(self.layers, self.processes)
+        trial.panel, trial.on_error = None, "raise"
+        trial.reset()
+        started = time.perf_counter()
+        taken = trial._take(model, 0, self.forward, None)
+        held = sum(points.numel() * FLOAT64_BYTES for points, _ in taken.points.values())
+        return Estimate(time.perf_counter() - started, alone, held)
 
     def announce(self, change: str) -> None:
         """Note, in a few words, that the recipe changes on purpose: the reference of every marker starts anew.
@@ -368,7 +409,15 @@ class GeometryMonitor:
         self._points, self._agreement.aliases = state.get("points"), self.history.layers
         if "budget" in state:
             self.budget.load_state_dict(state["budget"])
+        self._cost_is_new = False  # the run has logged it before
         self.judge.load_state_dict(state.get("judge"), self.history)
+
+    def _log_cost(self, seconds: float, overhead: float) -> None:
+        limit = self.budget.max_overhead
+        share = "" if math.isnan(overhead) else f", {overhead:.1%} of the training time since the start"
+        limited = "max_overhead=0.05 would limit" if limit is None else f"max_overhead={limit:g} limits"
+        LOG.info("the first measurement took %.2g s%s; %s this share by measuring less often", seconds, share, limited)
+        self._cost_is_new = False
 
     def _take(self, model: nn.Module, step: int, forward: Forward, validation: ValidationPass | None) -> Taken:
         """Measure; a measurement that fails is NaN throughout, with a warning, unless ``on_error="raise"``."""
