@@ -141,7 +141,7 @@ def test_an_alarm_is_drawn_on_the_curves_by_a_run_that_only_an_alarm_makes(tmp_p
     history = fit(tmp_path, faulty, figures_every_n=0, alarm_from=12).history
     overlay = EventAccumulator(str(Path(faulty.log_dir, "in_alarm")))
     overlay.Reload()
-    drawn = overlay.Scalars(f"geometry/{LAYER}/dimension")
+    drawn = sorted(overlay.Scalars(f"geometry/{LAYER}/dimension"), key=lambda event: event.step)
     assert [event.step for event in drawn] == [12, 18]
     np.testing.assert_allclose([e.value for e in drawn], history.series(LAYER, "dimension").values[1:], rtol=1e-6)
 

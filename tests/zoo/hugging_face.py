@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers as hf
 from torch import nn
+
+from tests.frameworks.common import framework
+
+hf = framework("transformers", "transformers")
 
 CLASSES, TOKENS, WORDS, PADDING = 4, 10, 60, 0
 TEXT = {
