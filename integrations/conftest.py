@@ -6,6 +6,7 @@ import importlib.util
 
 FRAMEWORK_OF = {
     "transformers": "transformers",
+    "_transformers_checkpoint": "transformers",
     "ignite": "ignite",
     "keras": "keras",
     "_keras_layers": "keras",

