@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from geomonitor import plots
     from geomonitor.alarms.detectors import DETECTORS, Cusum, DropFromReference, ReferenceRuns, Trend
     from geomonitor.alarms.panel import Panel
-    from geomonitor.alarms.status import Status
+    from geomonitor.alarms.status_text import Status
     from geomonitor.alarms.verdict import Detector, Verdict
     from geomonitor.alarms.words import GeometryDeclineWarning
     from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
@@ -157,7 +157,7 @@ _HOMES = MappingProxyType(
         "probe.transfer": ("TransferProbe",),
         "probe.views": ("Views",),
         "run": ("MonitoredRun",),
-        "alarms.status": ("Status",),
+        "alarms.status_text": ("Status",),
     }
 )
 """Modules of the public names. A name is imported when it is used: ``import geomonitor`` and ``geomonitor --help``

@@ -7,7 +7,6 @@ trace on it, computes the markers, appends them to its history and judges whethe
 
 from __future__ import annotations
 
-import copy
 import html
 import math
 import os
@@ -23,33 +22,29 @@ from geomonitor._distributed import Group, Processes
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
-from geomonitor.alarms.status import Status, status_of
+from geomonitor.alarms.status import status_of
+from geomonitor.alarms.status_text import Status
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool, check_pooling
-from geomonitor.features.heads import LayerError
 from geomonitor.features.layers import checked_layers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
 from geomonitor.history.saved import SavedCheckpoint
-from geomonitor.measure.agreement import Agreement, Setup
 from geomonitor.measure.budget import Budget
-from geomonitor.measure.estimate import Estimate, forward_seconds
-from geomonitor.measure.identity import Identity
-from geomonitor.measure.measurement import Plan, change_errors
+from geomonitor.measure.estimate import Estimate, estimated, log_cost
+from geomonitor.measure.measurement import Plan
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
-from geomonitor.measure.protocol import protocol_of, same_protocol
+from geomonitor.measure.protocol import same_protocol
+from geomonitor.measure.series import MeasurementSeries
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
-from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
-from geomonitor.measure.where import LOG, Where
+from geomonitor.measure.take import HowToRun
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.transfer import TransferProbe, checked_truth
-
-FLOAT64_BYTES = 8
 
 
 class GeometryMonitor:
@@ -115,7 +110,7 @@ class GeometryMonitor:
         self.probe, self.layers = probe, layers
         self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
         self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
-        shifted, self._warn, self._reference_given = tuple(self.shifts), WarnOnce(), False
+        shifted, self._warn = tuple(self.shifts), WarnOnce()
         views = probe.views if isinstance(probe, ProbeSet) else None
         self._plan = Plan(probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views)
         check_pooling(pool)
@@ -127,8 +122,7 @@ class GeometryMonitor:
         self.on_error: Literal["warn", "raise"] = on_error
         self.processes = Processes(process_group)
         self.budget = Budget(max_overhead, self.processes)
-        self._agreement = Agreement(self.processes, self._warn)
-        self._where, self._started = Where(layers, self.processes), False
+        self._series = MeasurementSeries(probe, layers, self._plan, self.processes, self._warn)
         self.panel = None if panel is None else panel.fitted(self.markers, self.protocol)
         self.reset()
 
@@ -145,19 +139,12 @@ class GeometryMonitor:
         """Start the series of a new run; only references that :meth:`set_reference` gave stay."""
         self.history = History()
         self.judge = LiveJudge(self.panel, self.on_error, self._warn)
-        if not self._reference_given:
-            self.references: dict[str, Tensor] = {}
-            """features of the probe by layer, to which the drift is measured; by default of the first measurement"""
         self.snapshots: dict[str, Snapshot] = {}
         """what figures show of the latest measurement, by layer, if they were requested; on rank 0 only"""
         self.budget = Budget(self.budget.max_overhead, self.processes)
-        self._agreement.reset()
-        self._where.began = False
+        self._series.reset()
         self._cost_is_new = True
         self.last_healthy: SavedCheckpoint | None = None  # from before a decline, if a CheckpointKeeper keeps one
-        self._latest_points: dict[str, Tensor] = {}
-        self._influences: dict[str, Tensor] = {}
-        self._points: str | None = None  # fingerprint of the points of a validation loop
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -177,10 +164,12 @@ class GeometryMonitor:
     @property
     def protocol(self) -> dict[str, Any]:
         """All that makes two measurements comparable: only series with the same protocol may be joined."""
-        forward = None if self.forward is call else self.forward
-        found = protocol_of(self.probe, self.layers, self.pool, self._plan, forward=forward)
-        found |= {"resolved": dict(self._where.resolved)} if self._where.resolved else {}
-        return found | (self._agreement.identity.as_protocol() if self._agreement.identity else {})
+        return self._series.protocol(self._how())
+
+    @property
+    def references(self) -> dict[str, Tensor]:
+        """Features of the probe by layer, to which the drift is measured; by default of the first measurement."""
+        return self._series.references
 
     def begin(self, model: nn.Module, *, step: int, call: str = "begin") -> None:
         """Check model and data, and that the processes are set up alike; :meth:`measure` does it before all else.
@@ -194,18 +183,7 @@ class GeometryMonitor:
             InputError: what is wrong from the start, in all processes alike.
             MeasurementError: not all processes came; the data, or the settings of a process, have changed since.
         """
-        settings = {
-            **{name: value for name, value in self.protocol.items() if name != "resolved"},  # found later by some
-            **{"markers": self.markers, "batch size": self.batch_size, "on_error": self.on_error},
-            **{"max_overhead": self.budget.max_overhead, "panel": self.panel and self.panel.to_dict()},
-        }
-        setup = Setup(self.probe, self.truth, self.layers, call != "measure", self.batch_size, settings)
-        self._agreement.reach(f"{call}(step={step})", step, model, setup)
-        if call == "start":
-            # With several processes the forward pass may be a collective call, which belongs into the measurement.
-            if isinstance(self.probe, ProbeSet) and self.processes.size == 1:
-                self._where.find(model, self.probe, forward=self.forward, batch_size=self.batch_size, warn=self._warn)
-            self._started = True
+        self._series.begin(model, step=step, call=call, how=self._how(), settings=self._settings())
 
     def measure(
         self,
@@ -250,9 +228,12 @@ class GeometryMonitor:
         step = _options.whole("step", step, least=0)
         epoch = _options.whole_or_none("epoch", epoch, least=0)
         started, now, training_seconds = time.perf_counter(), time.time(), self.budget.training_seconds
-        taken = self._take(model, step, forward or self.forward, validation)
-        changes = change_errors(taken.influences, self._influences)
-        self._influences = {**self._influences, **taken.influences}  # a measurement that failed is passed over
+        taken, changes = self._series.take(
+            model, step=step, how=self._how(forward), validation=validation, settings=self._settings(),
+            on_error=self.on_error,
+        )  # fmt: skip
+        if self._series.identity_is_new:
+            self.history.note("protocol", self.protocol)
         markers = [
             Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in taken.values.items()
@@ -267,10 +248,11 @@ class GeometryMonitor:
         shown, how = taken.points if drawn else {}, self.geometry.as_dict()
         self.snapshots = take_snapshots(shown, self.probe.classes, self._warn, step=step, epoch=epoch, options=how)
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
-        together = device_of(model) if self._agreement.reached else None
+        together = device_of(model) if self._series.agreement.reached else None
         seconds, overhead = self.budget.record(seconds, training_seconds, together, self._warn)
         if self._cost_is_new and self.processes.rank == 0:
-            self._log_cost(seconds, overhead)
+            log_cost(seconds, overhead, self.budget.max_overhead)
+        self._cost_is_new = False
         costs = [Record(step, epoch, "", n, v, time=now) for n, v in ((SECONDS, seconds), (OVERHEAD, overhead))]
         self.history.append([*alarms, *costs])
         return [*markers, *alarms, *costs]
@@ -299,15 +281,8 @@ class GeometryMonitor:
         if not isinstance(self.probe, ProbeSet):
             raise InputError("estimate measures on the probe set, and this monitor takes points from the validation")
         _options.instance("model", model, nn.Module, "a torch.nn.Module")
-        alone = forward_seconds(model, self.probe, self.forward, self.batch_size)
-        trial = copy.copy(self)
-        trial._agreement, trial._where = Agreement(self.processes, self._warn), Where(self.layers, self.processes)
-        trial.panel, trial.on_error = None, "raise"
-        trial.reset()
-        started = time.perf_counter()
-        taken = trial._take(model, 0, self.forward, None)
-        held = sum(points.numel() * FLOAT64_BYTES for points, _ in taken.points.values())
-        return Estimate(time.perf_counter() - started, alone, held)
+        series = MeasurementSeries(self.probe, self.layers, self._plan, self.processes, self._warn)
+        return estimated(model, self.probe, series, self._how(), self._settings())
 
     def announce(self, change: str) -> None:
         """Note, in a few words, that the recipe changes on purpose: the reference of every marker starts anew.
@@ -344,7 +319,7 @@ class GeometryMonitor:
         """
         if not isinstance(self.probe, ValidationProbe):
             raise InputError("only a ValidationProbe takes its points from the validation; this monitor has a ProbeSet")
-        layers = self._where.in_place(model)
+        layers = self._series.where.in_place(model)
         return ValidationPass(
             model, layers, self.probe, pool=self.pool, dataset_length=dataset_length, processes=self.processes
         )
@@ -364,12 +339,7 @@ class GeometryMonitor:
         Args:
             references: features of the probe by layer, as in ``state_dict()["references"]``; by default the latest.
         """
-        given = self._latest_points if references is None else references
-        _options.instance("references", given, Mapping, "a mapping of layers to features (Q, N)")
-        for layer, features in given.items():
-            _options.instance(f"references[{layer!r}]", features, Tensor, "a tensor (Q, N)")
-        self.references = dict(given)
-        self._reference_given = True
+        self._series.set_reference(references)
 
     def state_dict(self, *, history: bool = True) -> dict[str, Any]:
         """All that a run goes on from; loads with ``weights_only=True``.
@@ -380,9 +350,8 @@ class GeometryMonitor:
             "protocol": self.protocol,
             "history": self.history.state_dict(whole=_options.flag("history", history)),
             "judge": self.judge.state_dict(),
-            "references": {layer: points.cpu() for layer, points in self.references.items()},
             "budget": self.budget.state_dict(),
-            **{"points": self._points, "influences": dict(self._influences)},
+            **self._series.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_protocol_change: bool = False) -> None:
@@ -402,41 +371,18 @@ class GeometryMonitor:
         self.reset()
         if not same_protocol(self.protocol, state["protocol"], required=not allowed):
             return
-        self._agreement.identity = Identity.of(state["protocol"])
-        self._where.resolved, self._where.began = dict(state["protocol"].get("resolved", {})), True
         self.history.load_state_dict(state["history"])
-        self.references, self._influences = dict(state.get("references", {})), dict(state.get("influences", {}))
-        self._points, self._agreement.aliases = state.get("points"), self.history.layers
+        self._series.load_state_dict(state, state["protocol"], self.history.layers)
         if "budget" in state:
             self.budget.load_state_dict(state["budget"])
         self._cost_is_new = False  # the run has logged it before
         self.judge.load_state_dict(state.get("judge"), self.history)
 
-    def _log_cost(self, seconds: float, overhead: float) -> None:
-        limit = self.budget.max_overhead
-        share = "" if math.isnan(overhead) else f", {overhead:.1%} of the training time since the start"
-        limited = "max_overhead=0.05 would limit" if limit is None else f"max_overhead={limit:g} limits"
-        LOG.info("the first measurement took %.2g s%s; %s this share by measuring less often", seconds, share, limited)
-        self._cost_is_new = False
+    def _how(self, forward: Forward | None = None) -> HowToRun:
+        return HowToRun(forward or self.forward, self.batch_size, self.pool, self.shifts)
 
-    def _take(self, model: nn.Module, step: int, forward: Forward, validation: ValidationPass | None) -> Taken:
-        """Measure; a measurement that fails is NaN throughout, with a warning, unless ``on_error="raise"``."""
-        source = self.probe if isinstance(self.probe, ProbeSet) else validation
-        assert source is not None  # checked by measure
-        how, agreement = HowToRun(forward, self.batch_size, self.pool, self.shifts), self._agreement
-        known = Known(self.references, self._points, agreement.identity)
-        try:
-            self.begin(model, step=step, call="measure")
-            taken = take_measurement(model, self._where, source, self._plan, how=how, known=known, agreement=agreement)
-        except Exception as error:  # a monitor must not end a run; the cause is logged
-            unclear = isinstance(error, LayerError) and not self._started and agreement.identity is None
-            if self.on_error == "raise" or unclear or (isinstance(error, InputError) and not agreement.reached):
-                raise
-            agreement.report(error, step)
-            return nothing_taken(agreement.aliases, self._plan, known)
-        self._latest_points, self._points, self._where.began = taken.latest_points, taken.fingerprint, True
-        if agreement.identity != taken.identity:  # found at the first measurement
-            agreement.identity = taken.identity
-            self.history.note("protocol", self.protocol)
-        self.references = {**taken.latest_points, **self.references}
-        return taken
+    def _settings(self) -> dict[str, Any]:
+        """What has to be alike in all processes, besides the protocol."""
+        panel = self.panel and self.panel.to_dict()
+        own = {"markers": self.markers, "on_error": self.on_error, "panel": panel}
+        return {**own, "max_overhead": self.budget.max_overhead}

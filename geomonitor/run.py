@@ -126,8 +126,8 @@ class MonitoredRun(Cadence):
             model: what will be measured; the layers must be in it.
             directory: where ``geometry.csv`` goes; None: it is not written.
             step: optimiser steps done so far.
-            epochs: planned for the run in all, and
-            steps: optimiser steps planned, if they are known: a run that is too short to be judged is logged as such.
+            epochs: planned in all, if known.
+            steps: optimiser steps planned in all, if known; by both a run that is too short to be judged is logged.
 
         Raises:
             InputError: a layer that does not exist or is ambiguous.

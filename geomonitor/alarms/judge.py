@@ -171,8 +171,8 @@ def _both(notice: Verdict, sized: Verdict, verdicts: Sequence[Verdict]) -> Verdi
         low = (verdict.marker for verdict in verdicts if verdict.share > 0 and verdict.marker != sized.marker)
         return sized._replace(agreeing=tuple(dict.fromkeys((*sized.agreeing, *low))))
     if not notice.noticed and math.isnan(notice.reference):
-        notice = sized
-    return notice._replace(declined=False, noticed=notice.noticed and notice is not sized, pending=sized.pending)
+        return sized._replace(noticed=False, settled=math.isnan(sized.reference))  # NaN: nothing is judged yet
+    return notice._replace(declined=False, pending=sized.pending)
 
 
 def restarts(history: History) -> set[int]:

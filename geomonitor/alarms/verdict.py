@@ -51,6 +51,9 @@ class Verdict(NamedTuple):
         numbers = f"{self.marker} {self.value:.4g}, expected {self.reference:.4g}"
         return f"Verdict({state} of {self.layer!r}{since}: {numbers})"
 
+    settled: bool = True
+    """of a layer: its warm-up is over, so that changes below the size of an alarm are also judged"""
+
     @property
     def change(self) -> float:
         """Relative change against the reference, for instance ``-0.25``."""

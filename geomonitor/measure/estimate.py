@@ -1,17 +1,24 @@
-"""What a measurement costs, found by making one."""
+"""What a measurement costs: found by making one, and logged at the first one of a run."""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Mapping
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from geomonitor.features.isolation import undisturbed
-from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, to_device, to_dtype
+from geomonitor.measure.probe_pass import device_of, dtype_of, to_device, to_dtype
+from geomonitor.measure.series import MeasurementSeries
+from geomonitor.measure.take import HowToRun
 from geomonitor.probe.probe_set import ProbeSet
 
+LOG = logging.getLogger("geomonitor")
 MEBIBYTE = 2**20
+FLOAT64_BYTES = 8
 
 
 class Estimate(NamedTuple):
@@ -40,18 +47,46 @@ class Estimate(NamedTuple):
         )
 
 
-def forward_seconds(model: nn.Module, probe: ProbeSet, forward: Forward, batch_size: int) -> float:
-    """Seconds of a forward pass over the probe set, loading included.
+def estimated(
+    model: nn.Module, probe: ProbeSet, series: MeasurementSeries, how: HowToRun, settings: Mapping[str, Any]
+) -> Estimate:
+    """Make the first measurement of a series, of which nothing is kept.
 
     Args:
         model: left as it was.
         probe: the points.
-        forward: runs the model on a batch.
-        batch_size: points at once.
+        series: a fresh one.
+        how: how the probe set is run.
+        settings: what has to be alike in all processes.
+
+    Raises:
+        Exception: what makes the measurement fail.
     """
+    alone = _forward_seconds(model, probe, how)
+    started = perf_counter()
+    taken, _ = series.take(model, step=0, how=how, validation=None, settings=settings, on_error="raise")
+    held = sum(points.numel() * FLOAT64_BYTES for points, _ in taken.points.values())
+    return Estimate(perf_counter() - started, alone, held)
+
+
+def log_cost(seconds: float, overhead: float, limit: float | None) -> None:
+    """One line, at the first measurement of a run.
+
+    Args:
+        seconds: that it took.
+        overhead: its share of the training time since the start; NaN if that is not known.
+        limit: of this share, if there is one.
+    """
+    share = "" if math.isnan(overhead) else f", {overhead:.1%} of the training time since the start"
+    limited = "max_overhead=0.05 would limit" if limit is None else f"max_overhead={limit:g} limits"
+    LOG.info("the first measurement took %.2g s%s; %s this share by measuring less often", seconds, share, limited)
+
+
+def _forward_seconds(model: nn.Module, probe: ProbeSet, how: HowToRun) -> float:
+    """Seconds of a forward pass over the probe set, loading included."""
     device, dtype = device_of(model), dtype_of(model)
     with undisturbed(model, lambda *_: None):
         started = perf_counter()
-        for batch in probe.loader(batch_size):
-            forward(model, to_dtype(to_device(batch.inputs, device), dtype))
+        for batch in probe.loader(how.batch_size):
+            how.forward(model, to_dtype(to_device(batch.inputs, device), dtype))
         return perf_counter() - started

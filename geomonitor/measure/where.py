@@ -85,27 +85,37 @@ class Where:
         failure: LayerError | None = None
         located: Located | None = None
         traced: Traced | None = None
+        by_rule = any(name == PENULTIMATE and name not in modules for _, name in checked_layers(self._layers))
+        cause = "its forward pass does not show it"
         try:
             traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
-            if any(name == PENULTIMATE and name not in modules for _, name in checked_layers(self._layers)):
+            if by_rule:
                 labels = probe.classes if probe.labelled else ()
                 located = locate(traced.trace, modules, traced.output, labels, traced.mask)
         except LayerError as error:
             failure = error
-        except Exception:  # noqa: BLE001 - if the model cannot run, the measurement reports it
-            pass
-        if failure is not None and not hasattr(modules[""], "head_path"):  # a model may name its head
+        except Exception as error:  # noqa: BLE001 - if the model cannot run, the measurement reports it
+            cause = f"{type(error).__name__}: {error}"
+        names_its_head = hasattr(modules[""], "head_path")
+        if failure is not None and not names_its_head:
             raise failure
         try:
             found = resolve_in(modules, self._layers, located and located.layer)
         except InputError as error:
             raise LayerError(str(error)) from error
+        if by_rule and located is None and not names_its_head and self._processes.rank == 0:
+            last = next(layer for alias, layer in found.items() if layer.automatic)
+            LOG.warning("'penultimate' is %s by the order of registration, not by a run of the model: %s", last, cause)
         if traced is not None:
             self._choose_logits(located, found, modules, traced)
             self._found, self._model = found, _signature(modules)
         if located is not None:
             self._report(located, found, warn)
         return found
+
+    def forget(self) -> None:
+        """Find the layers anew at the next measurement: the latest one failed, perhaps in another process."""
+        self._found, self._model = {}, ()
 
     def _known(self, modules: Mapping[str, nn.Module]) -> bool:
         return bool(self._found) and self._model == _signature(modules)

@@ -15,7 +15,8 @@ from geomonitor.alarms.context import what_changed
 from geomonitor.alarms.judge import judge_history, verdicts
 from geomonitor.alarms.panel import Panel, panel_of
 from geomonitor.alarms.phrases import BY_MEANING, counted
-from geomonitor.alarms.status import BEFORE, Status, status_of
+from geomonitor.alarms.status import status_of
+from geomonitor.alarms.status_text import BEFORE, Status
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.alarms.words import explain, headline
 from geomonitor.history.history import History

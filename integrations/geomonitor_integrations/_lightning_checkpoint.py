@@ -12,7 +12,8 @@ from geomonitor.decide.kept_file import free_name
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.history.saved import SavedCheckpoint
 from geomonitor_integrations._lightning_checks import require_namespace, require_whole_checkpoints
-from geomonitor_integrations._lightning_hooks import GeometryHooks, step_of
+from geomonitor_integrations._lightning_hooks import GeometryHooks
+from geomonitor_integrations._lightning_trainer import step_of
 
 
 class KeepLastHealthy:

@@ -35,6 +35,7 @@ from geomonitor_integrations._lightning_checks import (
     require_whole_model,
 )
 from geomonitor_integrations._lightning_probe import Late, LateProbe, placeholder
+from geomonitor_integrations._lightning_trainer import fits, log_everywhere, planned, step_of, to_loggers, training_data
 from geomonitor_integrations._loggers import LoggerOutput
 
 
@@ -127,12 +128,12 @@ class GeometryHooks:
             require_ordered_validation(trainer, self.monitor.probe)
         self._validation, self._unlogged = None, {}
         directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
-        self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False), **_planned(trainer))
+        self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False), **planned(trainer))
         self.output.start(trainer, self.monitor)
         if self.fibers is not None and not self.monitor.history.measurements:
             self.fibers.kept = None  # of an earlier run
         if self.run.due_at_start:
-            _to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=None))
+            to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=None))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.run.look_at_gradients(pl_module.parameters(), trainer.global_step)
@@ -141,11 +142,11 @@ class GeometryHooks:
         if self._passive or trainer.fast_dev_run or not self.run.due_after_batch(step_of(trainer)):
             return
         values = self._measure(trainer, pl_module, epoch=trainer.current_epoch)
-        _to_loggers(trainer, values)
-        _log(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
+        to_loggers(trainer, values)
+        log_everywhere(trainer, pl_module, values, on_step=True, on_epoch=False, logger=False)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._passive and _fits(trainer) and self.run.due_after_validation(step_of(trainer), trainer.current_epoch):
+        if self._passive and fits(trainer) and self.run.due_after_validation(step_of(trainer), trainer.current_epoch):
             loader = first_loader(trainer)
             length = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else None
             self._validation = self.run.open_validation(pl_module, dataset_length=length)
@@ -169,7 +170,7 @@ class GeometryHooks:
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # The last validation of an epoch, so that callbacks of on_validation_end (checkpoints) see the values.
-        if _fits(trainer) and (trainer.is_last_batch or self._unlogged or self._validation is not None):
+        if fits(trainer) and (trainer.is_last_batch or self._unlogged or self._validation is not None):
             self._end_epoch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -179,7 +180,7 @@ class GeometryHooks:
         if trainer.fast_dev_run:
             return
         if self.run.makes_up and not self._passive:
-            _to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=trainer.current_epoch))
+            to_loggers(trainer, self._measure(trainer, pl_module, in_batch=False, epoch=trainer.current_epoch))
         self.run.finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -217,7 +218,7 @@ class GeometryHooks:
         """Whether this validation is one at whose end the geometry is measured."""
         if self._passive:
             return self._validation is not None
-        return _fits(trainer) and bool(trainer.is_last_batch) and self._due_after_epoch(trainer)
+        return fits(trainer) and bool(trainer.is_last_batch) and self._due_after_epoch(trainer)
 
     def _due_after_epoch(self, trainer: Any) -> bool:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
@@ -230,7 +231,7 @@ class GeometryHooks:
         if due:  # no batch of the validation was the last one, or there is no validation
             self._unlogged = self._measure(trainer, pl_module, epoch=trainer.current_epoch)
         if self._unlogged:
-            _log(trainer, pl_module, self._unlogged, on_step=False, on_epoch=True)
+            log_everywhere(trainer, pl_module, self._unlogged, on_step=False, on_epoch=True)
             self._unlogged = {}
         elif self.run.last_step != step_of(trainer):
             # After a resume Lightning has forgotten the values that callbacks and schedulers watch.
@@ -252,7 +253,7 @@ class GeometryHooks:
             forward=forward,
             validation=validation,
             optimizers=trainer.optimizers,
-            data=_training_data(trainer),
+            data=training_data(trainer),
             snapshots=self.output.figures_due(self.monitor.history.measurements),
         )
         self.output.write(trainer, self.monitor, self.run.records)
@@ -273,48 +274,3 @@ class GeometryHooks:
                 fibers.keep(pl_module, self.monitor)
         except Exception as error:  # noqa: BLE001 - a warning; a picture is not worth a run
             self.output.warn(f"the fibers cannot be drawn. {type(error).__name__}: {error}")
-
-
-def _training_data(trainer: Any) -> Any:
-    """The training dataset; None if there are several, or none is loaded now."""
-    try:
-        return getattr(trainer.train_dataloader, "dataset", None)
-    except AssertionError:
-        return None
-
-
-def step_of(trainer: Any, *, in_batch: bool = True) -> int:
-    """Batches that have stepped, the axis of all other curves; Lightning adds the current one after its hooks.
-
-    ``global_step`` is the same number for one optimiser that Lightning steps. It counts each of several optimisers, and
-    stands still where ``training_step`` calls optimisers of its own.
-    """
-    if trainer.lightning_module.automatic_optimization and trainer.optimizers:
-        return int(trainer.global_step)
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped) + in_batch
-
-
-def _planned(trainer: Any) -> dict[str, int | None]:
-    """Epochs and optimiser steps of the whole run, as far as they are known."""
-    steps = trainer.estimated_stepping_batches  # infinite if nothing limits the run
-    epochs = trainer.max_epochs
-    return {
-        "epochs": epochs if epochs is not None and epochs > 0 else None,
-        "steps": int(steps) if 0 < steps < float("inf") else None,
-    }
-
-
-def _to_loggers(trainer: Any, values: dict[str, float]) -> None:
-    """Straight to the loggers: ``log(on_step=True)`` drops what is not at a multiple of ``log_every_n_steps``."""
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def _fits(trainer: Any) -> bool:
-    return trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run
-
-
-def _log(trainer: Any, pl_module: Any, values: dict[str, float], **how: Any) -> None:
-    """On every rank: values logged on rank 0 alone are hidden from EarlyStopping and the like elsewhere."""
-    if values and not trainer.barebones:
-        pl_module.log_dict(values, sync_dist=trainer.world_size > 1, batch_size=1, **how)

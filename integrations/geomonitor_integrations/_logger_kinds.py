@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor.alarms.status import Status
+from geomonitor.alarms.status_text import Status
 from geomonitor.history.records import ALARM, NOTICE, Record
 
 CHARTS = (

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from geomonitor import _options
 from geomonitor._random import preserved_rng
-from geomonitor.alarms.status import Status, of_layer
+from geomonitor.alarms.status import of_layer
+from geomonitor.alarms.status_text import Status
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.explain.at_alarm import Fibers
 from geomonitor.explain.comparison import Comparison

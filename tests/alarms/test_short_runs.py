@@ -15,6 +15,7 @@ from geomonitor.adapter import Adapter
 from geomonitor.alarms.judge import Judge, replay
 from geomonitor.alarms.outlook import first_alarm, outlook
 from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.status import status_of
 
 WATCHED = ["dimension", "numerical_rank", "mean_norm", "cdnv", "accuracy"]
 
@@ -46,6 +47,18 @@ def test_a_decline_within_the_warm_up_does_not_prolong_it():
     notices, alarms = judged([*falling[:9], *(0.5 * level for level in falling[9:])])
     assert notices[0] == alarms[0] == 11
     assert judged([*falling[:9], *(0.98 * level for level in falling[9:11])])[1] == []  # too small
+
+
+def test_the_status_names_what_is_judged_before_the_early_fall_is_over():
+    names = ("dimension", "numerical_rank", "mean_norm", "accuracy")
+
+    def status(levels):
+        return status_of(gm.History(gm.Record(n, n, "fc", name, v) for n, v in enumerate(levels) for name in names))
+
+    falling, steady = [100 * 0.985**n for n in range(8)], [100.0] * 8
+    assert status(falling[:6]).state == "early"
+    assert (status(falling).state, "size of an alarm" in status(falling).headline) == ("healthy", True)
+    assert (status(steady).state, "size of an alarm" in status(steady).headline) == ("healthy", False)
 
 
 def test_of_an_epoch_of_four_measurements_a_small_decline_waits_for_six_epochs():

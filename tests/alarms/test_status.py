@@ -9,7 +9,8 @@ import pytest
 
 from geomonitor import History, Panel, Record, Verdict
 from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH
-from geomonitor.alarms.status import COLORS, TITLES, of_change, of_layer, status_of
+from geomonitor.alarms.status import of_layer, status_of
+from geomonitor.alarms.status_text import COLORS, TITLES, of_change
 from geomonitor.alarms.words import explain_in
 from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.markers import MARKERS

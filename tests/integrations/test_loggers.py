@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
-import geomonitor.monitor
+import geomonitor.measure.series
 from geomonitor.history.records import Series
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
@@ -233,7 +233,7 @@ def test_a_logger_of_scalars_alone_costs_no_snapshots(tmp_path):
 
 def test_a_failed_measurement_is_a_gap_and_the_status_is_blind(tmp_path, monkeypatch):
     logger = TensorBoardLogger(tmp_path)
-    take, calls = geomonitor.monitor.take_measurement, []
+    take, calls = geomonitor.measure.series.take_measurement, []
 
     def fails_once(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -241,7 +241,7 @@ def test_a_failed_measurement_is_a_gap_and_the_status_is_blind(tmp_path, monkeyp
             raise RuntimeError("out of memory")
         return take(*args, **options)
 
-    monkeypatch.setattr("geomonitor.monitor.take_measurement", fails_once)
+    monkeypatch.setattr("geomonitor.measure.series.take_measurement", fails_once)
     with pytest.warns(gm.GeomonitorWarning, match="out of memory"):
         fit(tmp_path, logger, figures_every_n=1, on_error="warn")
     events = events_of(logger)

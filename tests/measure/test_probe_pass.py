@@ -130,7 +130,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[take.Taken]:
         found.append(take.take_measurement(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr("geomonitor.monitor.take_measurement", kept)
+    monkeypatch.setattr("geomonitor.measure.series.take_measurement", kept)
     return found
 
 
