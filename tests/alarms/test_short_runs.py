@@ -12,10 +12,11 @@ from torch.utils.data import TensorDataset
 
 import geomonitor as gm
 from geomonitor.adapter import Adapter
-from geomonitor.alarms.judge import Judge, replay
+from geomonitor.alarms.judge import Judge, _both, replay
 from geomonitor.alarms.outlook import first_alarm, outlook
 from geomonitor.alarms.panel import Panel
 from geomonitor.alarms.status import status_of
+from geomonitor.alarms.verdict import Verdict
 
 WATCHED = ["dimension", "numerical_rank", "mean_norm", "cdnv", "accuracy"]
 
@@ -117,6 +118,8 @@ def test_a_saved_judge_goes_on_with_its_sizes():
     ("panel", "planned", "steps", "can", "words"),
     [
         (Panel(), 20, None, True, "measurement 8 of 20"),
+        (Panel(), 8, None, True, "measurement 8 of 8"),
+        (Panel(), 7, None, False, "every_n_steps"),
         (Panel(), None, None, True, "measurement 8 on"),
         (Panel(), 4, 800, False, "every_n_steps=50"),
         (Panel(), 4, None, False, "pretrained=True"),
@@ -156,11 +159,49 @@ def test_a_run_of_pretrained_weights_is_measured_before_its_first_step():
     state = adapter.state_dict()
     resumed = Adapter(probe, panel=Panel(pretrained=True), **options)
     resumed.load_state_dict(state)
+    assert not resumed.monitored.due_at_start
     resumed.begin(model, step=5, epochs=4, batches=5)
     assert resumed.monitor.history.series("penultimate", "accuracy").steps.tolist() == [0, 5]
     plain = Adapter(probe, **options)
     plain.begin(model, step=0, epochs=4, batches=5)
     assert plain.monitor.history.measurements == 0
+
+
+def test_the_points_of_a_validation_are_not_there_before_the_first_step():
+    probe = gm.ValidationProbe(classes=4, per_class=10)
+    run = gm.MonitoredRun(gm.GeometryMonitor(probe, panel=Panel(pretrained=True)))
+    assert not run.due_at_start
+
+
+@pytest.mark.parametrize(
+    ("cadence", "epochs", "steps", "planned"),
+    [
+        ({"every_n_epochs": 2}, 5, None, 3),  # after epochs 0, 2 and 4
+        ({"every_n_epochs": 2}, 4, 400, 2),
+        ({"every_n_steps": 30}, 5, 100, 3),
+        ({"every_n_steps": 30}, 5, None, None),
+        ({}, None, 100, None),
+    ],
+)
+def test_how_many_measurements_a_run_has(cadence, epochs, steps, planned):
+    run = gm.MonitoredRun(gm.GeometryMonitor(probe_and_model()[0]), **cadence)
+    assert run.planned_measurements(epochs, steps) == planned
+
+
+def test_of_both_verdicts_the_sizes_decide_on_the_alarm():
+    notice = Verdict(True, "fc", "cdnv", 3.0, 2.0, 0.1, checks=1, noticed=True, pending=False, agreeing=("accuracy",))
+    sized = Verdict(True, "fc", "dimension", 1.0, 2.0, 0.1, checks=2, noticed=True, agreeing=("mean_norm",))
+    low = [
+        Verdict(True, "fc", "dimension", checks=1),
+        Verdict(True, "fc", "cdnv", checks=1),
+        Verdict(False, "fc", "accuracy"),
+    ]
+    alarm = _both(notice, sized, low)
+    assert (alarm.declined, alarm.marker, alarm.agreeing) == (True, "dimension", ("mean_norm", "cdnv"))
+    alone = _both(notice, sized._replace(declined=False, pending=True), low)
+    assert (alone.declined, alone.noticed, alone.pending, alone.marker) == (False, True, True, "cdnv")
+    early = _both(notice._replace(noticed=False, reference=math.nan), sized._replace(declined=False), low)
+    assert (early.noticed, early.settled, early.marker) == (False, False, "dimension")
 
 
 def test_the_start_of_a_run_logs_from_when_it_can_be_judged(caplog):
@@ -171,11 +212,13 @@ def test_the_start_of_a_run_logs_from_when_it_can_be_judged(caplog):
         run.start(model, epochs=5, steps=50)
         gm.MonitoredRun(gm.GeometryMonitor(probe, panel=None)).start(model, epochs=2)
         gm.MonitoredRun(gm.GeometryMonitor(probe)).start(model, step=30, epochs=20)
+        gm.MonitoredRun(gm.GeometryMonitor(probe, panel=Panel(pretrained=True))).start(model, epochs=4)
     found = [(record.levelname, record.getMessage()) for record in caplog.records]
     levels = [(level, text) for level, text in found if "alarm" in text]
-    assert [level for level, _ in levels] == ["INFO", "WARNING", "INFO"]
+    assert [level for level, _ in levels] == ["INFO", "WARNING", "INFO", "INFO"]
     assert "measurement 8 of 50" in levels[0][1]
     assert "planned for 5 measurements" in levels[1][1]
     assert "every_n_steps=3" in levels[1][1]
+    assert "measurement 3 of 5" in levels[3][1]
     with pytest.raises(gm.InputError, match="epochs"):
         run.start(model, epochs=0)
