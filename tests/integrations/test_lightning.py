@@ -130,6 +130,22 @@ def test_every_epoch_is_measured_once_and_logged_on_the_optimisers_axis(pl, tmp_
     assert len(gm.History.load(Path(logger.log_dir, "geometry.csv"))) == len(geometry.monitor.history)
 
 
+def test_pretrained_weights_are_measured_before_the_first_step(pl, tmp_path):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    probe = gm.ProbeSet.from_dataset(dataset(), per_class=10)
+    geometry = pl.GeometryCallback(probe, panel=gm.Panel(pretrained=True), geometry={"directions": 10})
+    fit(pl, tmp_path, [geometry], logger=logger)
+    series = geometry.monitor.history.series("penultimate", "dimension")
+    assert series.steps.tolist() == [0, 6, 12, 18]
+    assert math.isnan(series.epochs[0])
+    assert series.epochs[1:].tolist() == [0, 1, 2]
+    logger.save()
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        logged = [row["step"] for row in csv.DictReader(file) if row["geometry/penultimate/dimension"]]
+    assert logged[0] == "0"
+    assert len(logged) == 4
+
+
 def test_tensorboard_gets_scalars_and_the_text_of_the_alarm(pl, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
