@@ -112,8 +112,11 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     if not fits or not (leaf or (affine and path)):
         if not strict:
             return None
-        owners = list(dict.fromkeys(operation.within[-1] for operation in mixing))
+        makers = [made.path for made in trace.calls if any(each is tensor for each in tensors_in(made.gives))]
+        owners = [*makers, *(operation.within[-1] for operation in mixing)]
         within = f"in the forward of {type(modules[path]).__name__}" if alone else "from several layers"
+        if alone and leaf:  # a layer that gives something else, such as features that are compared with prototypes
+            within = f"after {path!r} without a product with weights"
         raise LayerError(
             f"'penultimate' is not clear: the logits, {_shape(tensor)}, are computed {within}, and no single layer "
             "gives them (a head in functional form, or several heads). Make the head a module, or name what to "

@@ -133,7 +133,7 @@ def resolve_in(modules: Mapping[str, nn.Module], layers: Layers, penultimate: La
         penultimate: what this name means, if it is known.
     """
     resolved: dict[str, Layer] = {}
-    for wanted_alias, name in checked_layers(layers):
+    for own_alias, name in checked_layers(layers):
         if penultimate is not None and name == PENULTIMATE and PENULTIMATE not in modules:
             layer = penultimate
         else:
@@ -142,7 +142,7 @@ def resolve_in(modules: Mapping[str, nn.Module], layers: Layers, penultimate: La
             raise InputError(f"the model has no layer {layer.path!r}. {_nearest(layer.path, modules)}")
         _refuse_script(layer, modules[layer.path])
         by_rule = name in (PENULTIMATE, OUTPUT, POOLED) and name not in modules
-        alias = wanted_alias or (str(name) if by_rule else _default_alias(layer))
+        alias = own_alias or (str(name) if by_rule else _default_alias(layer))
         if "/" in alias:
             raise InputError(f"the alias {alias!r} has a '/', which is kept for the parts of logged names")
         if alias in resolved:

@@ -78,6 +78,41 @@ class Functional(nn.Module):
         return nn.functional.linear(self.body(x), self.weight)
 
 
+class Prototypes(nn.Module):
+    """Squared distances from prototypes, by differences: no product with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(x[:, None] - self.weight).square().sum(-1)
+
+
+class SkipHead(nn.Module):
+    """Logits from the features and, past them, from the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc, self.skip = body(), nn.Linear(WIDTH, CLASSES), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x)) + self.skip(x)
+
+
+class Scaled(nn.Module):
+    """Logits by a learned temperature; ``of_item``: another one for each item, from its features."""
+
+    def __init__(self, of_item: bool = False) -> None:
+        super().__init__()
+        self.body, self.fc, self.of_item = body(), nn.Linear(WIDTH, CLASSES), of_item
+        self.log_scale = nn.Linear(WIDTH, 1) if of_item else nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        return self.fc(z) * (self.log_scale(z) if self.of_item else self.log_scale).exp()
+
+
 class TwoHeads(nn.Module):
     def __init__(self, other: int, first: bool = True) -> None:
         super().__init__()

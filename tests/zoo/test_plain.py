@@ -39,6 +39,7 @@ CLASSIFIERS = {
     "plain": (zoo.Plain, "fc:input"),
     "log_softmax": (lambda: zoo.Plain(last=lambda z: z.log_softmax(1)), "fc:input"),
     "temperature": (lambda: zoo.Plain(last=lambda z: z / 3 + 1), "fc:input"),
+    "learned temperature": (zoo.Scaled, "fc:input"),
     "softmax module": (lambda: nn.Sequential(*zoo.body(), nn.Linear(16, 4), nn.LogSoftmax(dim=1)), "2:input"),
     "dropout after": (lambda: nn.Sequential(*zoo.body(), nn.Linear(16, 4), nn.Dropout()), "2:input"),
     "logistic regression": (lambda: nn.Linear(8, CLASSES), ":input"),
@@ -72,7 +73,7 @@ def test_the_layer_is_what_feeds_the_logits(name: str) -> None:
     assert math.isfinite(values["accuracy"])
 
 
-BENT = ("log_softmax", "softmax module", "temperature", "convolution, then ReLU")
+BENT = ("log_softmax", "learned temperature", "softmax module", "temperature", "convolution, then ReLU")
 """models in which something follows the logits or the head"""
 
 
@@ -127,6 +128,9 @@ def test_without_logits_of_the_classes_the_choice_is_the_representation_and_ther
 QUESTIONS = {
     "functional head": (zoo.Functional, "functional form"),
     "mean of two heads": (lambda: zoo.MeanOfHeads(CLASSES), r"digit:input.*other:input"),
+    "head with a skip": (zoo.SkipHead, r"from several layers.*fc:input.*skip:input"),
+    "temperature of an item": (lambda: zoo.Scaled(of_item=True), r"from several layers.*fc:input.*log_scale:input"),
+    "prototypes": (lambda: zoo.Plain(zoo.Prototypes()), r"after 'body.0' without a product.*: fc:input"),
     "two heads alike": (lambda: zoo.TwoHeads(CLASSES), r"several outputs.*digit:input.*other:input"),
     "teacher and student": (lambda: zoo.Teacher(both=True), r"several outputs.*fc:input.*teacher.1:input"),
     "two towers": (zoo.Towers, r"left_embeds.*right_embeds.*left:input.*right:input"),
