@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -216,3 +217,34 @@ MOST_READ = 10_000
 """Items up to which two datasets of one class are compared by reading them."""
 _READ_TWICE = 8
 _TRANSFORMS = ("transform", "transforms", "target_transform")
+
+
+def refuse_overlap(dataset: Any, indices: Indices, train: Any) -> None:
+    """Refuse chosen points that are in the training set; nothing to do without one.
+
+    Args:
+        dataset: map-style.
+        indices: of the points in it.
+        train: as in ``ProbeSet.from_dataset``, or None.
+
+    Raises:
+        InputError: some are, or it cannot be compared.
+    """
+    if train is None:
+        return
+    found = origins(dataset, search=True)
+    shared = indices[overlap(Origins(found.sources, found.rows[indices]), train)]
+    if len(shared):
+        first = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
+        raise InputError(
+            f"{len(shared)} of {len(indices)} probe points are in the training set (indices {first}), but a "
+            "probe set must be held out: give the held-out part as dataset, such as Subset(dataset, held_out)"
+        )
+
+
+def fingerprint_of(rows: Indices, labels: Indices, per_class: int, seed: int, kind: str = "probe") -> str:
+    """Of what the points are in the datasets at the bottom: another ``Subset`` is another probe set."""
+    found = hashlib.sha256(f"geomonitor {kind} 1, per_class {per_class}, seed {seed}".encode())
+    for values in (rows, labels):
+        found.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    return found.hexdigest()[:16]

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from geomonitor import _options
-from geomonitor.errors import InputError, MeasurementError
+from geomonitor.errors import MeasurementError
 from geomonitor.probe.apart import is_in_memory, read
+from geomonitor.probe.batches import collate_of, dealt, loaded
 from geomonitor.probe.choice import SEED, checked_classes, choose, choose_unlabelled
 from geomonitor.probe.content import content_now, content_of, content_of_views, digest
-from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, labels_of, map_style, split_label
-from geomonitor.probe.handles import in_worker
-from geomonitor.probe.held_out import Origins, origins, overlap
+from geomonitor.probe.datasets import LabelKey, checked_label_key, labels_of, map_style
+from geomonitor.probe.held_out import fingerprint_of, origins, refuse_overlap
 from geomonitor.probe.kept import KeptBatches
 from geomonitor.probe.reservoir import priority
 from geomonitor.probe.views import ViewedDataset, Views
@@ -29,7 +29,6 @@ CHECKED_POINTS = 8
 """Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
 
 _MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
-_RANKS = _options.Range(-(2**31), 2**31, ends="[)", whole=True)
 
 
 class ProbeBatch(NamedTuple):
@@ -120,18 +119,13 @@ class ProbeSet:
         allow_fewer = _options.flag("allow_fewer", allow_fewer)
         label_key = checked_label_key(label_key)
         asked = None if classes is None else checked_classes(classes)
-        if collate_fn is not None:
-            collate_fn = _options.function("collate_fn", collate_fn, "items")
-        elif isinstance(dataset, DataLoader) and dataset.batch_size is not None:
-            collate_fn = dataset.collate_fn
+        collate_fn = collate_of(dataset, collate_fn)
         dataset = map_style(dataset)
         labels = labels_of(dataset, label_key)
         rows = origins(dataset).rows
         choice = choose(labels, rows, asked, per_class, seed=seed, allow_fewer=allow_fewer)
         indices = choice.indices
-        if train is not None:
-            found = origins(dataset, search=True)
-            _refuse_overlap(Origins(found.sources, found.rows[indices]), indices, train)
+        refuse_overlap(dataset, indices, train)
         probe = cls(
             dataset=dataset,
             indices=torch.from_numpy(indices),
@@ -139,7 +133,7 @@ class ProbeSet:
             classes=choice.classes,
             per_class=choice.per_class,
             seed=seed,
-            fingerprint=_fingerprint(rows[indices], labels[indices], choice.per_class, seed),
+            fingerprint=fingerprint_of(rows[indices], labels[indices], choice.per_class, seed),
             label_key=label_key,
             collate_fn=collate_fn,
         )
@@ -185,18 +179,13 @@ class ProbeSet:
         """
         samples, seed = _options.whole("samples", samples, least=2), int(SEED.number("seed", seed))
         label_key, how = checked_label_key(label_key), Views.of(views)
-        if collate_fn is not None:
-            collate_fn = _options.function("collate_fn", collate_fn, "items")
-        elif isinstance(dataset, DataLoader) and dataset.batch_size is not None:
-            collate_fn = dataset.collate_fn
+        collate_fn = collate_of(dataset, collate_fn)
         dataset = map_style(dataset)
         rows = origins(dataset).rows
         indices = choose_unlabelled(rows, samples, seed=seed)
-        if train is not None:
-            found = origins(dataset, search=True)
-            _refuse_overlap(Origins(found.sources, found.rows[indices]), indices, train)
+        refuse_overlap(dataset, indices, train)
         nothing = np.zeros(samples, np.int64)
-        mark = _fingerprint(rows[indices], nothing, samples, seed, "unlabelled")
+        mark = fingerprint_of(rows[indices], nothing, samples, seed, "unlabelled")
         viewed = None
         if how is not None:
             made = ViewedDataset(dataset, indices.tolist(), rows[indices, 1].tolist(), how, label_key)
@@ -229,9 +218,8 @@ class ProbeSet:
         """
         if self.views is not None:
             self.views.check_content()
-        if self.content is None or self._kept.holds_batches:
-            return
-        if content_now(self._digests) != self.content:
+        unknown = self.content is None or self._kept.holds_batches
+        if not unknown and content_now(self._digests) != self.content:
             raise MeasurementError(
                 f"the data of the probe set have changed since it was made: {type(self.dataset).__name__} gives other "
                 "items under the same indices, and the numbers cannot be compared with those before. Let nothing write "
@@ -279,14 +267,10 @@ class ProbeSet:
         Raises:
             InputError: ``batch_size`` or ``rank`` out of range.
         """
-        batch_size = _options.whole("batch_size", batch_size, least=0)
-        rank, world_size = int(_RANKS.number("rank", rank)), int(_RANKS.number("world_size", world_size))
         num_workers = int(_MOST_WORKERS.number("num_workers", num_workers))
-        if batch_size < 1 or not 0 <= rank < world_size:
-            found = f"{batch_size}, {rank} and {world_size}"
-            raise InputError(f"expected batch_size >= 1 and 0 <= rank < world_size, found {found}")
-        lockstep = _options.flag("lockstep", lockstep)
-        return self._batches(self._parts(batch_size, rank, world_size, lockstep), num_workers)
+        empty = _options.flag("lockstep", lockstep)
+        parts = dealt(len(self.classes), self.per_class, batch_size, rank, world_size)
+        return self._batches([part for part in parts if empty or len(part)], num_workers)
 
     def batch_of(self, ids: Tensor) -> ProbeBatch:
         """Some points, by their ids, as one batch; without ids a borrowed input."""
@@ -301,56 +285,15 @@ class ProbeSet:
         indices = self._checked_indices() * times
         return list(read(lambda dataset: (digest(dataset[index]) for index in indices), self.dataset))
 
-    def _parts(self, batch_size: int, rank: int, world_size: int, lockstep: bool) -> list[Tensor]:
-        """Ids by batch, dealt out class after class: a batch of ``B`` points has ``B / P`` of each class, to one point.
-
-        Batch statistics (``track_running_stats=False``) of a batch of one class would describe that class alone.
-        """
-        dealt = torch.arange(len(self), device="cpu").reshape(len(self.classes), self.per_class).T.flatten()
-        largest_part = -(-len(self) // world_size)
-        rounds = -(-largest_part // batch_size)
-        # Whole stretches for each rank: every n-th id would be of the same few classes.
-        parts = dealt.tensor_split(world_size)[rank].tensor_split(rounds)
-        return [part for part in parts if lockstep or len(part)]
-
     def _batches(self, parts: list[Tensor], num_workers: int) -> Iterator[ProbeBatch]:
-        source = partial(self._inputs, parts=parts, num_workers=num_workers)
-        default = self.collate_fn is None or self.collate_fn is default_collate
-        if num_workers or (default and is_in_memory(self.dataset)):
+        places = [self.indices[ids].tolist() or self.indices[:1].tolist() for ids in parts]
+        source = partial(
+            loaded, places=places, label_key=self.label_key, collate_fn=self.collate_fn, num_workers=num_workers,
+            seed=self.seed,
+        )  # fmt: skip
+        if num_workers or (self.collate_fn in (None, default_collate) and is_in_memory(self.dataset)):
             inputs = source(self.dataset)
         else:
             inputs = self._kept.inputs(source, self.dataset, tuple(tuple(ids.tolist()) for ids in parts))
         for ids, batch in zip(parts, inputs, strict=True):
             yield ProbeBatch(batch, self.labels[ids], ids)
-
-    def _inputs(self, dataset: Any, parts: list[Tensor], num_workers: int = 0) -> Iterator[Any]:
-        borrowed = self.indices[:1].tolist()
-        loader = DataLoader(
-            dataset,
-            batch_sampler=[self.indices[ids].tolist() or borrowed for ids in parts],
-            collate_fn=self.collate_fn,
-            num_workers=num_workers,
-            worker_init_fn=in_worker,
-            # Even without shuffling a DataLoader draws a number, by default from the global stream.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        for batch in loader:
-            yield split_label(batch, self.label_key)[0]
-
-
-def _refuse_overlap(chosen: Origins, indices: Indices, train: Any) -> None:
-    shared = indices[overlap(chosen, train)]
-    if len(shared):
-        first = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
-        raise InputError(
-            f"{len(shared)} of {len(indices)} probe points are in the training set (indices {first}), but a "
-            "probe set must be held out: give the held-out part as dataset, such as Subset(dataset, held_out)"
-        )
-
-
-def _fingerprint(rows: Indices, labels: Indices, per_class: int, seed: int, kind: str = "probe") -> str:
-    """Of what the points are in the datasets at the bottom: another ``Subset`` is another probe set."""
-    digest = hashlib.sha256(f"geomonitor {kind} 1, per_class {per_class}, seed {seed}".encode())
-    for values in (rows, labels):
-        digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
-    return digest.hexdigest()[:16]

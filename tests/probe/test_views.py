@@ -35,6 +35,8 @@ def test_the_views_of_an_item_do_not_depend_on_its_place():
     by_item = {int(views.min()): views for views in whole}
     assert all(torch.equal(views, by_item[int(views.min())]) for views in part)
     assert len((whole % 1).unique()) > 390  # no item and no view draws what another one does
+    other = viewed(Subset(data, range(40)), gm.Views(shifted, seed=1), samples=40)
+    assert not torch.isclose(other.reshape(40, 10), whole, rtol=0, atol=1e-4).any(1).all()
 
 
 def test_a_repeated_item_counts_once_and_items_are_drawn_by_seed():
