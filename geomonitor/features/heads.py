@@ -83,6 +83,7 @@ def locate(
         path = _before_projector(trace, modules, head)
         why = f"the representation before the projector: an output of {_shape(tensor)} is no logits of {width} classes"
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
+    _refuse_several_inputs(trace, modules, head)
     pool = _read_by(head, tensor, mask)
     layer = Layer(head.path, "input", pool=pool)
     if tensor.ndim == 2 and 1 < width <= tensor.shape[1]:
@@ -151,6 +152,18 @@ def _refuse_several(trace: Trace, modules: Mapping[str, nn.Module], outputs: Map
         f"'penultimate' is not clear: the model gives several outputs that may be meant ({shapes}). Name what to "
         "measure, or give forward= a function of (model, inputs) that returns the one that is meant. "
         f"{_suggestion(trace, modules, heads)}"
+    )
+
+
+def _refuse_several_inputs(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> None:
+    """Of a layer such as ``nn.Bilinear`` no single input is the representation."""
+    given = [tensor for tensor in tensors_in(head.call.takes) if tensor.is_floating_point() and tensor.ndim > 1]
+    if len(given) < 2 or _own_children(modules[head.path]):
+        return
+    owners = [_common([operation.within for operation in mixing]) for t in given if (mixing := trace.sources(t)[0])]
+    raise LayerError(
+        f"'penultimate' is not clear: {head.path!r}, which gives the logits, takes {len(given)} inputs. Name what to "
+        f"measure: {_suggestion(trace, modules, owners)}"
     )
 
 

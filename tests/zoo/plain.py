@@ -113,6 +113,18 @@ class Scaled(nn.Module):
         return self.fc(z) * (self.log_scale(z) if self.of_item else self.log_scale).exp()
 
 
+class Bilinear(nn.Module):
+    """Two bodies feed one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = body(), body(), nn.Bilinear(WIDTH, WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.left(x), self.right(x))
+        return logits
+
+
 class TwoHeads(nn.Module):
     def __init__(self, other: int, first: bool = True) -> None:
         super().__init__()

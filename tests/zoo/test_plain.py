@@ -127,6 +127,7 @@ def test_without_logits_of_the_classes_the_choice_is_the_representation_and_ther
 
 QUESTIONS = {
     "functional head": (zoo.Functional, "functional form"),
+    "bilinear head": (zoo.Bilinear, r"takes 2 inputs.*left.*right"),
     "mean of two heads": (lambda: zoo.MeanOfHeads(CLASSES), r"digit:input.*other:input"),
     "head with a skip": (zoo.SkipHead, r"from several layers.*fc:input.*skip:input"),
     "temperature of an item": (lambda: zoo.Scaled(of_item=True), r"from several layers.*fc:input.*log_scale:input"),
