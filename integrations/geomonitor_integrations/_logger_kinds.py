@@ -75,9 +75,12 @@ class TensorBoardSink(Sink):
         shown = {name for _, names in CHARTS for name in names} - {ALARM, NOTICE}
         values = {r.key: r.value for r in records if r.layer in layers and r.marker in shown}
         if values:
-            with type(self.logger.experiment)(log_dir=str(Path(self.logger.log_dir, OVERLAY))) as writer:
-                for key, value in values.items():
-                    writer.add_scalar(key, value, step)
+            experiment, folder = self.logger.experiment, str(Path(self.logger.log_dir, OVERLAY))
+            writers = experiment.all_writers  # those that it flushes and closes with its own file
+            if folder not in writers:
+                writers[folder] = type(experiment)(log_dir=folder)
+            for key, value in values.items():
+                writers[folder].add_scalar(key, value, step)
 
     def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
         """Into the Images tab."""

@@ -1,4 +1,4 @@
-"""What goes to the loggers of a Trainer beside the scalars: layout, error bands, figures, alarms, the protocol.
+"""What goes to the loggers of a Trainer beside the scalars: layout, figures, status, alarms, the protocol.
 
 Only rank 0 writes, and nothing that fails here ends a run: there is one warning.
 """
@@ -36,8 +36,7 @@ class LoggerOutput:
 
     Args:
         figures_every_n: measurements between two sets of figures, from the first one on; 0 for none; by default every
-            tenth where matplotlib is installed.
-
+            tenth if matplotlib is installed.
         name: of the callback; it stands before every layer.
 
     Raises:

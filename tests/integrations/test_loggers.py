@@ -139,6 +139,7 @@ def test_an_alarm_is_drawn_on_the_curves_by_a_run_that_only_an_alarm_makes(tmp_p
     fit(tmp_path, healthy, figures_every_n=0)
     assert not Path(healthy.log_dir, "in_alarm").exists()
     history = fit(tmp_path, faulty, figures_every_n=0, alarm_from=12).history
+    assert len(list(Path(faulty.log_dir, "in_alarm").iterdir())) == 1  # a file for a run, not for a measurement
     overlay = EventAccumulator(str(Path(faulty.log_dir, "in_alarm")))
     overlay.Reload()
     drawn = sorted(overlay.Scalars(f"geometry/{LAYER}/dimension"), key=lambda event: event.step)
