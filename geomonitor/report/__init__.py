@@ -18,7 +18,7 @@ import numpy as np
 from geomonitor.alarms.panel import panel_of
 from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
-from geomonitor.history.records import ALARM
+from geomonitor.history.records import ALARM, JUDGED, NOTICE
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.transfer import TRUTH
@@ -134,7 +134,12 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
             (p, figures.decomposition_figure(p, run.history.series(p.layer, "capacity"), x, places), _terms(run, p))
             for p in parts
         ],
-        ends=[_end(runs, curve, name, since) for name in names for curve, since in zip(drawn, sinces, strict=True)],
+        ends=[
+            _end(runs, curve, name, since)
+            for name in names
+            if name not in (JUDGED, NOTICE)  # 0 or 1: a change in per cent means nothing
+            for curve, since in zip(drawn, sinces, strict=True)
+        ],
         protocol=protocol[:MOST_SETTINGS],
         overheads=[(label, findings.overhead(r.history)) for label, r in zip(labels, runs, strict=True)],
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),

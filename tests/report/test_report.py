@@ -96,6 +96,16 @@ def test_what_triggered_comes_first_with_an_arrow(faulty, healthy):
     assert 'class="hot"' not in render_report(healthy)
 
 
+def test_the_table_names_the_worse_direction_and_leaves_out_what_is_0_or_1(healthy):
+    healthy.history.append([Record(STEPS, 0, "penultimate", name, 1.0) for name in ("cdnv", "notice", "judged")])
+    html = render_report(healthy)
+    assert '<span class="worse">worse ↑</span><b>cdnv' in html
+    table = html[html.index("<h2>Change since the reference") : html.index("<h2>Protocol")]
+    rows = {row[0]: row[-1] for row in (re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in table.split("<tr>")) if row}
+    assert (rows["dimension"], rows["cdnv"], rows["capacity"]) == ("lower", "higher", "")
+    assert not {"notice", "judged", "alarm"} & rows.keys()
+
+
 def test_the_change_is_that_since_before_the_decline(faulty):
     values = faulty.history.series("penultimate", "dimension").values
     before, last = findings.reference(faulty.history.series("penultimate", "dimension"), STEPS * (FAULT + 1))
