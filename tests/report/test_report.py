@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from geomonitor import History, InputError, Record
+from geomonitor import History, InputError, Record, Verdict
+from geomonitor.alarms.alarm import Alarm
 from geomonitor.alarms.panel import Panel
 from geomonitor.history.runs import load_run
 from geomonitor.report import figures, findings, render_report, write_report
@@ -101,7 +102,9 @@ def test_the_table_names_the_worse_direction_and_leaves_out_what_is_0_or_1(healt
     html = render_report(healthy)
     assert '<span class="worse">worse ↑</span><b>cdnv' in html
     table = html[html.index("<h2>Change since the reference") : html.index("<h2>Protocol")]
-    rows = {row[0]: row[-1] for row in (re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in table.split("<tr>")) if row}
+    rows = {
+        row[0]: row[-1] for row in (re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in table.split("<tr>")) if row
+    }
     assert (rows["dimension"], rows["cdnv"], rows["capacity"]) == ("lower", "higher", "")
     assert not {"notice", "judged", "alarm"} & rows.keys()
 
@@ -169,6 +172,35 @@ def test_the_terms_add_up_to_the_change_of_log_capacity(faulty):
     assert parts.terms[0, -1] == pytest.approx(-math.log(2), abs=0.05)
 
 
+def test_the_page_has_the_change_of_each_term_since_the_last_measurement_before_the_decline(faulty):
+    html = render_report(faulty)
+    series = {m: faulty.history.series("penultimate", m).values for m in ("capacity", "utility", "radius", "dimension")}
+    before, last = ({m: v[place] for m, v in series.items()} for place in (FAULT - 1, -1))
+    factor = last["capacity"] / before["capacity"]
+    text = " ".join(Page(html).text.split())
+    assert f"Since epoch {FAULT - 1} (step {STEPS * FAULT}), the last measurement before the decline, the" in text
+    assert f"changed by a factor of {factor:.3g}." in text
+    changes = [
+        math.log(last["utility"] / before["utility"]),
+        math.log((1 + last["radius"] ** -2) / (1 + before["radius"] ** -2)),
+        -math.log(last["dimension"] / before["dimension"]),
+        math.log(factor),
+    ]
+    part = html[html.index("change at the end") : html.index("<h2>Change since")]
+    assert re.findall(r'"number">([+-][\d.]+)<', part) == [f"{change:+.3f}" for change in changes]
+
+
+def test_a_notice_also_moves_the_reference(faulty, monkeypatch):
+    quiet = Verdict(False, "penultimate", "dimension", since_step=STEPS * (FAULT + 1))
+    rows = []
+    for noticed in (True, False):
+        monkeypatch.setattr(findings, "verdict_of", lambda *_, of=noticed: quiet._replace(noticed=of))
+        rows.append(re.search(r"<tr><td>dimension</td>.*", render_report(faulty))[0])
+    series = faulty.history.series("penultimate", "dimension")
+    for row, since in zip(rows, (quiet.since_step, None), strict=True):
+        assert f">{findings.reference(series, since)[0]:.4g}<" in row
+
+
 def test_without_the_four_markers_there_is_no_decomposition():
     history = History([Record(n, n, "fc", "dimension", 2.0) for n in range(5)])
     assert findings.decomposition(history, "fc", Panel()) is None
@@ -178,6 +210,41 @@ def test_overhead_is_that_of_the_measurements(healthy):
     cost = findings.overhead(healthy.history)
     assert (cost.measurements, cost.total, cost.median) == (MEASUREMENTS, 0.5 * MEASUREMENTS, 0.5)
     assert cost.share == pytest.approx(0.5 / 60)  # half a second in every minute
+
+
+def test_the_cost_is_that_of_all_measurements_and_the_share_leaves_out_the_last(tmp_path):
+    history = History(
+        [Record(n + 1, n, "", "seconds", s, time=1e9 + 20 * n) for n, s in enumerate([1.0, 2.0, 7.0, 2.0, 50.0])]
+        + [Record(n + 1, n, "fc", "dimension", 2.0) for n in range(5)]
+    )
+    cost = findings.overhead(history)
+    assert cost == (5, 62.0, 2.0, 50.0, 12 / 80)  # seconds count until the last measurement begins
+    run = load_run(write_run(tmp_path))._replace(history=history)
+    row = re.search(r"<tr><td>[^<]*</td><td class=\"number\">5</td>.*", render_report(run))[0]
+    assert re.findall(r">([\d.]+(?: %)?)<", row) == ["5", "62", "2", "50", "15.0 %"]
+
+
+def test_an_alarm_that_ends_is_shaded_up_to_its_end_and_one_that_lasts_up_to_that_of_the_run():
+    history = History([Record(10 * n, n, "fc", "alarm", float(n in (3, 4, 8, 9))) for n in range(10)])
+    raised = findings.alarms(history, Panel())
+    assert findings.spans(history, raised, "epoch") == [(3.0, 5.0), (8.0, 9.0)]
+    assert findings.spans(history, raised, "step") == [(30.0, 50.0), (80.0, 90.0)]
+
+
+def test_what_triggered_is_named_by_alarms_and_by_the_status_most_telling_first(healthy):
+    verdict = Verdict(True, "penultimate", "numerical_rank", agreeing=("mine", "accuracy"))
+    alarm = Alarm("penultimate", 24, None, None, verdict)
+    status = findings.status(healthy)
+    assert findings.triggered([alarm], status) == ["numerical_rank", "accuracy", "mine"]
+    notice = status._replace(state="notice", markers=("dimension",))
+    assert findings.triggered([alarm], notice) == ["dimension", "numerical_rank", "accuracy", "mine"]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    run = load_run(write_run(tmp_path))
+    run.history.append([Record(24, 0, "penultimate", f"mine_{n:03}", 1.0) for n in range(120)])
+    text = " ".join(Page(render_report(run)).text.split())
+    assert "26 of 126 markers" in text
 
 
 def test_curves_bands_and_alarm_lines_are_those_of_the_history(faulty):
