@@ -54,11 +54,11 @@ def moments(paths: Sequence[str]) -> list[Moment]:
     if not paths:
         raise InputError("no checkpoints given: name .ckpt, .pt or .safetensors files")
     found = [(path, *load_checkpoint(path)[2:]) for path in paths]
-    told = {"step": [path for path, step, _ in found if step is not None],
+    given = {"step": [path for path, step, _ in found if step is not None],
             "epoch": [path for path, _, epoch in found if epoch is not None]}  # fmt: skip
-    clock = next((name for name in ("step", "epoch") if told[name]), None)
-    if clock and len(told[clock]) < len(found):
-        silent = next(path for path, *_ in found if path not in told[clock])
+    clock = next((name for name in ("step", "epoch") if given[name]), None)
+    if clock and len(given[clock]) < len(found):
+        silent = next(path for path, *_ in found if path not in given[clock])
         raise InputError(f"{silent} has no {clock}, others have one: rename it to something like step_1000.pt")
     if clock != "step":
         warnings.warn(

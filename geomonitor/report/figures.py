@@ -51,7 +51,7 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Curve]:
 
 
 def clock(runs: Sequence[Run]) -> str:
-    """``"epoch"`` where every measurement of every run has one of its own, otherwise ``"step"``."""
+    """``"epoch"`` if every measurement of every run has one of its own, otherwise ``"step"``."""
     for run in runs:
         for layer in run.history.layers:
             for marker in run.history.markers(layer):

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from geomonitor import History, InputError, Record, Verdict
 from geomonitor.alarms.alarm import Alarm
 from geomonitor.alarms.panel import Panel
-from geomonitor.history.runs import load_run
+from geomonitor.history.runs import Run, load_run
 from geomonitor.report import figures, findings, render_report, write_report
 from tests.runs_on_disk import FAULT, MEASUREMENTS, PROTOCOL, STEPS, write_run
 
@@ -238,6 +239,14 @@ def test_what_triggered_is_named_by_alarms_and_by_the_status_most_telling_first(
     assert findings.triggered([alarm], status) == ["numerical_rank", "accuracy", "mine"]
     notice = status._replace(state="notice", markers=("dimension",))
     assert findings.triggered([alarm], notice) == ["dimension", "numerical_rank", "accuracy", "mine"]
+
+
+def test_of_many_alarms_the_first_and_the_last_ones_are_shown():
+    records = [Record(n + 1, n, "fc", "alarm", float(n % 2)) for n in range(140)]
+    html = render_report(Run("many", Path("many/geometry.csv"), History(records), {}))
+    steps = [int(step) for step in re.findall(r"Raised at epoch \d+ \(step (\d+)\)", html)]
+    assert steps == [*range(2, 52, 2), *range(92, 142, 2)]
+    assert "20 of 70 alarms (those in the middle)" in html
 
 
 def test_what_is_left_out_is_counted(tmp_path):
