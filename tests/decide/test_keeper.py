@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide import kept_file
-from geomonitor.decide.keeper import CheckpointKeeper
+from geomonitor.decide.keeper import CheckpointKeeper, declining_since
 from geomonitor.history.runs import load_run
 from geomonitor.history.saved import SavedCheckpoint
 
@@ -309,3 +310,16 @@ def test_a_monitor_that_judges_nothing_is_refused():
     monitor = gm.GeometryMonitor(gm.ProbeSet.from_dataset(data, per_class=5), panel=None)
     with pytest.raises(gm.InputError, match="panel=None"):
         CheckpointKeeper().start(gm.MonitoredRun(monitor))
+
+
+def test_of_several_layers_the_decline_that_began_first_counts():
+    low = Verdict(True, "a", "dimension", since_step=8, checks=2)
+    assert declining_since([low, low._replace(layer="b", since_step=6)], 9, pending=False) == 6
+
+
+def test_a_checkpoint_of_the_first_measurement_of_a_decline_is_not_from_before_it(tmp_path):
+    (tmp_path / "step_6.pt").touch()
+    keeper = CheckpointKeeper(restore=True)
+    keeper._last = SavedCheckpoint(str(tmp_path / "step_6.pt"), 6)
+    assert keeper._problem(7) is None
+    assert "before the decline began, at step 6" in keeper._problem(6)

@@ -249,6 +249,11 @@ def test_of_many_alarms_the_first_and_the_last_ones_are_shown():
     assert "20 of 70 alarms (those in the middle)" in html
 
 
+def test_the_first_measurement_of_a_decline_is_no_part_of_its_reference():
+    history = History([Record(n, n, "fc", "dimension", v) for n, v in enumerate([9.0, 1.0, 2.0, 3.0, 0.4, 0.5])])
+    assert findings.reference(history.series("fc", "dimension"), 4) == (2.0, 0.5)
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     run = load_run(write_run(tmp_path))
     run.history.append([Record(24, 0, "penultimate", f"mine_{n:03}", 1.0) for n in range(120)])
