@@ -250,7 +250,7 @@ def test_of_many_alarms_the_first_and_the_last_ones_are_shown():
 
 
 def test_the_first_measurement_of_a_decline_is_no_part_of_its_reference():
-    history = History([Record(n, n, "fc", "dimension", v) for n, v in enumerate([9.0, 1.0, 2.0, 3.0, 0.4, 0.5])])
+    history = History([Record(n, n, "fc", "dimension", v) for n, v in enumerate([9.0, 3.0, 1.0, 2.0, 0.4, 0.5])])
     assert findings.reference(history.series("fc", "dimension"), 4) == (2.0, 0.5)
 
 
