@@ -68,7 +68,7 @@ class Fibers:
             _options.whole("per_class", per_class),
             _options.whole("members", members, least=2),
         )
-        self.strengths = checked_strengths(tuple(strengths) if isinstance(strengths, Sequence) else strengths)
+        self.strengths = checked_strengths(strengths)
         self.steps, self.seed = _options.whole("steps", steps), _options.whole("seed", seed, least=0)
         self.to_model = None if to_model is None else _options.function("to_model", to_model, "x")
         self.kept: dict[str, Tensor] | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.explain.fiber_markers import (
+    SMALLEST_LOSS,
     Estimate,
     Ladder,
     Nearest,
@@ -91,9 +92,11 @@ class Comparison(NamedTuple):
 
     def shown(self, side: Side) -> FiberSamples:
         """The fibers whose loss is nearest to the compared one; the strongest if there is none."""
-        if math.isnan(self.loss):
-            return side.fibers[-1]
         return side.fibers[_rung(side.fibers, self.loss)]
+
+    def refused(self, side: Side) -> Tensor:
+        """Which of the members that are shown are no natural inputs, ``(R, K)``."""
+        return side.refused[_rung(side.fibers, self.loss)]
 
 
 SIGNIFICANT = 2.0
@@ -142,7 +145,7 @@ def compare_fibers(
         ((places >= 0) & (places < len(pool))).all()
     ):  # fmt: skip
         raise InputError(f"places must be whole numbers below {len(pool)}, one a representative; got {places!r}")
-    per_input, ladder = _options.whole("per_input", per_input, least=2), checked_strengths(tuple(strengths))
+    per_input, ladder = _options.whole("per_input", per_input, least=2), checked_strengths(strengths)
     inputs, sides, features = pool[places], [], []
     for network in (before, after):
         points = features_of(network, pool)
@@ -189,7 +192,7 @@ def _markers(
             f"fiber_diversity_{name}": diversity_at(side.fibers, found.loss) if known else unknown,
             f"fiber_diversity_natural_{name}": diversity_at(side.fibers, found.loss, accepted) if known else unknown,
             f"fiber_loss_{name}": median_loss(shown.relative_loss),
-            f"fiber_refused_{name}": Estimate(float(found_refused(side, shown).double().mean())),
+            f"fiber_refused_{name}": Estimate(float(found.refused(side).double().mean())),
             f"fiber_fidelity_{name}": Estimate(_fidelity(shown, networks[0], features[0])),
             f"fiber_real_neighbours_{name}": (
                 real_neighbours(own[places], own, places, found.loss, side.scale) if known else unknown
@@ -203,11 +206,6 @@ def _markers(
     markers["fiber_loss_crossed"] = median_loss(crossed)
     markers["fiber_forgotten"] = forgotten(shown.relative_loss, crossed)
     return markers
-
-
-def found_refused(side: Side, shown: FiberSamples) -> Tensor:
-    """Which members of some fibers of a side are no natural inputs."""
-    return next(mask for fibers, mask in zip(side.fibers, side.refused, strict=True) if fibers is shown)
 
 
 def _natural_distance(points: Tensor) -> float:
@@ -230,8 +228,11 @@ def _fidelity(fibers: FiberSamples, before: ToFeatures, points: Tensor) -> float
 
 
 def _rung(fibers: Sequence[FiberSamples], loss: float) -> int:
-    medians = torch.stack([each.relative_loss.nanmedian() for each in fibers]).double().clamp_min(1e-12)
-    return int((medians.log() - math.log(max(loss, 1e-12))).abs().nan_to_num(math.inf).argmin())
+    """The strength whose median loss is nearest to a loss in logarithms; the last one if the loss is NaN."""
+    if math.isnan(loss):
+        return len(fibers) - 1
+    medians = torch.stack([each.relative_loss.nanmedian() for each in fibers]).double().clamp_min(SMALLEST_LOSS)
+    return int((medians.log() - math.log(max(loss, SMALLEST_LOSS))).abs().nan_to_num(math.inf).argmin())
 
 
 def _shown(estimate: Estimate) -> str:

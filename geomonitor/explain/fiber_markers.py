@@ -271,7 +271,7 @@ def checked_strengths(strengths: object) -> tuple[float, ...]:
     Raises:
         InputError: something else.
     """
-    if not isinstance(strengths, (tuple, list)) or not strengths:
+    if not isinstance(strengths, Sequence) or isinstance(strengths, str) or not strengths:
         raise InputError(f"strengths must be positive numbers, such as (1, 3, 10, 30); got {strengths!r}")
     return tuple(sorted(float(_options.POSITIVE.number("strengths", each)) for each in strengths))
 

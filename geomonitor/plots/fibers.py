@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomonitor import _options
 from geomonitor.errors import InputError
-from geomonitor.explain.comparison import Comparison, Side, found_refused
+from geomonitor.explain.comparison import Comparison, Side
 from geomonitor.plots.drawing import COLORS, require_matplotlib
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ def _loss(loss: float) -> str:
 
 def _caption(comparison: Comparison, sides: dict[str, Side]) -> str:
     refused = ", ".join(
-        f"{int(found_refused(side, shown).sum())} of {shown.relative_loss.numel()} {name}"
+        f"{int(comparison.refused(side).sum())} of {comparison.refused(side).numel()} {name}"
         for name, side in sides.items()
-        for shown in [comparison.shown(side)]
     )
     return (
         f"{comparison.sentence}\nUnder each image: squared distance of the features to the input's, divided by the "
