@@ -18,18 +18,16 @@ from geomonitor.cli.terminal import Progress, message, output
 from geomonitor.decide.around_alarm import around_alarm
 from geomonitor.decide.checkpoints import load_checkpoint, load_weights
 from geomonitor.errors import InputError
-from geomonitor.explain.at_alarm import first_of_classes
+from geomonitor.explain.at_alarm import checked_probe, pool_and_places, to_device
 from geomonitor.explain.comparison import STRENGTHS, compare_fibers
 from geomonitor.explain.layer import layer_features
 from geomonitor.explain.priors import Prior
-from geomonitor.explain.sampling import checked_inputs
 from geomonitor.explain.saving import room_for, save_images, save_numbers
 from geomonitor.features.layers import resolve_layers
 from geomonitor.history.runs import load_run
 from geomonitor.measure.probe_pass import device_of
 from geomonitor.plots.drawing import require_matplotlib
 from geomonitor.plots.fibers import checked_images, plot_fibers
-from geomonitor.probe.probe_set import ProbeSet
 
 DOTS_PER_INCH = 110
 
@@ -124,19 +122,13 @@ def _prior(name: str, device: torch.device) -> Prior:
             f"protocol; got {type(found).__name__}"
         )
     checked_images(found.shape)
-    network = getattr(found, "network", None)
-    if isinstance(network, nn.Module):
-        network.to(device)
+    to_device(found, device)
     return found
 
 
 def _points(probe: Any, prior: Prior, per_class: int) -> tuple[Tensor, Tensor]:
     """All points of the probe set, and the places of the representatives: the first of each class."""
-    if not isinstance(probe, ProbeSet):
-        raise InputError(
-            f"--probe must have a ProbeSet, whose points can be read at any time; got {type(probe).__name__}"
-        )
+    probe = checked_probe(probe)
     if not 1 <= per_class <= probe.per_class:
         raise InputError(f"--per-class must be 1 to {probe.per_class}, the points of a class; got {per_class}")
-    pool = checked_inputs(probe.batch_of(torch.arange(len(probe))).inputs, prior)
-    return pool, first_of_classes(probe, per_class)
+    return pool_and_places(probe, prior, per_class)

@@ -96,21 +96,15 @@ class Fibers:
             MeasurementError: see :func:`geomonitor.explain.sampling.sample_fibers`.
         """
         earlier = self._before(monitor, verdict)
-        probe = monitor.probe
-        if not isinstance(probe, ProbeSet):
-            raise InputError(
-                f"fibers need a ProbeSet, whose points can be read at any time; got {type(probe).__name__}"
-            )
-        pool = checked_inputs(probe.batch_of(torch.arange(len(probe))).inputs, self.prior)
+        probe = checked_probe(monitor.probe)
+        pool, places = pool_and_places(probe, self.prior, min(self.per_class, probe.per_class))
         layer = str(resolve_layers(model, monitor.layers)[verdict.layer])
-        network = getattr(self.prior, "network", None)
-        if isinstance(network, nn.Module):
-            network.to(device_of(model))
+        to_device(self.prior, device_of(model))
         how: dict[str, Any] = {"pool": monitor.pool, "forward": forward, "to_model": self.to_model}
         with layer_features(model, layer, weights=earlier, **how) as before, layer_features(model, layer, **how) as now:
             return compare_fibers(
-                before, now, self.prior, pool, first_of_classes(probe, min(self.per_class, probe.per_class)),
-                strengths=self.strengths, per_input=self.members, steps=self.steps, seed=self.seed,
+                before, now, self.prior, pool, places, strengths=self.strengths, per_input=self.members,
+                steps=self.steps, seed=self.seed,
             )  # fmt: skip
 
     def _before(self, monitor: GeometryMonitor, verdict: Verdict) -> Mapping[str, Tensor]:
@@ -126,7 +120,36 @@ class Fibers:
         return self.kept
 
 
-def first_of_classes(probe: ProbeSet, per_class: int) -> Tensor:
-    """Places of the first points of each class: the seed of the probe set has put them in order."""
-    first = torch.arange(len(probe.classes)) * probe.per_class
-    return (first[:, None] + torch.arange(per_class)).flatten()
+def checked_probe(probe: Any) -> ProbeSet:
+    """A probe set whose points can be read.
+
+    Raises:
+        InputError: anything else, such as a loader.
+    """
+    if not isinstance(probe, ProbeSet):
+        raise InputError(f"fibers need a ProbeSet, whose points can be read at any time; got {type(probe).__name__}")
+    return probe
+
+
+def pool_and_places(probe: ProbeSet, prior: Prior, per_class: int) -> tuple[Tensor, Tensor]:
+    """All points of a probe set ``(Q, *prior.shape)``, and the places ``(R,)`` of the representatives among them.
+
+    These are the first points of each class: the seed of the probe set has put them in order.
+
+    Args:
+        probe: has the points class by class.
+        prior: of their shape.
+        per_class: representatives of each class, at most ``probe.per_class``.
+
+    Raises:
+        InputError: points of another shape than the prior's, or none that a prior can have.
+    """
+    pool = checked_inputs(probe.batch_of(torch.arange(len(probe))).inputs, prior)
+    return pool, torch.arange(len(probe)).view(-1, probe.per_class)[:, :per_class].flatten()
+
+
+def to_device(prior: Prior, device: torch.device) -> None:
+    """Move the network of a prior, if it has one that is a module."""
+    network = getattr(prior, "network", None)
+    if isinstance(network, nn.Module):
+        network.to(device)

@@ -108,9 +108,8 @@ def test_a_small_budget_leaves_members_out_and_the_note_names_it(folder, capsys)
 )  # fmt: skip
 def test_bad_input_is_one_line(folder, capsys, change, words):
     given = {
-        "--model": "tests.fiber_targets:model", "--probe": "tests.fiber_targets:probe",
-        "--prior": "tests.fiber_targets:prior", "--before": checkpoint(folder, 5), "--after": checkpoint(folder, FAULT),
-        "--per-class": "2", "--samples": "3", "--steps": "3",
+        **dict(zip(NAMED[::2], NAMED[1::2], strict=True)), **dict(zip(FEW[::2], FEW[1::2], strict=True)),
+        "--before": checkpoint(folder, 5), "--after": checkpoint(folder, FAULT), "--steps": "3",
     } | change  # fmt: skip
     assert run(["fibers", str(folder), *(part for pair in given.items() for part in pair)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
