@@ -188,7 +188,7 @@ def _draw(  # noqa: PLR0917 - private: all of them at each call
             push = plan.strength * normalised(push) / length
         elif guided:
             control = Control(x, plan.optimiser)
-            rate = plan.rate * (1 - number / plan.steps)
+            rate = plan.rate * (1 - number / (len(times) - 1))  # a prior may have fewer times than asked for
             for _ in range(plan.inner):
                 g = _pull(features, prior, x, control.value, plan.strength, t, aim)
                 pulled = pulled or bool(g.any())

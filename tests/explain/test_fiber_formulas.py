@@ -9,7 +9,7 @@ import torch
 
 from geomonitor.explain import DiffusionPrior, FiberSamples, FlowPrior, compare_fibers, crossing, sample_fibers
 from geomonitor.explain.comparison import AIM, REFUSED_ABOVE
-from geomonitor.explain.control import Control
+from geomonitor.explain.control import Control, distance
 from geomonitor.explain.fiber_markers import (
     Ladder,
     bootstrapped,
@@ -55,6 +55,23 @@ def test_the_control_moves_a_state_by_its_budget_towards_the_target():
     )  # fmt: skip
     shift = 3 * 2 * 0.01 * (1 + 0.75 + 0.5 + 0.25) * 2
     torch.testing.assert_close(found.samples[0], start(3, 4) + torch.tensor([shift, 0, 0, 0]))
+
+
+def test_the_rate_falls_over_the_times_that_a_prior_has():
+    class Few(FlowPrior):
+        def times(self, steps):
+            return [1.0, 0.5, 0.0]
+
+    found = sample_fibers(
+        first, Few(lambda x, t: x, (1,), predicts="x0", **INFINITE), torch.full((1, 1), 100.0), per_input=3, strength=1,
+        steps=50, inner=1, rate=0.01, eta=0, guided_below=1, scale=1,
+    )  # fmt: skip
+    torch.testing.assert_close(found.samples[0], start(3, 1) + 0.01 * (1 + 0.5))
+
+
+def test_the_cost_is_the_euclidean_distance():
+    found = distance(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), lambda x: 2 * x, torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+    assert found.tolist() == [10, 5]
 
 
 def test_plain_guidance_moves_a_state_by_the_strength_after_each_step_but_the_last():
