@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from geomonitor.explain import DiffusionPrior, FiberSamples, FlowPrior, compare_fibers, crossing, sample_fibers
-from geomonitor.explain.comparison import AIM, REFUSED_ABOVE
+from geomonitor.explain.comparison import AIM, REFUSED_ABOVE, Comparison, Side
 from geomonitor.explain.control import Control, distance
 from geomonitor.explain.fiber_markers import (
+    Estimate,
     Ladder,
+    Nearest,
     bootstrapped,
     comparable_loss,
     diversity_at,
@@ -24,6 +26,7 @@ from geomonitor.explain.fiber_markers import (
     real_neighbours,
 )
 from geomonitor.explain.sampling import _generator, _step
+from geomonitor.explain.saving import BYTES_OF_HEADERS, room_for
 
 INFINITE = {"low": -float("inf"), "high": float("inf")}
 TABLE = [0.99, 0.9, 0.7, 0.4, 0.1]
@@ -364,3 +367,21 @@ def test_a_comparison_by_hand():
     ratio = float(crossed.median() / shown.relative_loss.median())
     assert found.markers["fiber_forgotten"].value == pytest.approx(ratio, rel=1e-4)
     assert found.markers["fiber_loss_crossed"].value == pytest.approx(float(crossed.median()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [(2.1, "blind to more"), (1.9, "no change"), (-1.9, "no change"), (-2.1, "distinguishes more")],
+)
+def test_a_change_counts_beyond_two_errors(change, verdict):
+    markers = {"fiber_diversity_before": Estimate(1, 1), "fiber_diversity_after": Estimate(1, 1)}
+    none = torch.empty(0)
+    side = Side((), Nearest(none, none), 1.0, ())
+    found = Comparison(none, none, side, side, 0.1, "", markers | {"fiber_diversity_change": Estimate(change, 1.0)})
+    assert verdict in found.sentence
+
+
+@pytest.mark.parametrize(("bytes_less", "room"), [(0, (10, 4)), (1, (10, 3))])
+def test_a_file_has_room_for_representative_neighbours_and_members_of_both_sides(bytes_less, room):
+    full = BYTES_OF_HEADERS + 10 * 100 * (1 + 2 + 2 * 4)
+    assert room_for(10, 8, 100, (full - bytes_less) / 2**20) == room
