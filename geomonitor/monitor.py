@@ -68,8 +68,8 @@ class GeometryMonitor:
         shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
             (see ``geomonitor.probe.shifts``), or a dict ``name -> function`` of the inputs of a batch.
         truth: labelled points of new classes, on which transfer is measured beside the markers; never judged.
-        max_overhead: seconds of measuring allowed per second of training, such as 0.02. If a measurement costs more,
-            :meth:`due` lets only every k-th request pass. None: no limit.
+        max_overhead: seconds of measuring allowed per second of training, beyond the first minute of measuring in a
+            run. If measurements cost more, :meth:`due` lets every k-th request pass, with a warning. None: no limit.
         on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
         process_group: the processes that measure together, if not all: a ``torch.distributed`` process group that this
             process is in, or a function that returns it, called once the run has begun.
@@ -99,7 +99,7 @@ class GeometryMonitor:
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         truth: TransferProbe | None = None,
-        max_overhead: float | None = None,
+        max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
     ) -> None:
@@ -249,7 +249,7 @@ class GeometryMonitor:
         self.snapshots = take_snapshots(shown, self.probe.classes, self._warn, step=step, epoch=epoch, options=how)
         seconds = time.perf_counter() - started + (validation.seconds if validation else 0)
         together = device_of(model) if self._series.agreement.reached else None
-        seconds, overhead = self.budget.record(seconds, training_seconds, together, self._warn)
+        seconds, overhead = self.budget.record(seconds, training_seconds, together)
         if self._cost_is_new and self.processes.rank == 0:
             log_cost(seconds, overhead, self.budget.max_overhead)
         self._cost_is_new = False
@@ -293,7 +293,10 @@ class GeometryMonitor:
 
     def due(self) -> bool:
         """Whether to measure now, by ``max_overhead``; to be asked at even intervals, such as each epoch."""
-        return self.budget.due()
+        due = self.budget.due()
+        if not due and self.processes.rank == 0:
+            self._warn(self.budget.acts, "over budget")
+        return due
 
     def validation_pass(self, model: nn.Module, *, dataset_length: int | None = None) -> ValidationPass:
         """Collect points from one validation; for a monitor that has a ``ValidationProbe``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -16,13 +15,16 @@ from geomonitor._distributed import ALL_PROCESSES, Processes
 CPU = torch.device("cpu")
 RECENT = 3
 """Latest measurements whose median cost counts: a slow first one (compilation, cold caches) soon drops out."""
+FREE_SECONDS = 60.0
+"""Seconds of measuring in a run that no share limits: a cap on short runs would save little, and make alarms, which
+need eight measurements, impossible (``docs/howto/cost.md``)."""
 
 
 class Budget:
     """Counts the scheduled measurements, and makes every ``every``-th one due.
 
-    Measurements are counted, not seconds, so that a series stays evenly spaced and all processes decide alike
-    without communication, as long as they get the same costs.
+    Until measuring has taken ``FREE_SECONDS`` in all, each one is due. Measurements are counted, not seconds, so that a
+    series stays evenly spaced and all processes decide alike without communication, as long as they get the same costs.
 
     Args:
         max_overhead: seconds of measuring per second of training, above 0; None: no limit, all are due.
@@ -34,8 +36,8 @@ class Budget:
     >>> budget = Budget(max_overhead=0.02)
     >>> budget.due()  # the first one always
     True
-    >>> budget.spend(seconds=0.5, training_seconds=10.0)  # 5 % of the training time since the last one
-    (0.5, 0.05)
+    >>> budget.spend(seconds=100.0, training_seconds=2000.0)  # 5 % of the training time since the last one
+    (100.0, 0.05)
     >>> budget.every, [budget.due() for _ in range(3)]
     (3, [False, False, True])
     """
@@ -49,6 +51,7 @@ class Budget:
         self._timed = 0  # those of them within the known training time
         self._costs: list[float] = []
         self._periods: list[float] = []
+        self._spent = 0.0
         self._since: float | None = None
 
     def start(self) -> None:
@@ -80,49 +83,50 @@ class Budget:
         """
         known = training_seconds if training_seconds > 0 else 0.0
         seconds, training_seconds = self._processes.largest([seconds, known], device)
+        self._spent += seconds
         if self.max_overhead is not None and training_seconds > 0:
             self._costs = [*self._costs, seconds][-RECENT:]
             self._periods = [*self._periods, training_seconds / max(self._timed, 1)][-RECENT:]
             allowed = self.max_overhead * statistics.median(self._periods)
-            self.every = max(1, math.ceil(statistics.median(self._costs) / allowed))
+            needed = max(1, math.ceil(statistics.median(self._costs) / allowed))
+            self.every = needed if self._spent > FREE_SECONDS else 1
         self._waited = 0
         self.start()
         return seconds, seconds / training_seconds if training_seconds > 0 else math.nan
 
-    def record(
-        self, seconds: float, training_seconds: float, device: torch.device | None, warn: Callable[[str, str], None]
-    ) -> tuple[float, float]:
-        """As :meth:`spend`, with one warning if a measurement is too expensive to be made every time.
+    def record(self, seconds: float, training_seconds: float, device: torch.device | None) -> tuple[float, float]:
+        """As :meth:`spend`, also if the processes did not measure together or one of them has died.
 
         Args:
             seconds: as in :meth:`spend`.
             training_seconds: likewise.
             device: likewise; None: the processes did not measure together, so the cost is not that of a measurement.
-            warn: takes a warning and a key of its cause.
         """
         try:
             if device is None:
                 raise RuntimeError("not measured together")
-            seconds, overhead = self.spend(seconds, training_seconds, device)
+            return self.spend(seconds, training_seconds, device)
         except RuntimeError:  # also a process that has died meanwhile, which the training finds out by itself
             self._waited = 0
             self.start()
             return seconds, math.nan
-        if self.every > 1 and self._processes.rank == 0:
-            warn(
-                f"a measurement takes {seconds:.2g} s, more than max_overhead={self.max_overhead:.2%} of the "
-                f"training time between two: from now on only every {self.every}-th measurement is made. This "
-                "follows the cost, and is not repeated; patience and warm-up of detectors count measurements.",
-                "over budget",
-            )
-        return seconds, overhead
+
+    @property
+    def acts(self) -> str:
+        """One line on what the limit does now."""
+        return (
+            f"measuring takes {statistics.median(self._costs):.2g} s a time, more than max_overhead="
+            f"{self.max_overhead:g} of the training time: from now on every {self.every}-th scheduled measurement is "
+            "made (alarms count measurements; max_overhead=None makes all)"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: a resumed run measures at the same steps as an unbroken one."""
-        return {"every": self.every, "waited": self._waited, "costs": self._costs, "periods": self._periods}
+        state = {"every": self.every, "waited": self._waited, "spent": self._spent}
+        return {**state, "costs": self._costs, "periods": self._periods}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of a saved budget; without a limit of its own it continues without one."""
-        self._waited = state["waited"]
+        self._waited, self._spent = state["waited"], state.get("spent", 0.0)
         if self.max_overhead is not None:
             self.every, self._costs, self._periods = state["every"], list(state["costs"]), list(state["periods"])

@@ -66,7 +66,7 @@ class GeometryHooks:
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         truth: TransferProbe | None = None,
-        max_overhead: float | None = None,
+        max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
         fibers: Fibers | None = None,

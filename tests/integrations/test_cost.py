@@ -17,8 +17,8 @@ from geomonitor.measure.probe_pass import ALONE
 from geomonitor_integrations.lightning import GeometryCallback
 from tests.integrations.test_no_trace import Net, geometry, points
 
-COST, STEP_SECONDS, STEPS = 0.5, 2.0, 6
-"""Seconds of a measurement and of a training step by the clock of the tests: 0.5 s in 12 s of an epoch, 4.2 %."""
+COST, STEP_SECONDS, STEPS = 100.0, 400.0, 6
+"""Seconds of a measurement and of a training step by the clock of the tests: 100 s in 2,400 s of an epoch, 4.2 %."""
 
 
 @pytest.fixture
@@ -87,10 +87,22 @@ def test_seconds_and_overhead_are_those_of_the_clock(tmp_path, clock):
 @pytest.mark.parametrize("validated", [0, 3])
 def test_over_budget_it_measures_less_often_but_the_last_epoch_and_says_so_once(tmp_path, clock, validated):
     watcher = timed(clock, max_overhead=0.02)
-    with pytest.warns(gm.GeomonitorWarning, match=r"only every 3-th measurement is made") as told:
+    with pytest.warns(gm.GeomonitorWarning, match=r"every 3-th scheduled measurement is made") as told:
         fit(tmp_path, watcher, Timed(clock), limit_val_batches=validated)
     assert measured_steps(watcher) == [STEPS * epoch for epoch in (1, 4, 7, 9)]
     assert len([w for w in told if "max_overhead" in str(w.message)]) == 1
+
+
+def test_by_default_an_expensive_measurement_is_made_less_often_and_a_cheap_one_always(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.COST", 12.0)  # 5 times 12 s are the minute that is free
+    monkeypatch.setattr(f"{__name__}.STEP_SECONDS", 20.0)
+    watcher = timed(clock)
+    with pytest.warns(gm.GeomonitorWarning, match=r"max_overhead=0\.05 .* every 2-th .*max_overhead=None makes all"):
+        fit(tmp_path, watcher, Timed(clock))
+    assert measured_steps(watcher) == [STEPS * epoch for epoch in (1, 2, 3, 4, 5, 6, 8, 9)]
+    cheap = timed(clock, max_overhead=None)
+    fit(tmp_path, cheap, Timed(clock))
+    assert measured_steps(cheap) == [STEPS * epoch for epoch in range(1, 10)]
 
 
 def test_a_run_that_ends_early_is_measured_at_its_end(tmp_path, clock):
@@ -102,13 +114,13 @@ def test_a_run_that_ends_early_is_measured_at_its_end(tmp_path, clock):
 
 def test_between_steps_the_budget_counts_steps(tmp_path, clock):
     watcher = timed(clock, max_overhead=0.02, every_n_steps=2)
-    with pytest.warns(gm.GeomonitorWarning, match="every 7-th measurement"):  # 0.5 s in 4 s
+    with pytest.warns(gm.GeomonitorWarning, match="every 7-th scheduled"):  # 100 s in 800 s
         fit(tmp_path, watcher, Timed(clock), max_epochs=4, accumulate_grad_batches=1)
     assert measured_steps(watcher) == [2, 16, 24]
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.filterwarnings("ignore:a measurement takes:geomonitor.GeomonitorWarning")
+@pytest.mark.filterwarnings("ignore:measuring takes:geomonitor.GeomonitorWarning")
 def test_a_resumed_run_measures_at_the_epochs_of_the_unbroken_one(tmp_path, clock):
     from lightning.pytorch.callbacks import ModelCheckpoint
 

@@ -165,8 +165,9 @@ def test_nothing_is_left_behind(tmp_path, name):
     ],
     ids=["between steps", "over budget", "passive", "all markers"],
 )
-@pytest.mark.filterwarnings("ignore:a measurement takes:geomonitor.GeomonitorWarning")
-def test_no_way_of_measuring_leaves_anything_behind(tmp_path, options):
+@pytest.mark.filterwarnings("ignore:measuring takes:geomonitor.GeomonitorWarning")
+def test_no_way_of_measuring_leaves_anything_behind(tmp_path, options, monkeypatch):
+    monkeypatch.setattr("geomonitor.measure.budget.FREE_SECONDS", 0.0)
     assert trace(tmp_path, [geometry(**options)], augmented=True)[0] == trace(tmp_path, [], augmented=True)[0]
 
 

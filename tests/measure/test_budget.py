@@ -7,7 +7,7 @@ import math
 import pytest
 
 from geomonitor.errors import InputError
-from geomonitor.measure.budget import Budget
+from geomonitor.measure.budget import FREE_SECONDS, Budget
 
 
 def measured(budget: Budget, occasions: int, cost: float, period: float) -> list[int]:
@@ -24,13 +24,27 @@ def measured(budget: Budget, occasions: int, cost: float, period: float) -> list
 
 
 @pytest.mark.parametrize(
-    ("cost", "period", "every"), [(0.01, 10, 1), (0.2, 10, 1), (0.21, 10, 2), (0.5, 10, 3), (0.2999, 0.1, 150)]
+    ("cost", "period", "every"), [(61, 9e4, 1), (200, 1e4, 1), (210, 1e4, 2), (500, 1e4, 3), (299.9, 100, 150)]
 )
 def test_no_more_than_the_share_is_spent_and_no_less_often_than_needed(cost, period, every):
     passed = measured(Budget(0.02), 10 * every, cost, period)
     assert passed == list(range(0, 10 * every, every))
     assert cost <= 0.02 * every * period * (1 + 1e-12)
     assert every == 1 or cost > 0.02 * (every - 1) * period
+
+
+@pytest.mark.parametrize("cost", [0.25, 7.0, 59.0])
+def test_the_first_minute_of_measuring_is_free(cost):
+    passed = measured(Budget(0.02), 700, cost, period=0.01)
+    free = int(FREE_SECONDS / cost) + 1  # the one that goes beyond the minute was not yet known to
+    assert passed == list(range(free))
+
+
+def test_what_is_spent_goes_on_with_a_resumed_run():
+    first, second = Budget(0.02), Budget(0.02)
+    measured(first, 2, cost=25, period=1)
+    second.load_state_dict(first.state_dict())
+    assert measured(second, 9, cost=25, period=1) == [0]
 
 
 def test_without_a_limit_every_occasion_passes():
@@ -41,9 +55,9 @@ def test_a_slow_first_measurement_is_forgotten():
     budget = Budget(0.02)
     budget.start()
     budget.due()
-    budget.spend(10, 10)  # a first one that compiled something
+    budget.spend(100, 100)  # a first one that compiled something
     assert budget.every == 50
-    assert measured(budget, 200, cost=0.1, period=10)[-3:] == [197, 198, 199]
+    assert measured(budget, 200, cost=1, period=100)[-3:] == [197, 198, 199]
 
 
 def test_unknown_training_time_changes_nothing():
@@ -57,10 +71,10 @@ def test_unknown_training_time_changes_nothing():
 
 def test_a_restored_budget_passes_the_same_occasions():
     whole, first, second = Budget(0.02), Budget(0.02), Budget(0.02)
-    expected = measured(whole, 12, cost=0.7, period=10)
-    begun = measured(first, 6, cost=0.7, period=10)
+    expected = measured(whole, 12, cost=70, period=1000)
+    begun = measured(first, 6, cost=70, period=1000)
     second.load_state_dict(first.state_dict())
-    resumed = measured(second, 6, cost=0.7, period=10)
+    resumed = measured(second, 6, cost=70, period=1000)
     assert begun + [occasion + 6 for occasion in resumed] == expected == [0, 4, 8]
     free = Budget()
     free.load_state_dict(first.state_dict())

@@ -61,7 +61,7 @@ DIFFERENT: dict[str, Callable[[int], gm.GeometryMonitor]] = {
     "seed: on rank 0: 0; on rank 1: 1": lambda rank: monitor(seed=rank),
     "batch size: on rank 0: 128; on rank 1: 4": lambda rank: monitor(batch_size=4 if rank else 128),
     "panel: on": lambda rank: monitor(detector=None) if rank else monitor(),
-    "max_overhead: on rank 0: null; on rank 1: 0.1": lambda rank: monitor(max_overhead=0.1 if rank else None),
+    "max_overhead: on rank 0: 0.05; on rank 1: 0.1": lambda rank: monitor(max_overhead=0.1 if rank else 0.05),
     "on rank 1: InputError: the model has no layer": lambda rank: monitor(layers="nowhere" if rank else "penultimate"),
     "on rank 0: InputError: the model has no layer": lambda rank: monitor(layers="penultimate" if rank else "nowhere"),
 }
