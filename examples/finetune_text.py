@@ -123,6 +123,7 @@ def train(data: Split, seed: int, folder: Path, *, fault: bool) -> gm.GeometryMo
         panel=gm.Panel(pretrained=True),
         truth=gm.TransferProbe.from_dataset(data.new, per_class=HELD_OUT),
         every_n_steps=steps // AN_EPOCH,
+        max_overhead=None,  # the same steps on a slow machine
         directory=folder,
     )
     arguments = TrainingArguments(

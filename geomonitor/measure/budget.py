@@ -86,13 +86,16 @@ class Budget:
         self._spent += seconds
         if self.max_overhead is not None and training_seconds > 0:
             self._costs = [*self._costs, seconds][-RECENT:]
-            self._periods = [*self._periods, training_seconds / max(self._timed, 1)][-RECENT:]
-            allowed = self.max_overhead * statistics.median(self._periods)
-            needed = max(1, math.ceil(statistics.median(self._costs) / allowed))
-            self.every = needed if self._spent > FREE_SECONDS else 1
+            if self._timed:  # else it was not scheduled: before the first step, or to confirm
+                self._periods = [*self._periods, training_seconds / self._timed][-RECENT:]
+            self.every = self._needed() if self._spent > FREE_SECONDS and self._periods else 1
         self._waited = 0
         self.start()
         return seconds, seconds / training_seconds if training_seconds > 0 else math.nan
+
+    def _needed(self) -> int:
+        allowed = (self.max_overhead or math.inf) * statistics.median(self._periods)
+        return max(1, math.ceil(statistics.median(self._costs) / allowed))
 
     def record(self, seconds: float, training_seconds: float, device: torch.device | None) -> tuple[float, float]:
         """As :meth:`spend`, also if the processes did not measure together or one of them has died.

@@ -60,6 +60,16 @@ def test_a_slow_first_measurement_is_forgotten():
     assert measured(budget, 200, cost=1, period=100)[-3:] == [197, 198, 199]
 
 
+def test_a_measurement_that_was_not_scheduled_sets_no_pace():
+    budget = Budget(0.02)
+    budget.start()
+    budget.spend(100, 0.01)  # before the first step, as for pretrained weights
+    assert budget.every == 1
+    assert measured(budget, 9, cost=100, period=2500) == [0, 2, 4, 6, 8]
+    budget.spend(100, 50)  # once more, to confirm
+    assert budget.every == 2
+
+
 def test_unknown_training_time_changes_nothing():
     budget = Budget(0.02)
     assert math.isnan(budget.training_seconds)
