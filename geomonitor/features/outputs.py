@@ -85,7 +85,7 @@ def head_of(model: nn.Module, layer: Layer, labels: Sequence[int]) -> Head:
         return Head()
     if module.weight.shape != (module.out_features, module.in_features):
         return Head()
-    if min(labels) < 0 or max(labels) >= module.out_features:
+    if not labels or min(labels) < 0 or max(labels) >= module.out_features:
         return Head()
     weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
     rows = torch.tensor(labels, device=weight.device)

@@ -20,7 +20,8 @@ from geomonitor.markers.table import LABEL_FREE
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
 from geomonitor.measure.measurement import Measurement
-from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
+from geomonitor.probe.batches import ProbeBatch
+from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -122,7 +123,7 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
     """The markers that a probe can give: what a group names besides is left out, what a user names is refused.
 
     Raises:
-        InputError: a marker that needs labels, views or tokens, without these; no marker is left.
+        InputError: a marker that needs labels, logits, views or tokens, without these.
     """
     labelled = getattr(probe, "labelled", True)
     viewed = getattr(probe, "views", None) is not None
@@ -130,6 +131,8 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
     if whole in ("default", "all") and viewed:  # a pass of views was asked for with the probe set
         names = tuple(dict.fromkeys([*names, *(name for name in MARKERS if MARKERS[name].state == "views")]))
     without_labels = [name for name in names if name not in LABEL_FREE] if not labelled else []
+    made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
+    without_logits = [name for name in names if made and needs_logits(name)]
     without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
     of_tokens = [name for name in names if name in MARKERS and MARKERS[name].state == "tokens"]
     if of_tokens:  # a monitor holds one row for each point
@@ -143,12 +146,26 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
                 f"{', '.join(without_labels)}: need labels, and the probe set has none. Leave them out, or give "
                 "ProbeSet.from_dataset(labelled dataset)"
             )
+        if without_logits:
+            raise InputError(
+                f"{', '.join(without_logits)}: need logits of the classes, and those of the probe set were made of "
+                "targets (quantile_bins, label_sets), which no model predicts. Leave them out"
+            )
         if without_views:
             raise InputError(
                 f"{', '.join(without_views)}: need views of the points. Leave them out, or give "
                 "ProbeSet.from_unlabelled(dataset, views=...)"
             )
-    return tuple(name for name in names if name not in {*without_labels, *without_views})
+    return tuple(name for name in names if name not in {*without_labels, *without_logits, *without_views})
+
+
+def needs_logits(name: str) -> bool:
+    """Whether a marker is computed from the logits of the classes, or from the head that gives them.
+
+    >>> needs_logits("accuracy"), needs_logits("nc3"), needs_logits("nc1")
+    (True, True, False)
+    """
+    return name in ("nc3", "nc4") or name not in MARKERS or MARKERS[name].state in ("logits", "shifts")
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

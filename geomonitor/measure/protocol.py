@@ -36,11 +36,13 @@ def protocol_of(
     shifts, new = sorted(plan.shifts), None if plan.truth is None else plan.truth.probe.content
     views = getattr(probe, "views", None)
     how = None if views is None else views.how_viewed
+    made_from = getattr(probe, "made_from", None)
     return {
         "probe": probe.fingerprint,
         **({} if probe.content is None else {"content": probe.content}),
         "classes": [int(label) for label in probe.classes],
         "per_class": int(probe.per_class),
+        **({} if made_from is None else {"targets": dict(made_from)}),
         "layers": named,
         "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", "custom"),
         "forward": "model(inputs)" if forward is None else getattr(forward, "__qualname__", type(forward).__qualname__),
@@ -95,7 +97,7 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("resolved", "content", "truth content", "views content", "forward", "dtypes", "batch_size")
+KNOWN_LATER = ("targets", "resolved", "content", "truth content", "views content", "forward", "dtypes", "batch_size")
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

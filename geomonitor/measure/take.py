@@ -96,11 +96,12 @@ def take_measurement(
             found = where.find(model, source, forward=how.forward, batch_size=how.batch_size, warn=warn)
         else:
             found = where.in_place(model)
+        columns = source.logit_columns if isinstance(source, ProbeSet) else plan.classes
         with undisturbed(model, warn):  # reading a parametrised weight runs code of the model
-            heads = {alias: head_of(model, layer, plan.classes) for alias, layer in found.items()}
+            heads = {alias: head_of(model, layer, columns) for alias, layer in found.items()}
         measurement = Measurement(
-            plan, heads, known.references, device, warn, logits=where.logits, has_logits=where.has_logits,
-            processes=processes,
+            plan, heads, known.references, device, warn, logits=where.logits,
+            has_logits=where.has_logits and bool(columns), processes=processes,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - raised below, once the other processes know
         failure = error

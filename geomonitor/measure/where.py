@@ -18,7 +18,8 @@ from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain_modules, resolve_in
 from geomonitor.features.trace import Trace
 from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, mask_of, to_device, to_dtype
-from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
+from geomonitor.probe.batches import ProbeBatch
+from geomonitor.probe.probe_set import ProbeSet
 
 LOG = logging.getLogger("geomonitor")
 """What was found goes here, at level INFO."""
@@ -90,8 +91,7 @@ class Where:
         try:
             traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
             if by_rule:
-                labels = probe.classes if probe.labelled else ()
-                located = locate(traced.trace, modules, traced.output, labels, traced.mask)
+                located = locate(traced.trace, modules, traced.output, probe.logit_columns, traced.mask)
         except LayerError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - if the model cannot run, the measurement reports it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,16 @@ from geomonitor.probe.datasets import LabelKey, split_label
 from geomonitor.probe.handles import in_worker
 
 Collate = Callable[[list[Any]], Any]
+MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
 _RANKS = _options.Range(-(2**31), 2**31, ends="[)", whole=True)
+
+
+class ProbeBatch(NamedTuple):
+    """Some points of the probe set."""
+
+    inputs: Any  # what goes to the model: the item without its label, collated
+    labels: Tensor  # int64 (B,), as in the dataset
+    ids: Tensor  # int64 (B,), positions in the probe set, 0 .. Q-1
 
 
 def collate_of(dataset: Any, collate_fn: Collate | None) -> Collate | None:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from geomonitor.errors import GeomonitorWarning, InputError
 
+CHECKED_POINTS = 8
+"""Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
 DEEPEST = 20
 """Levels of nesting: what is deeper, such as an object that holds itself, has no fingerprint."""
 

@@ -25,6 +25,8 @@ _CHECKED_ITEMS = 32
 _ITEMS_AT_ONCE = 256
 
 Indices = NDArray[np.int64]
+Targets = NDArray[Any]
+"""One number an item, ``(n,)``; several, ``(n, k)``; or ``(n,)`` tuples as objects, if their lengths differ."""
 LabelKey = str | int | None
 
 
@@ -110,11 +112,7 @@ def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:
 
 
 def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
-    """Labels of all items.
-
-    Taken from ``targets``, ``labels``, ``tensors`` or a column, through subsets and wrappers, if they agree
-    with a few loaded items; otherwise every item is loaded once. All of it outside of this process, see
-    :func:`geomonitor.probe.apart.read_apart`, unless the dataset is in memory.
+    """Class labels of all items: :func:`targets_of`, if they are one whole number each.
 
     Args:
         dataset: map-style.
@@ -130,49 +128,72 @@ def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
         >>> labels_of([("a", 4), ("b", 7)])
         array([4, 7])
     """
-    return np.concatenate(list(read(partial(_read_labels, label_key=label_key), dataset)))
+    return class_labels(targets_of(dataset, label_key))
 
 
-def _read_labels(dataset: Any, label_key: LabelKey) -> Iterator[Indices]:
-    """The labels of all items in one part or several, none of which takes long to read."""
-    stored = _stored_labels(dataset, label_key)
+def targets_of(dataset: Any, label_key: LabelKey = None) -> Targets:
+    """Targets of all items: class labels, or other numbers.
+
+    Taken from ``targets``, ``labels``, ``tensors`` or a column, through subsets and wrappers, if they agree
+    with a few loaded items; otherwise every item is loaded once. All of it outside of this process, see
+    :func:`geomonitor.probe.apart.read_apart`, unless the dataset is in memory.
+
+    Args:
+        dataset: map-style.
+        label_key: as for ``split_label``.
+
+    Raises:
+        InputError: items without a target, or with one that holds no numbers.
+
+    >>> targets_of([("a", 0.5), ("b", 7)])
+    array([0.5, 7. ])
+    """
+    parts = list(read(partial(_read_targets, label_key=label_key), dataset))
+    if len({(part.shape[1:], part.dtype.kind == "O") for part in parts}) == 1:
+        return np.concatenate(parts)
+    return _as_objects([row for part in parts for row in part])
+
+
+def _read_targets(dataset: Any, label_key: LabelKey) -> Iterator[Targets]:
+    """The targets of all items in one part or several, none of which takes long to read."""
+    stored = _stored_targets(dataset, label_key)
     if stored is not None and len(stored) == len(dataset) and _agrees(dataset, stored, label_key):
         yield stored
         return
     for start in range(0, max(len(dataset), 1), _ITEMS_AT_ONCE):
-        yield _loaded_labels(dataset, range(start, min(start + _ITEMS_AT_ONCE, len(dataset))), label_key)
+        yield _loaded_targets(dataset, range(start, min(start + _ITEMS_AT_ONCE, len(dataset))), label_key)
 
 
-def _stored_labels(dataset: Any, label_key: LabelKey) -> Indices | None:
+def _stored_targets(dataset: Any, label_key: LabelKey) -> Targets | None:
     if isinstance(dataset, Subset):
-        inner = _stored_labels(dataset.dataset, label_key)
+        inner = _stored_targets(dataset.dataset, label_key)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [_stored_labels(part, label_key) for part in dataset.datasets]
+        parts = [_stored_targets(part, label_key) for part in dataset.datasets]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if len(known) == len(parts) else None
     tensors = getattr(dataset, "tensors", None)
     if isinstance(tensors, tuple):
         label = split_label(tensors, label_key)[1]
-        return None if label is None else _as_labels(label)
+        return None if label is None else _as_targets(label)
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, (list, tuple)):
         name = next((name for name in (label_key, *LABEL_NAMES) if name in columns), None)
-        return None if name is None else _as_labels(list(dataset[name]))
+        return None if name is None else _as_targets(list(dataset[name]))
     inner_dataset = wrapped(dataset)
     if inner_dataset is not None:
-        return _stored_labels(inner_dataset, label_key)
+        return _stored_targets(inner_dataset, label_key)
     return None if label_key is not None else _label_attribute(dataset)
 
 
-def _label_attribute(dataset: Any) -> Indices | None:
+def _label_attribute(dataset: Any) -> Targets | None:
     for name in _STORED_IN:
         values: Any = getattr(dataset, name, None)
         if not hasattr(values, "__len__") or len(values) != len(dataset):
             continue
         transform = getattr(dataset, "target_transform", None)
         try:
-            return _as_labels(values if transform is None else [transform(value) for value in values])
+            return _as_targets(values if transform is None else [transform(value) for value in values])
         except InputError:  # something else under that name, such as boxes or file names: look at the items
             continue
     return None
@@ -188,21 +209,21 @@ def wrapped(dataset: Any) -> Any:
     return None
 
 
-def _agrees(dataset: Any, stored: Indices, label_key: LabelKey) -> bool:
-    """Whether the first items of some classes carry the stored labels: a wrapper may renumber them."""
-    labels, first = np.unique(stored, return_index=True)
+def _agrees(dataset: Any, stored: Targets, label_key: LabelKey) -> bool:
+    """Whether the first items of some classes carry the stored targets: a wrapper may renumber them."""
+    first = np.unique(stored, return_index=True, axis=None if stored.dtype.kind == "O" else 0)[1][:_CHECKED_ITEMS]
     try:
-        loaded = _loaded_labels(dataset, first[:_CHECKED_ITEMS].tolist(), label_key)
+        loaded = _loaded_targets(dataset, first.tolist(), label_key)
     except _NoLabelError:
         return True
-    return bool(np.array_equal(loaded, labels[:_CHECKED_ITEMS]))
+    return bool(np.array_equal(loaded, stored[first]))
 
 
 class _NoLabelError(InputError):
     """Items are inputs alone; that is allowed if the labels are stored elsewhere."""
 
 
-def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
+def _loaded_targets(dataset: Any, indices: Any, label_key: LabelKey) -> Targets:
     found = []
     for index in indices:
         label = split_label(dataset[index], label_key)[1]
@@ -212,28 +233,58 @@ def _loaded_labels(dataset: Any, indices: Any, label_key: LabelKey) -> Indices:
                 f"with one of {', '.join(LABEL_NAMES)}; otherwise give its place as label_key"
             )
         found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
-    return _as_labels(found)
+    return _as_targets(found)
 
 
-def _as_labels(values: Any) -> Indices:
+def _as_targets(values: Any) -> Targets:
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    except ValueError as error:  # rows of different lengths
-        raise InputError(f"expected one integer class label for each item: {error}") from error
+    except ValueError:  # lists of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind == "O":
+        array = _as_objects(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim != 1:
+    if array.size and array.dtype.kind not in "iubfO":
         raise InputError(
-            f"expected one label for each item, found labels of shape {array.shape}: one-hot labels need "
-            "argmax(1), for example in a dataset that wraps this one; of several labels an item give "
-            "ProbeSet.from_unlabelled(dataset), or number their combinations: np.unique(y, axis=0, return_inverse=True)"
+            f"expected integer class labels, found {array.dtype} such as {array[0]!r}. Number the classes, or of "
+            "targets that are no classes (text) give ProbeSet.from_unlabelled(dataset)"
         )
-    kind = array.dtype.kind
+    return array
+
+
+def _as_objects(rows: Any) -> Targets:
+    """Rows of any lengths as tuples of numbers, one object each."""
+    array = np.empty(len(rows), dtype=object)
+    for place, row in enumerate(rows):
+        numbers = np.atleast_1d(np.asarray(row))
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iubf":
+            raise InputError(f"expected one integer class label for each item, found {row!r}")
+        array[place] = tuple(numbers.tolist())
+    return array
+
+
+def class_labels(targets: Targets) -> Indices:
+    """Targets as class labels.
+
+    Raises:
+        InputError: they are not one whole number for each item.
+
+    >>> class_labels(np.array([4.0, 7.0]))
+    array([4, 7])
+    """
+    array, kind = targets, targets.dtype.kind
+    if array.ndim != 1 or kind == "O":
+        found = "lists of different lengths" if kind == "O" else f"labels of shape {array.shape}"
+        raise InputError(
+            f"expected one integer class label for each item, found {found}: one-hot labels need argmax(1), for "
+            "example in a dataset that wraps this one; of several labels an item give ProbeSet.from_dataset(..., "
+            "label_sets=True), or ProbeSet.from_unlabelled(dataset)"
+        )
     if not (array.size == 0 or kind in "iub" or (kind == "f" and np.array_equal(array, np.round(array)))):
         raise InputError(
             f"expected integer class labels, found {array.dtype} such as {array[0]!r}. Of targets that are no classes "
-            "(regression, text) give ProbeSet.from_unlabelled(dataset), or classes of your own, such as quantiles: "
-            "np.digitize(y, np.quantile(y, [0.2, 0.4, 0.6, 0.8]))"
+            "(regression) give ProbeSet.from_dataset(..., quantile_bins=5), or ProbeSet.from_unlabelled(dataset)"
         )
     if kind in "uf" and array.size and array.max() >= 2.0**63:
         raise InputError(f"expected class labels below 2**63, found {array.max()}")

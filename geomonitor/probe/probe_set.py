@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +14,17 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from geomonitor import _options
-from geomonitor.errors import MeasurementError
+from geomonitor.errors import InputError, MeasurementError
 from geomonitor.probe.apart import is_in_memory, read
-from geomonitor.probe.batches import collate_of, dealt, loaded
+from geomonitor.probe.batches import MOST_WORKERS, ProbeBatch, collate_of, dealt, loaded
 from geomonitor.probe.choice import SEED, checked_classes, choose, choose_unlabelled
-from geomonitor.probe.content import content_now, content_of, content_of_views, digest
-from geomonitor.probe.datasets import LabelKey, checked_label_key, labels_of, map_style
+from geomonitor.probe.content import CHECKED_POINTS, content_now, content_of, content_of_views, digest
+from geomonitor.probe.datasets import LabelKey, checked_label_key, map_style, targets_of
 from geomonitor.probe.held_out import fingerprint_of, origins, refuse_overlap
 from geomonitor.probe.kept import KeptBatches
 from geomonitor.probe.reservoir import priority
+from geomonitor.probe.targets import classes_of
 from geomonitor.probe.views import ViewedDataset, Views
-
-CHECKED_POINTS = 8
-"""Points whose content is compared: all of a dataset that was changed, moved or normalised anew differ."""
-
-_MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
-
-
-class ProbeBatch(NamedTuple):
-    """Some points of the probe set."""
-
-    inputs: Any  # what goes to the model: the item without its label, collated
-    labels: Tensor  # int64 (B,), as in the dataset
-    ids: Tensor  # int64 (B,), positions in the probe set, 0 .. Q-1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +45,7 @@ class ProbeSet:
     collate_fn: Callable[[list[Any]], Any] | None = None
     content: str | None = None  # changes with what a few of the items hold; None: not known, or random
     labelled: bool = True  # without labels, all points are of class 0
+    made_from: Mapping[str, Any] | None = None  # how classes were made of targets that are none, or that they were not
     views: ProbeSet | None = None  # of a set without labels: instance by instance, V points each
     how_viewed: Views | None = None  # of a set of views: how they are made
     _kept: KeptBatches = field(default_factory=KeptBatches, init=False)
@@ -73,6 +62,8 @@ class ProbeSet:
         allow_fewer: bool = False,
         label_key: LabelKey = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        quantile_bins: int | None = None,
+        label_sets: bool = False,
     ) -> ProbeSet:
         """Choose the points. What is chosen in a class depends on the seed and that class alone.
 
@@ -93,18 +84,22 @@ class ProbeSet:
             allow_fewer: if a class has fewer than ``per_class`` points, lower M for all classes.
             label_key: field or position of the label in an item, if it is not the usual one.
             collate_fn: makes a batch of items; by default that of the ``DataLoader``, or torch's own.
+            quantile_bins: of regression targets, the number of classes of nearly equal size to cut them into.
+            label_sets: of several labels an item, take each set that ``per_class`` items or more have as a class.
 
         Returns:
-            The probe set.
+            The probe set. Without one of the last two, regression targets and several labels an item are left out: as
+            ``from_unlabelled`` with ``samples = 2 * per_class``.
 
         Raises:
-            InputError: not a map-style dataset; labels missing or not integers; fewer than two classes; an
+            InputError: not a map-style dataset; labels missing or no numbers; fewer than two classes; an
                 unknown class; too few points in a class; points that are in ``train``, or a ``train`` that cannot
-                be compared.
+                be compared; targets that the last two options do not suit.
 
         Warns:
-            GeomonitorWarning: when only 20 classes were taken, or M was lowered; when items are other ones each time
-                they are read (random transforms), or hold what has no fingerprint: ``content`` is None then.
+            GeomonitorWarning: when targets were left out, only 20 classes were taken, or M was lowered; when items are
+                other ones each time they are read (random transforms), or hold what has no fingerprint: ``content`` is
+                None then.
 
         Example:
             >>> dataset = torch.utils.data.TensorDataset(torch.randn(60, 8), torch.arange(60) % 3)
@@ -117,28 +112,29 @@ class ProbeSet:
         per_class = _options.whole("per_class", per_class)
         seed = int(SEED.number("seed", seed))
         allow_fewer = _options.flag("allow_fewer", allow_fewer)
-        label_key = checked_label_key(label_key)
+        label_key, collate_fn = checked_label_key(label_key), collate_of(dataset, collate_fn)
         asked = None if classes is None else checked_classes(classes)
-        collate_fn = collate_of(dataset, collate_fn)
         dataset = map_style(dataset)
-        labels = labels_of(dataset, label_key)
         rows = origins(dataset).rows
-        choice = choose(labels, rows, asked, per_class, seed=seed, allow_fewer=allow_fewer)
-        indices = choice.indices
+        found = classes_of(targets_of(dataset, label_key), rows, per_class, quantile_bins, label_sets)
+        if found.labels is None:
+            if asked is not None:
+                raise InputError("classes= needs targets that are classes: give quantile_bins= or label_sets=True also")
+            samples = min(2 * per_class, len(dataset)) if allow_fewer else 2 * per_class
+            probe = cls.from_unlabelled(
+                dataset, samples=samples, seed=seed, train=train, label_key=label_key, collate_fn=collate_fn
+            )
+            return replace(probe, made_from=found.made_from)
+        labels, kept = found.labels, found.members
+        choice = choose(labels[kept], rows[kept], asked, per_class, seed=seed, allow_fewer=allow_fewer)
+        indices = kept[choice.indices]
         refuse_overlap(dataset, indices, train)
+        mark = fingerprint_of(rows[indices], labels[indices], choice.per_class, seed, found.kind)
         probe = cls(
-            dataset=dataset,
-            indices=torch.from_numpy(indices),
-            labels=torch.from_numpy(labels[indices]),
-            classes=choice.classes,
-            per_class=choice.per_class,
-            seed=seed,
-            fingerprint=fingerprint_of(rows[indices], labels[indices], choice.per_class, seed),
-            label_key=label_key,
-            collate_fn=collate_fn,
-        )
-        content = content_of(probe._digests, probe._checked_indices(), type(dataset).__name__)
-        return replace(probe, content=content)
+            dataset, torch.from_numpy(indices), torch.from_numpy(labels[indices]), choice.classes, choice.per_class,
+            seed, mark, label_key, collate_fn, made_from=found.made_from,
+        )  # fmt: skip
+        return replace(probe, content=content_of(probe._digests, probe._checked_indices(), type(dataset).__name__))
 
     @classmethod
     def from_unlabelled(
@@ -226,6 +222,11 @@ class ProbeSet:
                 "to this dataset, and give it no random transforms; or start again with a new probe set and monitor."
             )
 
+    @property
+    def logit_columns(self) -> tuple[int, ...]:
+        """Labels that are columns of a classifier's logits: none without labels, or if classes were made of targets."""
+        return self.classes if self.labelled and self.made_from is None else ()
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -267,7 +268,7 @@ class ProbeSet:
         Raises:
             InputError: ``batch_size`` or ``rank`` out of range.
         """
-        num_workers = int(_MOST_WORKERS.number("num_workers", num_workers))
+        num_workers = int(MOST_WORKERS.number("num_workers", num_workers))
         empty = _options.flag("lockstep", lockstep)
         parts = dealt(len(self.classes), self.per_class, batch_size, rank, world_size)
         return self._batches([part for part in parts if empty or len(part)], num_workers)

@@ -68,6 +68,8 @@ class TransferProbe:
             dataset, per_class=per_class, classes=classes, seed=seed, allow_fewer=allow_fewer, label_key=label_key,
             collate_fn=collate_fn,
         )  # fmt: skip
+        if not probe.labelled:
+            raise InputError("a TransferProbe needs a dataset with class labels, one whole number for each item")
         if probe.per_class < FEWEST_POINTS:
             raise InputError(f"a TransferProbe needs {FEWEST_POINTS} points of each class; got {probe.per_class}")
         return cls(probe)
@@ -87,7 +89,7 @@ class TransferProbe:
         """
         ours, theirs = origins(self.probe.dataset), origins(known.dataset)
         one = any(_is_one_dataset(a, b) for a in ours.sources for b in theirs.sources)
-        shared = sorted(set(self.probe.classes) & set(known.classes)) if one and known.labelled else []
+        shared = sorted(set(self.probe.classes) & set(known.classes)) if one and known.logit_columns else []
         mine = ours._replace(rows=ours.rows[self.probe.indices.numpy()])
         points = overlap(mine, Subset(known.dataset, known.indices.tolist()), strict=False)
         if shared or len(points):

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from geomonitor.errors import GeomonitorWarning, InputError
-from geomonitor.probe.probe_set import ProbeBatch, ProbeSet
+from geomonitor.probe.batches import ProbeBatch
+from geomonitor.probe.probe_set import ProbeSet
 from tests.loads import Loads
 
 
