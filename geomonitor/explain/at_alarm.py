@@ -13,11 +13,10 @@ from geomonitor import _options
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.decide.checkpoints import load_checkpoint
 from geomonitor.errors import InputError
+from geomonitor.explain.checks import checked_inputs, checked_strengths
 from geomonitor.explain.comparison import Comparison, compare_fibers
-from geomonitor.explain.fiber_markers import checked_strengths
 from geomonitor.explain.layer import ToModel, layer_features
 from geomonitor.explain.priors import Prior
-from geomonitor.explain.sampling import checked_inputs
 from geomonitor.features.layers import resolve_layers
 from geomonitor.measure.probe_pass import Forward, device_of
 from geomonitor.monitor import GeometryMonitor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,26 +11,27 @@ from torch import Tensor
 
 from geomonitor import _options
 from geomonitor.errors import InputError
+from geomonitor.explain.checks import checked_inputs, checked_rows, checked_scale, checked_strengths
 from geomonitor.explain.fiber_markers import (
     SMALLEST_LOSS,
     Estimate,
     Ladder,
     Nearest,
-    checked_strengths,
     comparable_loss,
-    crossing,
     diversity_at,
     diversity_change,
     forgotten,
     kernel_distance,
+    losses_to,
     median_loss,
+    member_features,
     nearest,
     pair_scale,
     real_neighbours,
 )
-from geomonitor.explain.layer import ToFeatures
+from geomonitor.explain.layer import ToFeatures, features_of
 from geomonitor.explain.priors import Prior
-from geomonitor.explain.sampling import FiberSamples, checked_inputs, sample_fibers
+from geomonitor.explain.sampling import FiberSamples, sample_fibers
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 AIM = 0.1
@@ -38,7 +39,6 @@ AIM = 0.1
 REFUSED_ABOVE = 0.99
 """A member is no natural input if its features before are farther from all real ones than this share of the real ones
 are from one another."""
-POOL_BATCH = 256
 
 
 class Side(NamedTuple):
@@ -81,7 +81,9 @@ class Comparison(NamedTuple):
         if math.isnan(change.value):
             return f"The fibers cannot be compared: {self.note or change.reason}."
         verdict = "the layer has become blind to more"
-        if change.value < -SIGNIFICANT * change.standard_error:
+        if math.isnan(change.standard_error):
+            verdict = "of one input, so with no error"
+        elif change.value < -SIGNIFICANT * change.standard_error:
             verdict = "the layer distinguishes more"
         elif not change.value > SIGNIFICANT * change.standard_error:
             verdict = "no change beyond the error"
@@ -146,10 +148,11 @@ def compare_fibers(
     ):  # fmt: skip
         raise InputError(f"places must be whole numbers below {len(pool)}, one a representative; got {places!r}")
     per_input, ladder = _options.whole("per_input", per_input, least=2), checked_strengths(strengths)
-    inputs, sides, features = pool[places], [], []
-    for network in (before, after):
+    inputs, sides, features, seen = pool[places], [], [], []
+    for name, network in (("before", before), ("after", after)):
         points = features_of(network, pool)
-        scale = pair_scale(points)
+        checked_rows(points, len(pool), f"points {name}")
+        scale = checked_scale(pair_scale(points), f"points {name}")
         fibers = tuple(
             sample_fibers(
                 network, prior, inputs, ids=places, per_input=per_input, strength=strength, scale=scale, seed=seed,
@@ -158,42 +161,40 @@ def compare_fibers(
             for strength in ladder
         )  # fmt: skip
         features.append(points)
+        seen.append([member_features(each, before) for each in fibers])
         sides.append(Side(fibers, nearest(points[places], points, excluded=places), scale, ()))
     limit = _natural_distance(features[0])
     sides = [
-        side._replace(refused=tuple(_refused(fibers, before, features[0], limit) for fibers in side.fibers))
-        for side in sides
+        side._replace(refused=tuple(_refused(members, features[0], limit) for members in by_strength))
+        for side, by_strength in zip(sides, seen, strict=True)
     ]
     ladders = [Ladder.of(side.fibers) for side in sides]
     loss, note = comparable_loss(AIM * float(sides[0].neighbour_losses.median()), *ladders)
     comparison = Comparison(inputs, pool, sides[0], sides[1], loss, note, {})
-    return comparison._replace(markers=_markers(comparison, (before, after), features, places))
-
-
-def features_of(network: ToFeatures, inputs: Tensor) -> Tensor:
-    """Features ``(Q, N)`` on the CPU."""
-    with torch.no_grad():
-        return torch.cat([network(inputs[part]).cpu() for part in _parts(len(inputs), POOL_BATCH)])
+    return comparison._replace(markers=_markers(comparison, features, seen, places))
 
 
 def _markers(
-    found: Comparison, networks: tuple[ToFeatures, ToFeatures], features: list[Tensor], places: Tensor
+    found: Comparison, features: list[Tensor], seen: list[list[Tensor]], places: Tensor
 ) -> dict[str, Estimate]:
+    """All markers, from the features of the points on both sides and of the members in the network before."""
     markers: dict[str, Estimate] = {}
     sides = {"before": found.before, "after": found.after}
     ladders = {name: Ladder.of(side.fibers) for name, side in sides.items()}
     unknown = Estimate(math.nan, reason=found.note)
     known = not math.isnan(found.loss)
+    shown_in_before = {}
     for number, (name, side) in enumerate(sides.items()):
         own = features[number]
-        shown = found.shown(side)
+        rung = _rung(side.fibers, found.loss)
+        shown_in_before[name] = seen[number][rung]
         accepted = [~mask for mask in side.refused]
         markers |= {
             f"fiber_diversity_{name}": diversity_at(side.fibers, found.loss) if known else unknown,
             f"fiber_diversity_natural_{name}": diversity_at(side.fibers, found.loss, accepted) if known else unknown,
-            f"fiber_loss_{name}": median_loss(shown.relative_loss),
-            f"fiber_refused_{name}": Estimate(float(found.refused(side).double().mean())),
-            f"fiber_fidelity_{name}": Estimate(_fidelity(shown, networks[0], features[0])),
+            f"fiber_loss_{name}": median_loss(side.fibers[rung].relative_loss),
+            f"fiber_refused_{name}": Estimate(float(side.refused[rung].double().mean())),
+            f"fiber_fidelity_{name}": Estimate(_fidelity(shown_in_before[name], features[0])),
             f"fiber_real_neighbours_{name}": (
                 real_neighbours(own[places], own, places, found.loss, side.scale) if known else unknown
             ),
@@ -201,10 +202,9 @@ def _markers(
     markers["fiber_diversity_change"] = (
         diversity_change(ladders["before"], ladders["after"], found.loss) if known else unknown
     )
-    shown = found.shown(found.after)
-    crossed = crossing(shown, networks[0], features[0][places], found.before.scale)
+    crossed = losses_to(features[0][places], shown_in_before["after"], found.before.scale)
     markers["fiber_loss_crossed"] = median_loss(crossed)
-    markers["fiber_forgotten"] = forgotten(shown.relative_loss, crossed)
+    markers["fiber_forgotten"] = forgotten(found.shown(found.after).relative_loss, crossed)
     return markers
 
 
@@ -214,17 +214,16 @@ def _natural_distance(points: Tensor) -> float:
     return float(own.squared_distance.quantile(REFUSED_ABOVE))
 
 
-def _refused(fibers: FiberSamples, before: ToFeatures, points: Tensor, limit: float) -> Tensor:
-    flat = fibers.samples.flatten(0, 1)
-    found = features_of(before, torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0))
-    far = (nearest(found, points).squared_distance > limit).view(fibers.relative_loss.shape)
-    return far | ~torch.isfinite(fibers.relative_loss)
+def _refused(members: Tensor, points: Tensor, limit: float) -> Tensor:
+    """Which of the members ``(R, K, N)`` are not near a real point; those that are not finite are near none."""
+    near = nearest(members.flatten(0, 1), points).squared_distance <= limit
+    return ~near.view(members.shape[:2])
 
 
-def _fidelity(fibers: FiberSamples, before: ToFeatures, points: Tensor) -> float:
-    flat = fibers.samples.flatten(0, 1)
-    finite = flat[torch.isfinite(flat.flatten(1)).all(dim=1)]
-    return kernel_distance(features_of(before, finite), points) if len(finite) > 1 else math.nan
+def _fidelity(members: Tensor, points: Tensor) -> float:
+    flat = members.flatten(0, 1)
+    finite = flat[torch.isfinite(flat).all(dim=1)]
+    return kernel_distance(finite, points) if len(finite) > 1 else math.nan
 
 
 def _rung(fibers: Sequence[FiberSamples], loss: float) -> int:
@@ -239,8 +238,3 @@ def _shown(estimate: Estimate) -> str:
     if math.isnan(estimate.standard_error):
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ± {estimate.standard_error:.3f}"
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` that cover ``count``."""
-    return (slice(start, start + size) for start in range(0, count, size))

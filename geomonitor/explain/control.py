@@ -30,7 +30,7 @@ def distance(clean: Tensor, features: Callable[[Tensor], Tensor], target: Tensor
 
 
 def gradient(cost: Tensor, to: Tensor) -> Tensor:
-    """Gradient of the summed cost, one direction for each of the batch.
+    """Gradient of the summed cost, one direction for each of the batch; zero for a member whose own is not finite.
 
     Raises:
         MeasurementError: the cost does not depend on it in a differentiable way.
@@ -41,7 +41,8 @@ def gradient(cost: Tensor, to: Tensor) -> Tensor:
             "no gradient comes from the features back to the inputs: the layer's activations are quantised or "
             "detached, or to_model is not differentiable; take an earlier layer"
         )
-    return found
+    finite = torch.isfinite(found.flatten(1)).all(dim=1).view(-1, *[1] * (found.ndim - 1))
+    return torch.where(finite, found, 0.0)
 
 
 def normalised(g: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from geomonitor import _options
 from geomonitor.errors import InputError
+from geomonitor.explain.layer import ToFeatures, features_of
 
 if TYPE_CHECKING:
     from geomonitor.explain.sampling import FiberSamples
@@ -44,13 +44,10 @@ class Nearest(NamedTuple):
 
 
 def pair_scale(features: Tensor) -> float:
-    r"""Mean squared distance between two different points, :math:`2 n / (n - 1)` times the total variance.
+    r"""Mean squared distance between two different points, :math:`2 n / (n - 1)` times the total variance; NaN for one.
 
     Args:
         features: ``(n, N)``.
-
-    Returns:
-        NaN for one point.
 
     >>> pair_scale(torch.tensor([[0.0], [2.0], [4.0]]))  # pairs: 4, 4 and 16
     8.0
@@ -116,23 +113,24 @@ class Ladder(NamedTuple):
         """
         if not fibers or any(not torch.equal(f.representative_ids, fibers[0].representative_ids) for f in fibers):
             raise InputError("expected fibers of the same representatives at one or more strengths")
-        masks: Sequence[Tensor | None] = accepted or [None] * len(fibers)
+        masks = accepted or [torch.ones_like(f.relative_loss, dtype=torch.bool) for f in fibers]
         return cls(
             torch.stack([f.relative_loss.double().nanmedian(dim=1).values for f in fibers]),
-            torch.stack([pair_distances(f.samples, mask) for f, mask in zip(fibers, masks, strict=True)]),
+            torch.stack([pair_distances(f.samples, mask & _finite(f)) for f, mask in zip(fibers, masks, strict=True)]),
         )
 
     def range(self) -> tuple[float, float]:
-        """Smallest and largest loss that a strength reaches, as the median over representatives."""
+        """Smallest and largest loss that a strength reaches, as the median over representatives; NaN if none does."""
         each = self.losses.nanmedian(dim=1).values
-        return float(each.min()), float(each.max())
+        each = each[~each.isnan()]
+        return (float(each.min()), float(each.max())) if len(each) else (math.nan, math.nan)
 
     def at(self, loss: float, chosen: Tensor | None = None) -> float:
         """Diversity at a loss: means over representatives, interpolated in the logarithm of the loss."""
         pick = slice(None) if chosen is None else chosen
         where = self.losses[:, pick].nanmedian(dim=1).values.clamp_min(SMALLEST_LOSS).log()
         height = self.diversities[:, pick].nanmean(dim=1)
-        order = where.argsort()
+        order = where.argsort()[: int((~where.isnan()).sum())]  # a strength without a finite member is last
         return _interpolated(math.log(max(loss, SMALLEST_LOSS)), where[order], height[order])
 
 
@@ -167,9 +165,9 @@ def comparable_loss(aim: float, before: Ladder, after: Ladder) -> tuple[float, s
     Returns:
         The loss and a note if it was moved; NaN and the reason if the ranges do not meet.
     """
-    low = max(before.range()[0], after.range()[0])
-    high = min(before.range()[1], after.range()[1])
-    if not low <= high:
+    lows, highs = zip(before.range(), after.range(), strict=True)
+    low, high = max(lows), min(highs)
+    if not low <= high or math.isnan(sum(highs)):
         return math.nan, (
             f"the strengths reach losses of {_span(before)} before and {_span(after)} after, which do not "
             "overlap: give weaker and stronger ones"
@@ -178,7 +176,7 @@ def comparable_loss(aim: float, before: Ladder, after: Ladder) -> tuple[float, s
     return moved, "" if moved == aim else f"moved from {aim:.2g}, which not both ladders reach"
 
 
-def crossing(fibers: FiberSamples, other: Callable[[Tensor], Tensor], targets: Tensor, scale: float) -> Tensor:
+def crossing(fibers: FiberSamples, other: ToFeatures, targets: Tensor, scale: float) -> Tensor:
     """Relative loss ``(R, K)`` of members in another network; those that are not finite are NaN.
 
     Args:
@@ -187,13 +185,20 @@ def crossing(fibers: FiberSamples, other: Callable[[Tensor], Tensor], targets: T
         targets: features ``(R, N)`` of the representatives in the other.
         scale: mean squared distance between points in the other.
     """
-    flat = fibers.samples.flatten(0, 1)
-    finite = torch.isfinite(flat.flatten(1)).all(dim=1)
-    with torch.no_grad():
-        found = other(torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)).double().cpu()
-    aims = targets.double().cpu().repeat_interleave(fibers.samples.shape[1], dim=0)
-    loss = (found - aims).square().sum(dim=1) / scale
-    return torch.where(finite, loss, math.nan).view(fibers.relative_loss.shape)
+    return losses_to(targets, member_features(fibers, other), scale)
+
+
+def member_features(fibers: FiberSamples, network: ToFeatures) -> Tensor:
+    """Features ``(R, K, N)`` of members in any network; NaN for one that is not finite here or in its own network."""
+    finite = _finite(fibers)
+    given = torch.where(finite.flatten()[:, None], fibers.samples.flatten(0, 1).flatten(1), 0.0)
+    found = features_of(network, given.view(-1, *fibers.samples.shape[2:])).view(*finite.shape, -1)
+    return torch.where((finite & torch.isfinite(found).all(dim=2))[..., None], found, math.nan)
+
+
+def losses_to(targets: Tensor, members: Tensor, scale: float) -> Tensor:
+    """Relative loss ``(R, K)`` of features ``(R, K, N)`` to targets ``(R, N)``."""
+    return (members.double() - targets.double().cpu()[:, None]).square().sum(dim=2) / scale
 
 
 def forgotten(own: Tensor, crossed: Tensor) -> Estimate:
@@ -265,15 +270,9 @@ def bootstrapped(statistic: Callable[[Tensor], float], count: int) -> Estimate:
     return Estimate(value, float(torch.tensor(drawn, dtype=torch.float64).std()))
 
 
-def checked_strengths(strengths: object) -> tuple[float, ...]:
-    """Strengths of guidance in rising order.
-
-    Raises:
-        InputError: something else.
-    """
-    if not isinstance(strengths, Sequence) or isinstance(strengths, str) or not strengths:
-        raise InputError(f"strengths must be positive numbers, such as (1, 3, 10, 30); got {strengths!r}")
-    return tuple(sorted(float(_options.POSITIVE.number("strengths", each)) for each in strengths))
+def _finite(fibers: FiberSamples) -> Tensor:
+    """Which members ``(R, K)`` are finite, and have finite features in their own network."""
+    return torch.isfinite(fibers.samples.flatten(2)).all(dim=2) & torch.isfinite(fibers.relative_loss)
 
 
 def _covered(loss: float, *ladders: Ladder) -> Estimate | None:
@@ -286,7 +285,7 @@ def _covered(loss: float, *ladders: Ladder) -> Estimate | None:
 
 def _span(ladder: Ladder) -> str:
     low, high = ladder.range()
-    return f"{low:.2g} to {high:.2g}"
+    return "nothing finite" if math.isnan(low) else f"{low:.2g} to {high:.2g}"
 
 
 def _interpolated(at: float, where: Tensor, height: Tensor) -> float:

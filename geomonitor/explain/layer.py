@@ -20,6 +20,8 @@ ToFeatures = Callable[[Tensor], Tensor]
 """From inputs ``(B, ...)`` to features ``(B, N)``, differentiable."""
 ToModel = Callable[[Tensor], Tensor]
 """From the prior's space to the model's inputs: range, normalisation, size, decoding; differentiable."""
+BATCH = 256
+"""Inputs that pass the model together where no gradient is needed."""
 
 
 @contextmanager
@@ -46,8 +48,8 @@ def layer_features(
         weights: parameters and buffers to run the model with instead of its own; these stay as they are.
 
     Yields:
-        The function. It raises a ``MeasurementError`` for a layer that does not run and for features that are not
-        finite.
+        The function; half precision becomes float32. It raises a ``MeasurementError`` for a layer that does not run
+        and for features of whole numbers. Features that are not finite are returned.
 
     Raises:
         InputError: several layers, or options that do not make sense.
@@ -78,7 +80,7 @@ def layer_features(
                 functional_call(runner, swapped, (given,))
             else:
                 runner(given)
-        return checked_features(found[alias], alias)
+        return _floating(found[alias], alias)
 
     with undisturbed(model), _frozen(model):
         yield features
@@ -95,23 +97,31 @@ def quiet_prior(prior: Any) -> Iterator[None]:
         yield
 
 
-def checked_features(features: Tensor, alias: str) -> Tensor:
-    """Features, if they are finite numbers.
+def device_of_prior(prior: Any) -> torch.device | None:
+    """Device of the prior's network, if it is a module with parameters."""
+    network = getattr(prior, "network", None)
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), None)
+
+
+def features_of(network: ToFeatures, inputs: Tensor) -> Tensor:
+    """Features ``(Q, N)`` on the CPU, a part of the inputs at a time, without a gradient."""
+    with torch.no_grad():
+        return torch.cat([network(part).cpu() for part in torch.split(inputs, BATCH)])
+
+
+def _floating(features: Tensor, alias: str) -> Tensor:
+    """Features in float32, or in float64 if the model computes so.
 
     Raises:
-        MeasurementError: they are not.
+        MeasurementError: whole numbers.
     """
     if not features.is_floating_point():
         raise MeasurementError(
             f"the features of {alias!r} are of type {features.dtype}, along which there is no gradient: take a layer "
             "before the quantisation"
         )
-    if not bool(torch.isfinite(features.detach()).all()):
-        raise MeasurementError(
-            f"the features of {alias!r} are not finite (NaN or infinite): a fiber needs finite features; take "
-            "weights from before they became so"
-        )
-    return features
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 class _Runner(nn.Module):
@@ -135,17 +145,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, before in parameters:
             parameter.requires_grad_(before)
-
-
-def checked_rows(found: Any, count: int) -> None:
-    """Refuse features that are not one finite row an input.
-
-    Raises:
-        InputError: another shape.
-        MeasurementError: not finite.
-    """
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"features must give a tensor (B, N), one row an input; got {shape} for {count} inputs")
-    if not bool(torch.isfinite(found).all()):
-        raise MeasurementError("the features of the representatives are not finite: a fiber needs finite features")

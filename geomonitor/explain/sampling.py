@@ -10,16 +10,17 @@ import hashlib
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
+from geomonitor.explain.checks import checked_ids, checked_inputs, checked_rows, checked_scale
 from geomonitor.explain.control import Control, Optimiser, distance, gradient, normalised
 from geomonitor.explain.fiber_markers import pair_scale
-from geomonitor.explain.layer import ToFeatures, checked_rows, quiet_prior
+from geomonitor.explain.layer import ToFeatures, device_of_prior, quiet_prior
 from geomonitor.explain.priors import Prior
 
 
@@ -95,12 +96,13 @@ def sample_fibers(
         progress: called with the number of members that have just been finished.
 
     Returns:
-        The members; those that are not finite are in it, with a loss of NaN.
+        The members; those that are not finite, or whose features are not, are in it with a loss of NaN.
 
     Raises:
         InputError: an option out of range; inputs that are no floating tensor of the prior's shape (tokens have no
-            continuous prior), or not finite; a prior that returns another shape.
-        MeasurementError: the features are not finite, or no gradient comes from them.
+            continuous prior), or not finite; a prior that returns another shape, or no finite member.
+        MeasurementError: the features of a representative, or of all members, are not finite; all are equal; no
+            gradient comes from them.
 
     Source: Rousselot, Wendebourg and Köthe 2026, arXiv:2603.21782; Pandey et al. 2025, arXiv:2502.03686.
 
@@ -129,46 +131,64 @@ def sample_fibers(
     with torch.no_grad(), quiet_prior(prior):
         aims = features(inputs).detach()
         checked_rows(aims, len(inputs))
-        size = pair_scale(aims) if scale is None else float(_options.POSITIVE.number("scale", scale))
-        if not size > 0:
-            raise MeasurementError(
-                "the layer gives all representatives equal features, so everything is one fiber: take another layer, "
-                "or more than one representative"
-            )
+        size = checked_scale(pair_scale(aims)) if scale is None else float(_options.POSITIVE.number("scale", scale))
         members = [(row, number) for row in range(len(inputs)) for number in range(per_input)]
-        samples, losses = [], []
+        samples, losses, moved = [], [], False
         while members:
             part, members = members[:batch], members[batch:]
             rows = torch.tensor([row for row, _ in part])
             noise = [_generator(seed, names[row], number) for row, number in part]
             try:
-                drawn = _draw(features, prior, inputs[rows], aims[rows.to(aims.device)], noise, plan)
+                drawn, pulled = _draw(features, prior, inputs[rows], aims[rows.to(aims.device)], noise, plan)
             except torch.cuda.OutOfMemoryError:
                 if batch == 1:
                     raise
                 members, batch = part + members, batch // 2
                 continue
-            finite = torch.isfinite(drawn.flatten(1)).all(dim=1)
-            known = torch.where(finite.view(-1, *[1] * (drawn.ndim - 1)), drawn, torch.zeros_like(drawn))
-            loss = (features(known) - aims[rows.to(aims.device)]).double().square().sum(dim=1) / size
-            samples.append(drawn.float().cpu())
-            losses.append(torch.where(finite.to(loss.device), loss, torch.nan).cpu())
+            moved = moved or pulled
+            given = torch.nan_to_num(drawn, nan=0.0, posinf=0.0, neginf=0.0)  # a model may check its inputs
+            loss = (features(given) - aims[rows.to(aims.device)]).double().square().sum(dim=1).cpu() / size
+            drawn = drawn.float().cpu()
+            finite = torch.isfinite(drawn.flatten(1)).all(dim=1) & torch.isfinite(loss)
+            samples.append(drawn)
+            losses.append(torch.where(finite, loss, torch.nan))
             if progress is not None:
                 progress(len(part))
-    return FiberSamples(
+    found = FiberSamples(
         torch.cat(samples).view(len(inputs), per_input, *prior.shape),
         torch.cat(losses).view(len(inputs), per_input),
         torch.tensor(names),
         plan.strength,
     )
+    _refuse_empty(found, moved=moved)
+    return found
+
+
+def _refuse_empty(found: FiberSamples, *, moved: bool) -> None:
+    """Refuse a drawing without a finite member, or in which the layer guided none."""
+    count = found.relative_loss.numel()
+    if not bool(torch.isfinite(found.samples.flatten(2)).all(dim=2).any()):
+        raise InputError(
+            f"prior.x0 gives no finite estimate (NaN or infinite) for any of {count} members: check the prior's weights"
+        )
+    if bool(found.relative_loss.isnan().all()):
+        raise MeasurementError(
+            f"the features of all {count} members are not finite (NaN or infinite), although those of the "
+            "representatives are: the layer cannot take what the prior gives; check the range of its data"
+        )
+    if not moved:
+        raise MeasurementError(
+            "the gradient from the features to the inputs is zero at every step: the layer's activations are constant "
+            "or quantised; take an earlier layer"
+        )
 
 
 def _draw(  # noqa: PLR0917 - private: all of them at each call
     features: ToFeatures, prior: Prior, inputs: Tensor, aims: Tensor, noise: list[torch.Generator], plan: _Plan
-) -> Tensor:
-    """One batch through the reverse process: ``(B, *shape)``."""
+) -> tuple[Tensor, bool]:
+    """One batch through the reverse process: ``(B, *shape)``, and whether the layer guided it as it was asked to."""
     times = prior.times(plan.steps)
-    place = aims.device
+    place = device_of_prior(prior) or aims.device
 
     def fresh() -> Tensor:
         return torch.stack([torch.randn(prior.shape, generator=each) for each in noise]).to(place)
@@ -198,12 +218,7 @@ def _draw(  # noqa: PLR0917 - private: all of them at each call
         x = _step(prior, x, raw, clean, (t, r), plan.eta, fresh) - push
         x = clean if r == 0 else x
         pulled = pulled or bool(push.any())
-    if ever_guided and not pulled:
-        raise MeasurementError(
-            "the gradient from the features to the inputs is zero at every step: the layer's activations are constant "
-            "or quantised; take an earlier layer"
-        )
-    return x
+    return x, pulled or not ever_guided
 
 
 def _clean(prior: Prior, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -212,8 +227,6 @@ def _clean(prior: Prior, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
     if not isinstance(raw, Tensor) or raw.shape != x.shape:
         found = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
         raise InputError(f"prior.x0 must give a tensor of shape {tuple(x.shape)}, as its input; got {found}")
-    if bool(torch.isnan(raw.detach()).all()):
-        raise InputError(f"prior.x0 gives NaN at time {t:.3g} in every place: check the prior's weights")
     return raw, raw.clamp(prior.low, prior.high)
 
 
@@ -248,40 +261,3 @@ def _generator(seed: int, point: int, number: int) -> torch.Generator:
     """The noise of one member: of its own, whatever it is drawn together with."""
     digest = hashlib.sha256(f"geomonitor fiber {seed} {point} {number}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def checked_inputs(inputs: Any, prior: Prior) -> Tensor:
-    """Representatives of the prior's shape, float32.
-
-    Raises:
-        InputError: they are not.
-    """
-    _options.instance("inputs", inputs, Tensor, "a tensor (R, *prior.shape); texts and mappings have no fibers here")
-    if not inputs.is_floating_point():
-        raise InputError(
-            f"inputs must be floating numbers in [{prior.low:g}, {prior.high:g}]; got {inputs.dtype}: tokens have no "
-            "continuous prior, and images of whole numbers have to be scaled"
-        )
-    if tuple(inputs.shape[1:]) != tuple(prior.shape) or not len(inputs):
-        raise InputError(
-            f"inputs must be one or more of the prior's shape {tuple(prior.shape)}; got shape {tuple(inputs.shape)}: "
-            "give a prior of these data, and to_model= to layer_features if the model takes another space"
-        )
-    if not bool(torch.isfinite(inputs).all()):
-        raise InputError("inputs must be finite numbers; some are NaN or infinite: choose other representatives")
-    plain: Tensor = inputs.detach().float()
-    return plain
-
-
-def checked_ids(ids: Any, count: int) -> list[int]:
-    """Whole numbers that name the representatives.
-
-    Raises:
-        InputError: another number of them.
-    """
-    if ids is None:
-        return list(range(count))
-    _options.instance("ids", ids, Tensor, "a tensor of whole numbers, one a representative")
-    if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex():
-        raise InputError(f"ids must be {count} whole numbers, one a representative; got {ids.dtype} {tuple(ids.shape)}")
-    return [int(each) for each in ids]
