@@ -11,6 +11,7 @@ from geomonitor.alarms.panel import panel_of
 from geomonitor.alarms.status import status_of
 from geomonitor.decide.checkpoints import load_checkpoint
 from geomonitor.errors import InputError
+from geomonitor.history.history import History
 from geomonitor.history.runs import Run
 
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -82,7 +83,7 @@ def around_alarm(run: Run, layer: str | None = None) -> AroundAlarm:
             f"{run.path.parent} recorded no alarm{where}: name the checkpoints to compare by --before and --after"
         )
     alarm = max(alarms, key=lambda each: (each.end_step is None, each.step))
-    status = status_of(run.history, panel=panel_of(run.panel), healthy=run.last_healthy)
-    lasts = alarm.end_step is None and status.state == "alarm" and status.layer == alarm.layer
-    since = status.since_step if lasts else None
+    known = (each for each in run.history if each.layer in ("", alarm.layer) and each.step <= alarm.step)
+    status = status_of(History(known), panel=panel_of(run.panel))  # as it was at the alarm
+    since = status.since_step if status.state == "alarm" else None
     return AroundAlarm(run, alarm, alarm.step if since is None else min(since, alarm.step))
