@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from geomonitor.monitor import GeometryMonitor
     from geomonitor.probe.probe_set import ProbeSet
+    from geomonitor.probe.token_probe import TokenProbe
     from geomonitor.probe.transfer import TransferProbe
     from geomonitor.probe.views import Views
     from geomonitor.run import MonitoredRun
@@ -77,6 +78,7 @@ __all__ = [
     "Series",
     "Snapshot",
     "Status",
+    "TokenProbe",
     "TransferProbe",
     "Trend",
     "ValidationProbe",
@@ -154,6 +156,7 @@ _HOMES = MappingProxyType(
         ),
         "monitor": ("GeometryMonitor",),
         "probe.probe_set": ("ProbeSet",),
+        "probe.token_probe": ("TokenProbe",),
         "probe.transfer": ("TransferProbe",),
         "probe.views": ("Views",),
         "run": ("MonitoredRun",),

@@ -42,8 +42,10 @@ from geomonitor.measure.protocol import same_protocol
 from geomonitor.measure.series import MeasurementSeries
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
 from geomonitor.measure.take import HowToRun
+from geomonitor.measure.token_options import with_tokens
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
+from geomonitor.probe.token_probe import TokenProbe
 from geomonitor.probe.transfer import TransferProbe, checked_truth
 
 
@@ -60,7 +62,8 @@ class GeometryMonitor:
             probe set without labels, ``"default"`` and ``"all"`` are those that need none, with those of its views.
         panel: what is judged and how: watched markers, detector, votes; None for no verdicts.
         geometry: protocol of the manifold geometry: directions, dichotomies, mode, seed.
-        pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`.
+        pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`;
+            ``"tokens"``: points are tokens, of a ``TokenProbe`` or of the sequences of a probe set without labels.
         forward: ``forward(model, inputs)`` runs the model on one probe batch; by default ``model(inputs)``, or
             ``model(**inputs)`` if the batch is a dict. For markers of the logits it returns these, ``(B, C)`` with the
             labels as columns, or an object, mapping or tuple that holds them.
@@ -107,14 +110,17 @@ class GeometryMonitor:
             raise InputError(f"probe must be a ProbeSet or a ValidationProbe; got {type(probe).__name__}")
         _options.one_of("on_error", on_error, ("warn", "raise"))
         checked_layers(layers)
+        check_pooling(pool)
+        probe, self.pool = with_tokens(probe, pool, layers, truth)
         self.probe, self.layers = probe, layers
         self.markers, self.shifts = markers_and_shifts(markers, shifts, probe)
         self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
         shifted, self._warn = tuple(self.shifts), WarnOnce()
         views = probe.views if isinstance(probe, ProbeSet) else None
-        self._plan = Plan(probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views)
-        check_pooling(pool)
-        self.pool = pool
+        sequences = probe.item_numbers if isinstance(probe, TokenProbe) else None
+        self._plan = Plan(
+            probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences
+        )
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")
         self.forward: Forward = call if forward is None else _options.function("forward", forward, "model, inputs")

@@ -24,7 +24,7 @@ from geomonitor.features.layers import (
     resolve_in,
     resolve_layers,
 )
-from geomonitor.features.pooling import Pool, Pooling, check_pooling
+from geomonitor.features.pooling import Pool, Pooling, RowsOfTokens, check_pooling
 
 __all__ = ["Features", "Layer", "Layers", "Pool", "captured", "check_pooling", "resolve_layers"]
 
@@ -43,7 +43,7 @@ def captured(
     model: nn.Module,
     layers: Layers = PENULTIMATE,
     *,
-    pool: Pool = "auto",
+    pool: Pool | RowsOfTokens = "auto",
     mask: Tensor | None = None,
     detach: bool = True,
 ) -> Iterator[Features]:
@@ -67,7 +67,8 @@ def captured(
     Args:
         model: the model, wrapped or not; call it inside the block, once.
         layers: as for ``resolve_layers``, or what that returned.
-        pool: ``"auto"``, ``"mean"``, ``"first"``, ``"last"``, ``"flatten"``, or a function.
+        pool: ``"auto"``, ``"mean"``, ``"first"``, ``"last"``, ``"flatten"``, ``"tokens"`` (each unmasked token is a
+            row, sequence after sequence), or a function.
         mask: (B, L), nonzero at tokens and 0 at padding, like ``attention_mask``.
         detach: False: the copies are differentiable, if gradients are on in the block.
 

@@ -45,7 +45,13 @@ class _Head(NamedTuple):
 
 
 def locate(
-    trace: Trace, modules: Mapping[str, nn.Module], output: Any, labels: Sequence[int], mask: Tensor | None = None
+    trace: Trace,
+    modules: Mapping[str, nn.Module],
+    output: Any,
+    labels: Sequence[int],
+    mask: Tensor | None = None,
+    *,
+    per_token: bool = False,
 ) -> Located | None:
     """What "penultimate" is, from one traced forward pass.
 
@@ -55,6 +61,7 @@ def locate(
         output: what the model returned.
         labels: of the probe's classes; empty if the points have none.
         mask: ``(B, L)``, nonzero at tokens.
+        per_token: points are tokens, so logits are ``(B, L, classes)``.
 
     Returns:
         None if the pass does not show it (a tensor that no recorded operation made).
@@ -64,9 +71,10 @@ def locate(
     """
     outputs = outputs_of(output)
     width = max(labels, default=-1) + 1 if min(labels, default=-1) >= 0 else 0
-    flat = {name: tensor for name, tensor in outputs.items() if tensor.ndim == 2}
-    exact = {name: tensor for name, tensor in flat.items() if width > 1 and tensor.shape[1] == width}
-    chosen = exact or {name: tensor for name, tensor in flat.items() if tensor.shape[1] > width} or flat or outputs
+    rank = 3 if per_token else 2
+    flat = {name: tensor for name, tensor in outputs.items() if tensor.ndim == rank}
+    exact = {name: tensor for name, tensor in flat.items() if width > 1 and tensor.shape[-1] == width}
+    chosen = exact or {name: tensor for name, tensor in flat.items() if tensor.shape[-1] > width} or flat or outputs
     if not chosen:
         return None
     if "logits" not in outputs and len(chosen) > 1 and (exact or flat):
@@ -86,7 +94,7 @@ def locate(
     _refuse_several_inputs(trace, modules, head)
     pool = _read_by(head, tensor, mask)
     layer = Layer(head.path, "input", pool=pool)
-    if tensor.ndim == 2 and 1 < width <= tensor.shape[1]:
+    if tensor.ndim == rank and 1 < width <= tensor.shape[-1]:
         return Located(layer, name, f"what feeds the logits, {_shape(tensor)}")
     why = f"what feeds the output, {_shape(tensor)}, which is no logits (points, classes) of the probe set"
     return Located(layer, None, why, (":output", *others))
@@ -232,7 +240,7 @@ def _read_by(head: _Head, logits: Tensor, mask: Tensor | None) -> str:
     )
 
 
-def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, output: Any) -> str | None:
+def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, output: Any, rank: int = 2) -> str | None:
     """Which output comes out of the head that a layer feeds, by the names of ``outputs_of``; None if none does.
 
     Args:
@@ -240,10 +248,11 @@ def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, outpu
         modules: of the model by path.
         layer: whose side is "input", or it feeds no head.
         output: what the model returned.
+        rank: dimensions of logits: three if points are tokens.
     """
     for name, tensor in outputs_of(output).items() if layer.side == "input" else ():
         head = _head(trace, modules, tensor, strict=False)
-        if head is not None and head.path == layer.path and tensor.ndim == 2:
+        if head is not None and head.path == layer.path and tensor.ndim == rank:
             return name
     return None
 

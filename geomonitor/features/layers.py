@@ -21,6 +21,9 @@ OUTPUT = "output"
 POOLED = "pooled"
 """what a model gives for a whole input: the output of its pooler, or the field ``pooler_output``"""
 
+POOLS_OF_LAYERS = ("mean", "first", "last", "flatten")
+"""What may stand at the end of a layer's name: how its tokens become one row."""
+
 # Under this name an adapter keeps the layer that it adapts (peft, and many that follow it).
 BASE_LAYER = "base_layer"
 # Children under which torch.compile, FSDP, activation checkpointing and Fabric keep the module they wrap.
@@ -36,9 +39,11 @@ class Layer:
     automatic: bool = False  # found by the rule for "penultimate", so the forward pass has to confirm it
     pool: str = ""  # how the model itself turns the tokens of this layer into one row, if it does
     part: str = ""  # field of an output object, if not the usual one
+    asked_pool: str = ""  # how the name says that its tokens become rows
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.side}{self.part and '.'}{self.part}"
+        named = f"{self.path}:{self.side}{self.part and '.'}{self.part}"
+        return f"{named}:{self.asked_pool}" if self.asked_pool else named
 
 
 Layers: TypeAlias = "str | Sequence[str] | Mapping[str, str] | Mapping[str, Layer]"
@@ -48,10 +53,11 @@ def resolve_layers(model: nn.Module, layers: Layers = PENULTIMATE) -> dict[str, 
     """Turn what a user writes into layers that exist in the model.
 
     A name is ``"penultimate"``, ``"output"`` (of the model), ``"pooled"`` (of its pooler), a module path such as
-    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. Without a forward pass
-    ``"penultimate"`` is the input of the last ``nn.Linear``; a monitor finds what feeds the logits. Paths refer to
-    the plain model, without what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and Fabric
-    add to them.
+    ``"layer4.1"`` (its output), or a path with a side: ``"fc:input"``, ``"fc:output"``. A path may end with how its
+    tokens become rows, which then counts before ``pool``: ``"blocks.3:last"``, ``"blocks.3:input:mean"``. Without a
+    forward pass ``"penultimate"`` is the input of the last ``nn.Linear``; a monitor finds what feeds the logits. Paths
+    refer to the plain model, without what ``torch.compile``, DDP, FSDP, activation checkpointing, weight averaging and
+    Fabric add to them.
 
     Args:
         model: the model, wrapped or not.
@@ -189,16 +195,22 @@ def _parsed(modules: Mapping[str, nn.Module], name: str) -> Layer:
     if name == POOLED and POOLED not in modules:
         poolers = [path for path in modules if path.rpartition(".")[2] == "pooler"]
         return Layer(poolers[0], "output") if len(poolers) == 1 else Layer("", "output", part="pooler_output")
-    path, _, side = name.partition(":")
-    if side not in ("", *get_args(Side)):
-        raise InputError(f"expected 'path', 'path:input' or 'path:output', found {name!r}")
-    return Layer(path, "input" if side == "input" else "output")
+    path, *ends = name.split(":")
+    side = ends.pop(0) if ends and ends[0] in get_args(Side) else "output"
+    pool = ends.pop(0) if ends and ends[0] in POOLS_OF_LAYERS else ""
+    if ends:
+        raise InputError(
+            f"expected 'path', 'path:input' or 'path:output', and then perhaps how tokens become rows "
+            f"({', '.join(POOLS_OF_LAYERS)}), such as 'path:last'; found {name!r}"
+        )
+    return Layer(path, "input" if side == "input" else "output", asked_pool=pool)
 
 
 def _default_alias(layer: Layer) -> str:
     if layer.automatic:
         return PENULTIMATE
-    return (layer.path or "model") + ("_input" if layer.side == "input" else "")
+    named = (layer.path or "model") + ("_input" if layer.side == "input" else "")
+    return f"{named}_{layer.asked_pool}" if layer.asked_pool else named
 
 
 def linear_paths(modules: Mapping[str, nn.Module]) -> list[str]:

@@ -13,7 +13,7 @@ from geomonitor import _options
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.layers import Layer, listed
 
-PoolName = Literal["auto", "mean", "first", "last", "flatten"]
+PoolName = Literal["auto", "mean", "first", "last", "flatten", "tokens"]
 Pool: TypeAlias = "PoolName | Callable[[Tensor, Tensor | None], Tensor]"
 
 # torch's layers whose 3-D tensors are (B, C, L), not (B, L, N).
@@ -30,9 +30,11 @@ _TRANSFORMERS = (
 )
 
 
-def check_pooling(pool: Pool, mask: Tensor | None = None) -> None:
+def check_pooling(pool: Pool | RowsOfTokens, mask: Tensor | None = None) -> None:
     """Refuse an unknown pooling rule, and a mask that leaves a row without tokens."""
-    if callable(pool):
+    if isinstance(pool, RowsOfTokens):
+        pass
+    elif callable(pool):
         _options.function("pool", pool, "tensor, mask")
     elif not isinstance(pool, str) or pool not in get_args(PoolName):
         raise InputError(f"pool must be one of {', '.join(get_args(PoolName))} or a function, not {pool!r}")
@@ -73,6 +75,50 @@ def _first_tensor(value: Any, layer: Layer) -> Tensor:
     return found
 
 
+class RowsOfTokens:
+    """A rule that makes rows of tokens ``(B, L, N)``, batch first; for layers that give tokens only."""
+
+    optional = False
+    """whether a layer without tokens has a row of -1 for each point, and not an error"""
+
+    def rows(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Rows ``(n, K)`` of tokens ``(B, L, N)``, of which the mask ``(B, L)`` keeps some.
+
+        Raises:
+            MeasurementError: tokens that do not fit the rule.
+        """
+        raise NotImplementedError
+
+
+class TokensAt(RowsOfTokens):
+    """The rows of some tokens, each named by its sequence and its number in it, padding not counted.
+
+    Args:
+        sequences: ``(n,)`` rows of the batch.
+        places: ``(n,)``.
+
+    >>> x = torch.arange(6.0).view(1, 3, 2)
+    >>> TokensAt(torch.tensor([0]), torch.tensor([1])).rows(x, torch.tensor([[0, 1, 1]]))  # padded left
+    tensor([[4., 5.]])
+    """
+
+    def __init__(self, sequences: Tensor, places: Tensor) -> None:
+        self.sequences, self.places = sequences, places
+
+    def rows(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`RowsOfTokens.rows`; ``(n, N)``."""
+        sequences, places = self.sequences.to(tokens.device), self.places.to(tokens.device)
+        kept = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        if len(sequences) and bool((places >= kept.sum(dim=1)[sequences]).any()):
+            raise MeasurementError(
+                f"a batch has sequences of at most {int(kept.sum(dim=1).max())} tokens, and token "
+                f"{int(places.max())} of one is a point: let collate_fn cut no sequence, and give an attention_mask "
+                "where it pads"
+            )
+        columns = torch.argsort((~kept).int(), dim=1, stable=True)  # of the tokens, those kept first
+        return tokens[sequences, columns[sequences, places]]
+
+
 class Pooling:
     """What turns the activations of a layer into one row for each point.
 
@@ -83,7 +129,9 @@ class Pooling:
         detach: whether the rows are without a gradient.
     """
 
-    def __init__(self, pool: Pool, mask: Tensor | None, modules: Iterable[nn.Module], *, detach: bool = True) -> None:
+    def __init__(
+        self, pool: Pool | RowsOfTokens, mask: Tensor | None, modules: Iterable[nn.Module], *, detach: bool = True
+    ) -> None:
         self.pool = pool
         self.mask = mask
         self._gradients = not detach
@@ -92,15 +140,15 @@ class Pooling:
     def features(self, value: Any, layer: Layer, module: nn.Module) -> tuple[Tensor, str]:
         """Pool what a hook saw into a new tensor ``(B, N)``; with the dtype in which the layer computed."""
         tensor = _first_tensor(value, layer)
-        own: Any = layer.pool or "auto"
-        pool: Pool = own if self.pool == "auto" else self.pool
+        own: Any = layer.asked_pool or (layer.pool if self.pool == "auto" else self.pool) or "auto"
+        pool: Pool | RowsOfTokens = self.pool if isinstance(self.pool, RowsOfTokens) else own
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             raise MeasurementError(
                 f"layer '{layer}' runs inside a transform of torch.func (vmap, grad, ...), in which its features have "
                 "no values of their own: give forward= a function that calls the model on the whole batch without it"
             )
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.ndim == 3 and not callable(self.pool) and not isinstance(module, _LENGTH_LAST):
+        if tensor.ndim == 3 and not callable(pool) and not isinstance(module, _LENGTH_LAST):
             tensor = self._batch_first(tensor, layer, module)
         # A copy, because the model may go on to write into this tensor (an in-place ReLU); outside inference
         # mode, because a tensor made there could never be changed afterwards.
@@ -126,7 +174,11 @@ def _is_batch_first(module: nn.Module) -> bool | None:
     return next((answer for answer in stated if isinstance(answer, bool)), None)
 
 
-def _pooled(tensor: Tensor, pool: Pool, mask: Tensor | None, layer: Layer, length_last: bool) -> Tensor:
+def _pooled(tensor: Tensor, pool: Pool | RowsOfTokens, mask: Tensor | None, layer: Layer, length_last: bool) -> Tensor:
+    if isinstance(pool, RowsOfTokens) or pool == "tokens":
+        return _rows_of_tokens(
+            tensor.transpose(1, 2) if length_last and tensor.ndim == 3 else tensor, pool, mask, layer
+        )
     if callable(pool):
         pooled = pool(tensor, mask)
         if not isinstance(pooled, Tensor) or pooled.ndim != 2:
@@ -148,6 +200,21 @@ def _pooled(tensor: Tensor, pool: Pool, mask: Tensor | None, layer: Layer, lengt
     )
 
 
+def _rows_of_tokens(tokens: Tensor, pool: Any, mask: Tensor | None, layer: Layer) -> Tensor:
+    optional = isinstance(pool, RowsOfTokens) and pool.optional
+    if optional and (tokens.ndim != 3 or (mask is not None and mask.shape != tokens.shape[:2])):
+        return torch.full((len(tokens), 1), -1.0, dtype=torch.float64)
+    if tokens.ndim != 3:
+        raise MeasurementError(
+            f"layer '{layer}' gives a tensor of shape {tuple(tokens.shape)}, in which there are no tokens (B, L, N): "
+            "name a layer ahead of the pooling, or measure one row a sequence (a ProbeSet, and not pool='tokens')"
+        )
+    _check_mask(tokens, mask, layer)
+    if isinstance(pool, RowsOfTokens):
+        return pool.rows(tokens, mask)
+    return tokens.flatten(0, 1) if mask is None else tokens[mask]
+
+
 def pooled_as(tokens: Tensor, rule: PoolName, mask: Tensor | None) -> Tensor:
     """Tokens ``(B, L, N)`` as rows ``(B, N)`` by one of the rules for tokens.
 
@@ -163,11 +230,7 @@ def pooled_as(tokens: Tensor, rule: PoolName, mask: Tensor | None) -> Tensor:
 def _pooled_tokens(tokens: Tensor, pool: PoolName, mask: Tensor | None, layer: Layer) -> Tensor:
     if mask is None:
         return tokens[:, 0] if pool == "first" else tokens[:, -1] if pool == "last" else _mean(tokens, dim=1)
-    if mask.shape != tokens.shape[:2]:
-        raise MeasurementError(
-            f"layer '{layer}' gives tokens of shape {tuple(tokens.shape)}, but the mask is of shape "
-            f"{tuple(mask.shape)}: it needs one column for each token, batch first, added tokens included"
-        )
+    _check_mask(tokens, mask, layer)
     if pool in ("first", "last"):
         steps = (mask.int() if pool == "first" else mask.int().flip(1)).argmax(dim=1)
         position = steps if pool == "first" else mask.shape[1] - 1 - steps
@@ -175,6 +238,14 @@ def _pooled_tokens(tokens: Tensor, pool: PoolName, mask: Tensor | None, layer: L
     # Padding may hold anything, NaN included, so it is replaced and not multiplied by zero.
     kept = torch.where(mask[:, :, None], tokens, 0)
     return kept.sum(dim=1, dtype=_accumulator(kept)) / mask.sum(dim=1, keepdim=True)
+
+
+def _check_mask(tokens: Tensor, mask: Tensor | None, layer: Layer) -> None:
+    if mask is not None and mask.shape != tokens.shape[:2]:
+        raise MeasurementError(
+            f"layer '{layer}' gives tokens of shape {tuple(tokens.shape)}, but the mask is of shape "
+            f"{tuple(mask.shape)}: it needs one column for each token, batch first, added tokens included"
+        )
 
 
 def _mean(tensor: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomonitor.markers.estimate import Estimate
+from geomonitor.markers.estimate import Estimate, error_of
 from geomonitor.markers.inputs import feature_matrix
 from geomonitor.markers.singular_values import Spectrum
 
@@ -134,13 +134,14 @@ def _norms(features: Tensor) -> Tensor:
     return norms
 
 
-def top_channel_share(features: Tensor) -> Estimate:
+def top_channel_share(features: Tensor, groups: Tensor | None = None) -> Estimate:
     r"""Share of the mean square that the largest unit bears: :math:`\max_j E z_j^2 / \sum_j E z_j^2`.
 
     It depends on the axes, on purpose: massive activations of few units dominate cosines and cost low precision.
 
     Args:
         features: ``(Q, N)``.
+        groups: ``(Q,)`` which points belong together, for the error: tokens of a sequence are not independent.
 
     Returns:
         Value in ``[1/N, 1]`` and its error over points, by the delta method for that unit; NaN if all
@@ -159,7 +160,4 @@ def top_channel_share(features: Tensor) -> Estimate:
     total = squares.sum()
     largest = squares[:, squares.sum(dim=0).argmax()]
     value = largest.sum() / total
-    rest = largest - value * squares.sum(dim=1)
-    n = len(x)
-    error = (rest.square().sum() * n / (n - 1)).sqrt() / total if n > 1 else value.new_tensor(torch.nan)
-    return Estimate(value, error)
+    return Estimate(value, error_of((largest - value * squares.sum(dim=1)) / total, groups))

@@ -46,7 +46,7 @@ def class_mean(formula: Callable[[Spectrum], Tensor], points: LayerPoints) -> Te
     return torch.stack([formula(spectrum) for spectrum in points.class_spectra]).nanmean()
 
 
-ESTIMATES: MappingProxyType[str, Callable[[Tensor], Estimate]] = MappingProxyType(
+ESTIMATES: MappingProxyType[str, Callable[[Tensor, Tensor | None], Estimate]] = MappingProxyType(
     {
         "uniformity": uniformity,
         "mean_cosine": mean_cosine,
@@ -54,10 +54,10 @@ ESTIMATES: MappingProxyType[str, Callable[[Tensor], Estimate]] = MappingProxyTyp
         "top_channel_share": top_channel_share,
     }
 )
-"""Functions of features by name of the marker, that also give its standard error over points."""
+"""Functions of features, and of groups of points, by name of the marker, that also give its standard error."""
 
 FEATURE_FORMULAS: MappingProxyType[str, Callable[[LayerPoints], Tensor]] = MappingProxyType(
-    {name: lambda p, f=formula: f(p.features).value for name, formula in ESTIMATES.items()}
+    {name: lambda p, f=formula: f(p.features, None).value for name, formula in ESTIMATES.items()}
     | {name: lambda p, f=formula: f(p.spectrum) for name, formula in SPECTRUM_FORMULAS.items()}
     | {name + PER_CLASS: lambda p, f=formula: class_mean(f, p) for name, formula in SPECTRUM_FORMULAS.items()}
     | {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geomonitor.markers.distances import pair_distances
-from geomonitor.markers.estimate import Estimate, jackknife
+from geomonitor.markers.estimate import Estimate, error_of, jackknife
 from geomonitor.markers.inputs import feature_matrix
 
 KERNEL = 2.0
@@ -22,11 +22,12 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / norms
 
 
-def uniformity(features: Tensor) -> Estimate:
+def uniformity(features: Tensor, groups: Tensor | None = None) -> Estimate:
     r"""How evenly the directions of points cover the sphere: :math:`\ln\operatorname{mean}_{i<j} e^{-2\|u_i-u_j\|^2}`.
 
     Args:
         features: ``(Q, N)``, one view of each point.
+        groups: ``(Q,)`` which points belong together, for the error: tokens of a sequence are not independent.
 
     Returns:
         Value in ``[-8, 0]``: 0 if all directions are equal, about -4 if they are uniform and ``N`` is large; with the
@@ -40,7 +41,7 @@ def uniformity(features: Tensor) -> Estimate:
     >>> round(uniformity(torch.eye(2)).value.item(), 6)  # two points, at a squared distance of 2
     -4.0
     """
-    units = _directions(feature_matrix(features))
+    units, groups = _directions(feature_matrix(features), groups)
     if len(units) < 2:
         return _undefined(features)
     first, second = torch.triu_indices(len(units), len(units), offset=1, device=units.device)
@@ -48,10 +49,10 @@ def uniformity(features: Tensor) -> Estimate:
     mean = kernel.mean()
     sums = units.new_zeros(len(units)).index_add(0, first, kernel).index_add(0, second, kernel)
     of_point = sums / (len(units) - 1)
-    return Estimate(mean.log(), 2 * of_point.std() / len(units) ** 0.5 / mean)
+    return Estimate(mean.log(), error_of(2 * (of_point - mean) / len(units) / mean, groups))
 
 
-def mean_cosine(features: Tensor) -> Estimate:
+def mean_cosine(features: Tensor, groups: Tensor | None = None) -> Estimate:
     r"""Mean cosine of two different points: :math:`(\|\sum_i u_i\|^2 - Q) / (Q (Q-1))`, the anisotropy.
 
     A single channel with a large offset makes it nearly 1: read it beside :func:`centred_mean_cosine` and
@@ -59,6 +60,7 @@ def mean_cosine(features: Tensor) -> Estimate:
 
     Args:
         features: ``(Q, N)``.
+        groups: ``(Q,)`` which points belong together, for the error: tokens of a sequence are not independent.
 
     Returns:
         Value in ``[-1/(Q-1), 1]``, 0 if directions are isotropic, and its jackknife error over points. Points at the
@@ -72,14 +74,15 @@ def mean_cosine(features: Tensor) -> Estimate:
     >>> round(mean_cosine(torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0]])).value.item(), 6)  # 0, 1 and 0
     0.333333
     """
-    return _mean_cosine(_directions(feature_matrix(features)), features)
+    return _mean_cosine(*_directions(feature_matrix(features), groups), features)
 
 
-def centred_mean_cosine(features: Tensor) -> Estimate:
+def centred_mean_cosine(features: Tensor, groups: Tensor | None = None) -> Estimate:
     """As :func:`mean_cosine`, of the points less their mean: a common offset does not count.
 
     Args:
         features: ``(Q, N)``.
+        groups: ``(Q,)`` which points belong together, for the error: tokens of a sequence are not independent.
 
     Returns:
         Value in ``[-1/(Q-1), 1]`` and its jackknife error over points, to first order in the move of the mean. NaN if
@@ -99,8 +102,8 @@ def centred_mean_cosine(features: Tensor) -> Estimate:
     offsets = x - x.mean(dim=0)
     kept = torch.linalg.vector_norm(offsets, dim=1) > ROUNDING * sizes.amax()
     offsets = offsets[kept]
-    units = _directions(offsets)
-    found = _mean_cosine(units, features)
+    units, groups = _directions(offsets, None if groups is None else groups.to(kept.device)[kept])
+    found = _mean_cosine(units, groups, features)
     n = len(units)
     if n < 3:
         return found
@@ -108,15 +111,16 @@ def centred_mean_cosine(features: Tensor) -> Estimate:
     near = 1 / torch.linalg.vector_norm(offsets, dim=1)
     turned = near.sum() * offsets - (offsets @ units.T * near) @ units
     others = (units.sum(dim=0) - units + turned / (n - 1)).square().sum(dim=1)
-    return Estimate(found.value, jackknife((others - (n - 1)) / ((n - 1) * (n - 2))))
+    return Estimate(found.value, jackknife((others - (n - 1)) / ((n - 1) * (n - 2)), groups))
 
 
-def _directions(x: Tensor) -> Tensor:
-    """Unit rows, without those of points at the origin."""
-    return unit_rows(x[(x != 0).any(dim=1)])
+def _directions(x: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Unit rows, without those of points at the origin, and their groups."""
+    kept = (x != 0).any(dim=1)
+    return unit_rows(x[kept]), None if groups is None else groups.to(kept.device)[kept]
 
 
-def _mean_cosine(units: Tensor, like: Tensor) -> Estimate:
+def _mean_cosine(units: Tensor, groups: Tensor | None, like: Tensor) -> Estimate:
     n = len(units)
     if n < 2:
         return _undefined(like)
@@ -126,7 +130,7 @@ def _mean_cosine(units: Tensor, like: Tensor) -> Estimate:
     if n < 3:
         return Estimate(value, value.new_tensor(torch.nan))
     others = squared - 2 * units @ total + 1
-    return Estimate(value, jackknife((others - (n - 1)) / ((n - 1) * (n - 2))))
+    return Estimate(value, jackknife((others - (n - 1)) / ((n - 1) * (n - 2)), groups))
 
 
 def _undefined(like: Tensor) -> Estimate:

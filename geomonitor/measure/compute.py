@@ -41,6 +41,7 @@ def compute_markers(
     reference: Tensor | None,
     geometry_options: Mapping[str, Any],
     dtype: str = "float32",
+    groups: Tensor | None = None,
     processes: Processes = ALL_PROCESSES,
 ) -> LayerMarkers:
     """The markers of one layer among ``markers``, and no others.
@@ -53,6 +54,7 @@ def compute_markers(
         reference: ``(Q, K)`` features of the same points, to which the drift is measured.
         geometry_options: of :func:`geomonitor.manifold_geometry`.
         dtype: in which the layer computed; float32 is the finest that counts.
+        groups: ``(Q,)`` which points belong together, for standard errors over points; None: each is independent.
         processes: which share the work.
 
     Raises:
@@ -66,7 +68,7 @@ def compute_markers(
     points = LayerPoints(features, classes, weight=head.weight, bias=head.bias, reference=reference)
     plain = [name for name in markers if name not in ESTIMATES]
     values = {name: (float(value), math.nan) for name, value in feature_markers(points, plain).items()}
-    estimates = {name: ESTIMATES[name](points.features) for name in markers if name in ESTIMATES}
+    estimates = {name: ESTIMATES[name](points.features, groups) for name in markers if name in ESTIMATES}
     values |= {name: (float(found.value), float(found.standard_error)) for name, found in estimates.items()}
     hidden = tuple(name for name in values if name in VARIATION_MARKERS)
     hidden = hidden if hidden and variation_is_rounding(points, dtype) else ()

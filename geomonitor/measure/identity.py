@@ -82,7 +82,7 @@ def points_at_once(probe: ProbeSet, batch_size: int, processes: int) -> int:
         batch_size: the most points in a batch.
         processes: how many share them.
     """
-    part = -(-len(probe) // processes)
+    part = -(-probe.items // processes)
     return -(-part // -(-part // batch_size))
 
 

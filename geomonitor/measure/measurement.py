@@ -22,6 +22,7 @@ from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
 from geomonitor.markers.transfer import TRUTH, share
 from geomonitor.measure.compute import compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
+from geomonitor.measure.tokens import TOKEN_ENTROPY, mean_entropy
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
 
@@ -50,6 +51,8 @@ class Plan(NamedTuple):
     """on which transfer is measured"""
     views: ProbeSet | None = None
     """views of the points, if the points have no labels"""
+    sequences: Tensor | None = None
+    """``(Q,)`` the sequence to which a point belongs, by id, if points are tokens"""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,6 +106,7 @@ class Measurement:
         self._classes = torch.tensor(plan.classes)
         self._features = PointBuffer(self._where, processes)
         self._logits = PointBuffer(self._where, processes)
+        self._entropies = PointBuffer(torch.device("cpu"), processes)
         self._place = logits
         self._logits_found = self._needs_logits and has_logits
 
@@ -130,6 +134,16 @@ class Measurement:
                 statistics[name] = point_statistics(logits[: len(classes)], labels)
         if self._logits_found:
             self._logits.add(statistics, classes=classes, ids=ids)
+
+    def update_sequences(self, entropies: Mapping[str, Tensor], sequences: Tensor) -> None:
+        """Add entropies of the tokens of sequences.
+
+        Args:
+            entropies: ``(B, 1)`` by layer.
+            sequences: ``(B,)`` numbers.
+        """
+        rows = {layer: _of_batch(values, layer, len(sequences)) for layer, values in entropies.items()}
+        self._entropies.add(rows, classes=torch.zeros_like(sequences), ids=sequences)
 
     def compute_after(self, collect: Callable[[], None]) -> dict[str, dict[str, tuple[float, float]]]:
         """Run what adds this process's points, then :meth:`compute`, in all processes or in none.
@@ -161,17 +175,33 @@ class Measurement:
             raise InputError(f"every class needs at least one point; classes without any: {empty}")
         finite = {layer: features.rows[layer].isfinite().all(dim=1).cpu() for layer in self._heads}
         values: dict[str, dict[str, tuple[float, float]]] = {}
+        entropies = self._entropies.gather().rows if TOKEN_ENTROPY in self.plan.markers else {}
+        groups = None if self.plan.sequences is None else self.plan.sequences[features.ids]
         with threads_for(len(self.plan.classes) * self.plan.per_class, self.device):
             of_logits = self._of_logits(logits) if self._needs_logits else {}
             for layer, kept in finite.items():
                 rows, classes = features.rows[layer][kept.to(self._where)], features.classes[kept]
                 measured = self._enough(layer, classes, left_out=features.classes[~kept])
-                own = self._of_layer(layer, rows, classes, whole=bool(kept.all())) if measured else self._undefined
-                left_out = float((~kept).sum())
-                values[layer] = {**self._undefined, **of_logits, **own, NONFINITE_ROWS: (left_out, math.nan)}
+                own = groups if groups is None else groups[kept]
+                found = self._of_layer(layer, rows, classes, own, whole=bool(kept.all())) if measured else {}
+                of_tokens = self._of_tokens(layer, entropies[layer]) if layer in entropies else {}
+                left_out = (float((~kept).sum()), math.nan)
+                values[layer] = {**self._undefined, **of_logits, **found, **of_tokens, NONFINITE_ROWS: left_out}
         return values
 
-    def _of_layer(self, layer: str, rows: Tensor, classes: Tensor, *, whole: bool) -> dict[str, tuple[float, float]]:
+    def _of_tokens(self, layer: str, entropies: Tensor) -> dict[str, tuple[float, float]]:
+        found = mean_entropy(entropies[:, 0])
+        if math.isnan(found[0]):
+            self.warn(
+                f"layer {layer!r} gives no tokens (B, L, N), or sequences of which no two tokens differ: "
+                f"{TOKEN_ENTROPY} is NaN. Name a layer ahead of the pooling, or leave it out.",
+                f"no entropy in {layer}",
+            )
+        return {TOKEN_ENTROPY: found}
+
+    def _of_layer(
+        self, layer: str, rows: Tensor, classes: Tensor, groups: Tensor | None, *, whole: bool
+    ) -> dict[str, tuple[float, float]]:
         """The markers of one layer from its finite points; ``whole``: they are all of the probe's."""
         self.points[layer] = rows, classes
         reference = None
@@ -186,6 +216,7 @@ class Measurement:
             reference=reference,
             geometry_options=self.plan.geometry.as_dict(),
             dtype=self.dtypes.get(layer, "float32"),
+            groups=groups,
             processes=self.processes,
         )
         if markers.hidden:

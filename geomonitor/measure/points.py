@@ -24,6 +24,8 @@ class GatheredPoints(NamedTuple):
     """``(Q, N)`` by name: features by layer, statistics of the logits by input shift"""
     classes: Tensor
     """``(Q,)`` class numbers from 0"""
+    ids: Tensor
+    """``(Q,)``"""
 
 
 class PointBuffer:
@@ -85,11 +87,11 @@ class PointBuffer:
             mine = ({name: rows.cpu() for name, rows in mine[0].items()}, *mine[1:])
         parts = [part for part in self._processes.gathered(mine) if len(part[1])]
         if not parts:
-            return GatheredPoints({}, torch.zeros(0, dtype=torch.int64))
+            return GatheredPoints({}, *(torch.zeros(0, dtype=torch.int64) for _ in range(2)))
         classes, ids = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
         order = _order(classes, ids)
         rows = {name: torch.cat([part[0][name] for part in parts]).to(self._device)[order] for name in parts[0][0]}
-        return GatheredPoints(rows, classes[order])
+        return GatheredPoints(rows, classes[order], ids[order])
 
 
 def _order(classes: Tensor, ids: Tensor) -> Tensor:

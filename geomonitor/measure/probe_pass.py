@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,21 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
+from geomonitor.features.pooling import TokensAt
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.names import marker_names
 from geomonitor.markers.table import LABEL_FREE
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
 from geomonitor.measure.measurement import Measurement
+from geomonitor.measure.tokens import (
+    TOKEN_ENTROPY,
+    SequenceEntropies,
+    TokenLength,
+    mask_of_tokens,
+    outputs_at,
+    sequences_of,
+)
 from geomonitor.probe.batches import ProbeBatch
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import BUILT_IN, SHIFT_MARKER, Shift, named_shifts, shifted
@@ -41,6 +50,7 @@ def probe_pass(
     pool: Pool,
     shifts: Mapping[str, Shift | None],
     compare_batches: bool = False,
+    length: TokenLength | None = None,
 ) -> None:
     """Run this process's part of the probe set through the model into the measurement.
 
@@ -55,41 +65,68 @@ def probe_pass(
         shifts: input shifts by name, each one more forward pass.
         compare_batches: also run two points of the first batch alone, to see whether the features of a point depend
             on the others: ``measurement.batch_matters``.
+        length: what the series knows of the length of its sequences, if the entropy of their tokens is to be measured.
     """
     device, dtype = device_of(model), dtype_of(model)
     first: tuple[Tensor, Mapping[str, Tensor]] | None = None
+    wanted = TOKEN_ENTROPY in measurement.plan.markers and length is not None
+    chosen = sequences_of(probe) if wanted else torch.zeros(0, dtype=torch.int64)
+    common = length.find(probe, lambda inputs: mask_of(model, inputs)) if wanted and length is not None else None
 
-    def run(batch: ProbeBatch) -> tuple[Features, Any, Any]:
-        inputs = to_device(batch.inputs, device)
-        mask = mask_of(model, inputs)
-        how = probe.how_viewed
-        drops = dropping(model, probe, batch.ids) if how is not None and how.kind == "dropout" else nullcontext()
-        with captured(model, layers, pool=pool, mask=mask) as features, drops:
-            return features, forward(model, to_dtype(inputs, dtype)), inputs
+    def run(batch: ProbeBatch, inputs: Any) -> _Passed:
+        mask, tokens, how = mask_of(model, inputs), batch.tokens, probe.how_viewed
+        which = None if tokens is None else TokensAt(tokens.rows, tokens.places)
+        own = mask if which is None else mask_of_tokens(inputs)
+        entropies: Features | None = None
+        with ExitStack() as stack:
+            features = stack.enter_context(captured(model, layers, pool=which or pool, mask=own))
+            if how is not None and how.kind == "dropout":
+                stack.enter_context(dropping(model, probe, batch.ids))
+            if wanted:
+                numbers = batch.ids if tokens is None else tokens.sequences
+                taken = SequenceEntropies(torch.isin(numbers, chosen), common)
+                entropies = stack.enter_context(captured(model, layers, pool=taken, mask=mask))
+            output = forward(model, to_dtype(inputs, dtype))
+        return _Passed(features, output if which is None else outputs_at(output, which, own), entropies)
 
     processes = measurement.processes
     with undisturbed(model, measurement.warn):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
         for batch in probe.loader(batch_size, rank=processes.rank, world_size=processes.size, lockstep=True):
-            features, output, inputs = run(batch)
+            inputs = to_device(batch.inputs, device)
+            features, output, entropies = run(batch, inputs)
             outputs, first = {"": output}, first or (batch.ids, features)
             measurement.dtypes |= features.dtypes
             for name, shift in shifts.items():
-                outputs[name] = forward(model, to_dtype(shifted(name, shift, inputs, batch.ids), dtype))
+                moved = shifted(name, shift, inputs, batch.ids)
+                outputs[name] = forward(model, to_dtype(moved, dtype)) if batch.tokens is None else run(batch, moved)[1]
             measurement.update(features, outputs, batch.labels, batch.ids)
+            if entropies is not None:
+                measurement.update_sequences(entropies, batch.ids if batch.tokens is None else batch.tokens.sequences)
         if compare_batches and first is not None:  # in lockstep: also a process that has only borrowed inputs
             try:
-                fewer = run(probe.batch_of(_others(first[0], len(probe))))[0]
+                few = probe.batch_of(_others(first[0], probe))
+                fewer = run(few, to_device(few.inputs, device)).features
                 measurement.batch_matters = bool(len(first[0])) and depends_on_batch(first[1], fewer)
             except Exception:  # noqa: BLE001 - of a model that takes this batch size alone
                 measurement.batch_matters = True
 
 
-def _others(ids: Tensor, points: int) -> Tensor:
-    """The first two points of a batch: few, so that what depends on the batch shows; of a smaller one, one more."""
-    if not len(ids) or len(ids) > ALONE:
-        return ids[:ALONE]
-    return torch.cat([ids, (ids[-1:] + 1) % points])
+class _Passed(NamedTuple):
+    """What a forward pass of a batch gives."""
+
+    features: Features
+    output: Any
+    entropies: Features | None
+
+
+def _others(ids: Tensor, probe: ProbeSet) -> Tensor:
+    """The points of the first two items of a batch: few, so that what depends on the batch shows; or one item more."""
+    numbers = probe.item_numbers[ids]
+    items = torch.unique_consecutive(numbers)
+    if not len(ids) or len(items) > ALONE:
+        return ids[torch.isin(numbers, items[:ALONE])]
+    return torch.cat([ids, probe.points_of((items[-1:] + 1) % probe.items)[:1]])
 
 
 def markers_and_shifts(
@@ -134,12 +171,8 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
     made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
     without_logits = [name for name in names if made and needs_logits(name)]
     without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
-    of_tokens = [name for name in names if name in MARKERS and MARKERS[name].state == "tokens"]
-    if of_tokens:  # a monitor holds one row for each point
-        raise InputError(
-            f"{', '.join(of_tokens)}: need every token of a sequence, and a monitor measures one pooled row for each "
-            "point. Leave them out, or call geomonitor.markers.tokens.token_entropy on hidden states of your own"
-        )
+    if TOKEN_ENTROPY in names and not isinstance(probe, ProbeSet):
+        raise InputError(f"{TOKEN_ENTROPY} needs every token of a sequence, which a ValidationProbe does not hold")
     if whole not in MARKER_GROUPS or whole in ("ssl", "lm"):
         if without_labels:
             raise InputError(

@@ -19,6 +19,7 @@ from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import call as default_forward
 from geomonitor.measure.protocol import protocol_of
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
+from geomonitor.measure.tokens import TokenLength
 from geomonitor.measure.where import Where
 from geomonitor.probe.probe_set import ProbeSet
 
@@ -48,6 +49,7 @@ class MeasurementSeries:
         self.agreement = Agreement(processes, warn)
         self.identity_is_new = False
         """whether the latest measurement found what the protocol did not know before"""
+        self._length = TokenLength()
         self._probe, self._layers, self._plan, self._warn = probe, layers, plan, warn
         self._reference_given = self._started = False
         self.reset()
@@ -127,7 +129,9 @@ class MeasurementSeries:
         known = Known(self.references, self._points, agreement.identity)
         try:
             self.begin(model, step=step, call="measure", how=how, settings=settings)
-            taken = take_measurement(model, self.where, source, self._plan, how=how, known=known, agreement=agreement)
+            taken = take_measurement(
+                model, self.where, source, self._plan, how=how, known=known, agreement=agreement, length=self._length
+            )
         except Exception as error:  # a monitor must not end a run; the cause is logged
             self.where.forget()  # in all processes alike, or one of them would run a traced pass alone
             unclear = isinstance(error, LayerError) and not self._started and agreement.identity is None

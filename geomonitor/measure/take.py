@@ -17,6 +17,7 @@ from geomonitor.measure.identity import Identity, agreed, points_at_once
 from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
+from geomonitor.measure.tokens import TokenLength
 from geomonitor.measure.truth import measure_truth
 from geomonitor.measure.views import VIEW_MARKERS, measure_views
 from geomonitor.measure.where import Where
@@ -71,6 +72,7 @@ def take_measurement(
     how: HowToRun,
     known: Known,
     agreement: Agreement,
+    length: TokenLength,
 ) -> Taken:
     """Measure a model; every process makes the same calls, whatever happens in it.
 
@@ -84,6 +86,7 @@ def take_measurement(
         how: how the probe set is run.
         known: what earlier measurements left.
         agreement: of the processes, which has been reached.
+        length: what the series knows of the length of its sequences.
 
     Raises:
         Exception: what failed in this process.
@@ -112,7 +115,7 @@ def take_measurement(
         if isinstance(source, ValidationPass):
             source.add_to(measurement, known=known.fingerprint)
         else:
-            options = how._asdict() | {"compare_batches": not agreement.complete}
+            options = how._asdict() | {"compare_batches": not agreement.complete, "length": length}
             probe_pass(model, found, source, measurement, **options)
         if known.identity is not None:
             known.identity.require_dtypes(measurement.dtypes)

@@ -20,6 +20,7 @@ from geomonitor.features.trace import Trace
 from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, mask_of, to_device, to_dtype
 from geomonitor.probe.batches import ProbeBatch
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.token_probe import TokenProbe
 
 LOG = logging.getLogger("geomonitor")
 """What was found goes here, at level INFO."""
@@ -91,7 +92,9 @@ class Where:
         try:
             traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
             if by_rule:
-                located = locate(traced.trace, modules, traced.output, probe.logit_columns, traced.mask)
+                tokens = isinstance(probe, TokenProbe)
+                columns = probe.logit_columns
+                located = locate(traced.trace, modules, traced.output, columns, traced.mask, per_token=tokens)
         except LayerError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - if the model cannot run, the measurement reports it
@@ -107,7 +110,7 @@ class Where:
             last = next(layer for alias, layer in found.items() if layer.automatic)
             LOG.warning("'penultimate' is %s by the order of registration, not by a run of the model: %s", last, cause)
         if traced is not None:
-            self._choose_logits(located, found, modules, traced)
+            self._choose_logits(located, found, modules, traced, per_token=isinstance(probe, TokenProbe))
             self._found, self._model = found, _signature(modules)
         if located is not None:
             self._report(located, found, warn)
@@ -126,11 +129,14 @@ class Where:
         found: Mapping[str, Layer],
         modules: Mapping[str, nn.Module],
         traced: Traced,
+        *,
+        per_token: bool,
     ) -> None:
         if located is not None:
             self.logits, self.has_logits = located.logits, located.logits is not None
             return
-        places = {place_of(traced.trace, modules, layer, traced.output) for layer in found.values()} - {None}
+        rank = 3 if per_token else 2
+        places = {place_of(traced.trace, modules, layer, traced.output, rank) for layer in found.values()} - {None}
         self.logits, self.has_logits = (places.pop() if len(places) == 1 else None), len(places) < 2
 
     def _report(self, located: Located, found: Mapping[str, Layer], warn: Callable[[str, str], None]) -> None:

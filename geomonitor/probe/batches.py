@@ -19,12 +19,21 @@ MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)
 _RANKS = _options.Range(-(2**31), 2**31, ends="[)", whole=True)
 
 
+class TokensOf(NamedTuple):
+    """Which tokens of a batch are points."""
+
+    sequences: Tensor  # int64 (B,), numbers of the sequences of the batch
+    rows: Tensor  # int64 (n,), the sequence of each point, as a row of the batch
+    places: Tensor  # int64 (n,), which of its tokens, padding not counted
+
+
 class ProbeBatch(NamedTuple):
     """Some points of the probe set."""
 
     inputs: Any  # what goes to the model: the item without its label, collated
     labels: Tensor  # int64 (B,), as in the dataset
     ids: Tensor  # int64 (B,), positions in the probe set, 0 .. Q-1
+    tokens: TokensOf | None = None  # if points are tokens
 
 
 def collate_of(dataset: Any, collate_fn: Collate | None) -> Collate | None:

@@ -270,7 +270,7 @@ class ProbeSet:
         """
         num_workers = int(MOST_WORKERS.number("num_workers", num_workers))
         empty = _options.flag("lockstep", lockstep)
-        parts = dealt(len(self.classes), self.per_class, batch_size, rank, world_size)
+        parts = self._dealt(batch_size, rank, world_size)
         return self._batches([part for part in parts if empty or len(part)], num_workers)
 
     def batch_of(self, ids: Tensor) -> ProbeBatch:
@@ -286,15 +286,34 @@ class ProbeSet:
         indices = self._checked_indices() * times
         return list(read(lambda dataset: (digest(dataset[index]) for index in indices), self.dataset))
 
+    @property
+    def items(self) -> int:
+        """How many items go through the model."""
+        return len(self)
+
+    @property
+    def item_numbers(self) -> Tensor:
+        """int64 ``(Q,)``: number of the item to which each point belongs, from 0."""
+        return torch.arange(len(self))
+
+    def points_of(self, items: Tensor) -> Tensor:
+        """Ids of the points of some items, by their numbers."""
+        return torch.nonzero(torch.isin(self.item_numbers, items))[:, 0]
+
+    def _dealt(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+        return dealt(len(self.classes), self.per_class, batch_size, rank, world_size)
+
     def _batches(self, parts: list[Tensor], num_workers: int) -> Iterator[ProbeBatch]:
         places = [self.indices[ids].tolist() or self.indices[:1].tolist() for ids in parts]
+        for ids, batch in zip(parts, self._inputs(places, num_workers), strict=True):
+            yield ProbeBatch(batch, self.labels[ids], ids)
+
+    def _inputs(self, places: list[list[int]], num_workers: int) -> Iterator[Any]:
+        """Batches of the items at some places of the dataset, read or kept."""
         source = partial(
             loaded, places=places, label_key=self.label_key, collate_fn=self.collate_fn, num_workers=num_workers,
             seed=self.seed,
         )  # fmt: skip
         if num_workers or (self.collate_fn in (None, default_collate) and is_in_memory(self.dataset)):
-            inputs = source(self.dataset)
-        else:
-            inputs = self._kept.inputs(source, self.dataset, tuple(tuple(ids.tolist()) for ids in parts))
-        for ids, batch in zip(parts, inputs, strict=True):
-            yield ProbeBatch(batch, self.labels[ids], ids)
+            return source(self.dataset)
+        return self._kept.inputs(source, self.dataset, tuple(map(tuple, places)))

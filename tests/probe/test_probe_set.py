@@ -27,7 +27,7 @@ def digits(count: int = 200, classes: int = 4) -> TensorDataset:
 
 def whole(probe: ProbeSet, **options: Any) -> ProbeBatch:
     batches = list(probe.loader(**options))
-    return ProbeBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return ProbeBatch(*(torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)))
 
 
 class TestChoice:
