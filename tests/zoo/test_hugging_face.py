@@ -131,3 +131,50 @@ def test_sentence_transformers() -> None:
     found, monitor = measured(model, "text", forward=lambda model, inputs: model(dict(inputs))["sentence_embedding"])
     assert found == ":output"
     assert math.isfinite(value(monitor, "mean_norm"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_tokens_of_a_classifier_of_tokens(half: bool) -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = hf.BertForTokenClassification(hf.BertConfig(**zoo.TEXT, **zoo.LABELS)).eval()
+    inputs = zoo.inputs("text", ITEMS)
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"] % zoo.CLASSES, -100)
+    items = [{**{name: value[i] for name, value in inputs.items()}, "labels": labels[i]} for i in range(ITEMS)]
+    probe = gm.TokenProbe.from_dataset(items, per_class=20)
+    monitor = gm.GeometryMonitor(probe, markers=["mean_norm", "accuracy", "nc3"], panel=None, on_error="raise")
+    monitor.measure(model.bfloat16() if half else model, step=0)
+    assert monitor.protocol["resolved"] == {"penultimate": "classifier:input"}
+    with torch.no_grad():
+        predicted = model.float()(**inputs).logits.argmax(dim=2)[probe.indices, probe.places]
+    assert value(monitor, "accuracy") == pytest.approx(float((predicted == probe.labels).double().mean()), abs=0.02)
+    assert math.isfinite(value(monitor, "nc3"))
+
+
+@pytest.mark.parametrize("side", ["text", "left"])
+def test_next_tokens_of_a_language_model(side: str) -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = hf.GPT2LMHeadModel(zoo.gpt2()).eval()
+    inputs = zoo.inputs(side, 200)
+    items = [{name: value[i] for name, value in inputs.items()} for i in range(200)]
+    probe = gm.TokenProbe.from_next_tokens(items, classes=4, per_class=10, special_tokens=[0, 1])
+    layers = {"penultimate": "penultimate", **{f"block {n}": f"transformer.h.{n}" for n in range(2)}}
+    monitor = gm.GeometryMonitor(
+        probe, layers=layers, markers=["mean_norm", "accuracy", "mean_cosine", "token_entropy"], panel=None,
+        on_error="raise",
+    )  # fmt: skip
+    monitor.measure(model, step=0)
+    assert monitor.protocol["resolved"] == {"penultimate": "lm_head:input"}
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)
+    start = inputs["attention_mask"].int().argmax(dim=1)[probe.indices]
+    rows = (probe.indices, start + probe.places)
+    assert torch.equal(inputs["input_ids"][rows[0], rows[1] + 1], probe.labels)
+    predicted = out.logits.argmax(dim=2)[rows]
+    assert value(monitor, "accuracy") == pytest.approx(float((predicted == probe.labels).double().mean()))
+    norm = monitor.history.series("block 0", "mean_norm").values[-1]
+    assert norm == pytest.approx(float(out.hidden_states[1][rows].norm(dim=1).mean()), rel=1e-4)
+    assert all(math.isfinite(monitor.history.series(layer, "token_entropy").values[-1]) for layer in layers)
