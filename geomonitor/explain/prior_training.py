@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
-from geomonitor.explain.priors import FlowPrior
+from geomonitor.explain.priors import FlowPrior, checked_range
 
 SMALLEST_TIME = 0.05
 """The loss of the velocity equals the loss of the clean estimate divided by t^2: t near 0 would be all."""
 AVERAGING = 0.995
 """Decay of the average of the weights, which is what is used: about the last 200 steps."""
 RATE = 2e-3
+GROUPS = 8
+"""of the normalisation"""
 
 
 def train_prior(
@@ -41,7 +43,7 @@ def train_prior(
         images: ``(n, C, H, W)``, even H and W, in [low, high]; of the data of the probe set, but none of its points.
         steps: of the optimiser; 1,000 steps at 14 x 14 take two minutes of one core.
         batch: images in a step.
-        width: channels.
+        width: channels, a multiple of 8.
         seed: of weights and noise.
         low: smallest value of the data.
         high: largest value of the data.
@@ -52,8 +54,9 @@ def train_prior(
         The prior; ``prior.network.state_dict()`` is what to save.
 
     Raises:
-        InputError: no images, or options that do not make sense.
+        InputError: no images, images out of the range, or options that do not make sense.
     """
+    low, high = checked_range(low, high)
     _options.instance("images", images, Tensor, "a tensor (n, C, H, W)")
     if images.ndim != 4 or not images.is_floating_point() or any(side % 2 for side in images.shape[2:]):
         raise InputError(
@@ -61,9 +64,16 @@ def train_prior(
         )
     if not len(images) or not bool(torch.isfinite(images).all()):
         raise InputError("images must be one or more, and finite")
+    if images.min() < low or images.max() > high:
+        raise InputError(
+            f"images must be in [low, high] = [{low:g}, {high:g}]; got {images.min():.3g} to {images.max():.3g}: scale "
+            "them, or give their range"
+        )
     steps, batch, width = (
         _options.whole(name, value) for name, value in (("steps", steps), ("batch", batch), ("width", width))
     )
+    if width % GROUPS:
+        raise InputError(f"width must be a multiple of {GROUPS}, such as 32; got {width}")
     limit = None if max_seconds is None else _options.POSITIVE.number("max_seconds", max_seconds)
     with preserved_rng(), torch.enable_grad():
         torch.manual_seed(_options.whole("seed", seed, least=0))
@@ -125,7 +135,7 @@ class SmallUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         waves = t[:, None] * (2.0 ** torch.arange(_WAVES, device=t.device, dtype=t.dtype))
-        time = self.times(torch.cat([waves.sin(), waves.cos()], dim=1))
+        time = self.times(torch.cat([waves.sin(), waves.cos()], dim=1).to(x.dtype))
         first = self.down(self.enter(x), time)
         below = self.shrink(first)
         for block in self.middle:
@@ -140,9 +150,9 @@ _WAVES = 6
 class _Block(nn.Module):
     def __init__(self, inner: int, outer: int, time: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.GroupNorm(8, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
+        self.first = nn.Sequential(nn.GroupNorm(GROUPS, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
         self.time = nn.Linear(time, outer)
-        self.second = nn.Sequential(nn.GroupNorm(8, outer), nn.SiLU(), nn.Conv2d(outer, outer, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(GROUPS, outer), nn.SiLU(), nn.Conv2d(outer, outer, 3, padding=1))
         self.skip = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from geomonitor import _options
 from geomonitor.errors import InputError
+from geomonitor.measure.probe_pass import dtype_of, to_dtype
 
 Predicts = Literal["velocity", "x0", "noise", "v"]
 """What a network gives: the flow's velocity ``e - x0``, the clean input, the noise ``e``, or ``alpha e - sigma x0``."""
@@ -116,7 +117,9 @@ class FlowPrior:
 
     def x0(self, x: Tensor, t: float) -> Tensor:
         turned = self.zero == "noise"
-        prediction = self.network(x, x.new_full((len(x),), 1.0 - t if turned else t))
+        given = to_dtype(x, precision_of(self.network))
+        times = torch.full((len(x),), 1.0 - t if turned else t, device=x.device)  # half precision has too few digits
+        prediction = self.network(given, times.to(torch.promote_types(given.dtype, torch.float32)))
         if turned and self.predicts == "velocity":
             prediction = -prediction
         return clean_estimate(same_shape(prediction, x), self.predicts, x, self.alpha(t), self.sigma(t))
@@ -170,7 +173,7 @@ class DiffusionPrior:
 
     def x0(self, x: Tensor, t: float) -> Tensor:
         index = torch.full((len(x),), self._index(t), dtype=torch.int64, device=x.device)
-        prediction = self.network(x, index)
+        prediction = self.network(to_dtype(x, precision_of(self.network)), index)
         prediction = getattr(prediction, "sample", prediction)  # of diffusers
         if isinstance(prediction, Tensor) and prediction.ndim > 1 and prediction.shape[1] == 2 * x.shape[1]:
             prediction = prediction[:, : x.shape[1]]
@@ -230,8 +233,13 @@ class _Sample(nn.Module):
         return getattr(found, "sample", found)
 
 
+def precision_of(network: Any) -> torch.dtype | None:
+    """What the network of a prior computes in, if it is a module with weights."""
+    return dtype_of(network) if isinstance(network, nn.Module) else None
+
+
 def same_shape(prediction: Any, x: Tensor) -> Tensor:
-    """What a network gave, if it is of the shape of its input.
+    """What a network gave, in the precision of the state, if it is of the shape of its input.
 
     Raises:
         InputError: something else.
@@ -239,7 +247,7 @@ def same_shape(prediction: Any, x: Tensor) -> Tensor:
     if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
         found = tuple(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
         raise InputError(f"the prior's network must give a tensor of shape {tuple(x.shape)}, as its input; got {found}")
-    return prediction
+    return prediction.to(x.dtype)
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 import geomonitor as gm
-from geomonitor.explain import FlowPrior, compare_fibers, layer_features, sample_fibers
+from geomonitor.explain import DiffusionPrior, FlowPrior, compare_fibers, layer_features, sample_fibers
 from geomonitor.explain.comparison import Comparison, Side
 from geomonitor.explain.control import gradient
 from geomonitor.explain.fiber_markers import Estimate, Ladder, Nearest, comparable_loss, diversity_at
+from geomonitor.explain.prior_training import SmallUNet
 from tests.fiber_targets import Exact, squares
 
 IMAGES = squares()[0]
@@ -200,6 +202,31 @@ def test_each_member_passes_the_network_before_twice_and_the_one_after_once():
 
 def dark_free(x):
     return 2 * x.flatten(1)
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, index):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_prior_in_another_precision(dtype):
+    torch.manual_seed(0)
+    network = SmallUNet(1, 8)
+    same = SmallUNet(1, 8).to(dtype)
+    same.load_state_dict(network.state_dict())
+    found, want = (sample_fibers(whole, prior(each), IMAGES[PLACES], steps=3, per_input=1) for each in (same, network))
+    assert found.samples.dtype == torch.float32
+    torch.testing.assert_close(found.samples, want.samples, atol=0.05, rtol=0)
+    table, x = [0.99, 0.5, 0.1], torch.rand(2, 1, 6, 6)
+    network = Layer()
+    noisy, plain = (DiffusionPrior(copy.deepcopy(network).to(each), (1, 6, 6), table) for each in (dtype, x.dtype))
+    assert noisy.x0(x, 0.5).dtype == torch.float32
+    torch.testing.assert_close(noisy.x0(x, 0.5), plain.x0(x, 0.5), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
