@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--seeds", help="first:after the last; by default those that are in the repository")
     options = parser.parse_args()
     torch.set_num_threads(1)
     done = set()
@@ -30,10 +31,11 @@ def main() -> None:
         for line in options.output.read_text(encoding="utf-8").splitlines():
             saved = json.loads(line)
             done.add((saved["family"], saved["task"], saved["seed"]))
-    for seed in range(max(SEEDS.values())):  # all families of a seed first: a collection that is cut short is balanced
+    first, end = map(int, (options.seeds or f"0:{max(SEEDS.values())}").split(":"))
+    for seed in range(first, end):  # all families of a seed first: a collection that is cut short is balanced
         for family in options.family:
             for task in options.task:
-                if seed >= SEEDS[family] or (family, task, seed) in done:
+                if (not options.seeds and seed >= SEEDS[family]) or (family, task, seed) in done:
                     continue
                 of_run = recipe(family, task, seed)
                 started = time.process_time()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.early_warning.families import HEALTHY
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import PLAIN
-from benchmarks.elsewhere.report import all_runs, verdicts
+from benchmarks.elsewhere.report import all_runs, fresh_runs, verdicts
 from benchmarks.elsewhere.runs import LATER, Run, load
 from geomonitor import Panel
 from geomonitor.alarms.panel import DEFAULT_WATCH
@@ -30,10 +30,12 @@ PATIENCE = 3
 """Lightning's default."""
 RESAMPLES = 2_000
 POLICIES = {
+    "best_loss": "best checkpoint by val_loss, nothing stops the run",
     "val_loss": f"EarlyStopping on val_loss, patience {PATIENCE}, best checkpoint",
     "val_accuracy": f"EarlyStopping on val_accuracy, patience {PATIENCE}, best checkpoint",
     "stop": "GeometryCheckpoint, stopped at the alarm",
     "restore": "GeometryCheckpoint, restored at the end of the run",
+    "both": "stopped at the alarm, best checkpoint by val_loss from before the decline",
 }
 
 
@@ -57,13 +59,26 @@ def ending(run: Run) -> Ending:
     """Replay all policies on one run."""
     columns = run.columns
     judged = list(verdicts(run, Panel().resolve(DEFAULT_WATCH)))
+    losses = columns["val_loss"]
+    healthy = geometry_checkpoint(judged, stop=True)
     kept = {
-        "val_loss": early_stopping(columns["val_loss"]),
+        "best_loss": lowest(losses),
+        "val_loss": early_stopping(losses),
         "val_accuracy": early_stopping(-columns["val_accuracy"]),
-        "stop": geometry_checkpoint(judged, stop=True),
+        "stop": healthy,
         "restore": geometry_checkpoint(judged, stop=False),
+        "both": lowest(losses[: healthy + 1]),
     }
     return Ending(run, harm_of(columns) is not None, run.family in (*HEALTHY, *PLAIN), kept)
+
+
+def lowest(values: NDArray[np.float64]) -> int:
+    """Measurement of the lowest value; the last one if none is finite.
+
+    >>> lowest(np.array([1.0, 0.8, np.nan, 0.8]))
+    1
+    """
+    return int(np.nanargmin(values)) if np.isfinite(values).any() else len(values) - 1
 
 
 def early_stopping(values: NDArray[np.float64]) -> int:
@@ -150,8 +165,10 @@ def main() -> None:
     """Print the tables."""
     with ProcessPoolExecutor() as pool:
         endings = list(pool.map(ending, [*all_runs(), *load(LATER)], chunksize=32))
+        fresh = list(pool.map(ending, fresh_runs(), chunksize=8))
     new = [e for e in endings if "plateau" in e.run.columns]
-    for title, part in (("All nine tasks", endings), ("The six tasks that were in no calibration", new)):
+    titled = (("New seeds of all nine tasks", fresh), ("All nine tasks", endings), ("The six newer tasks", new))
+    for title, part in titled:
         print(f"{title}:\n\n" + "\n".join(table(part)) + "\n")
     print("\n".join(task_table(endings)))
 

@@ -50,6 +50,8 @@ class Recipe:
     onset: int | None = None
     """measurements before something changes"""
     size: float = math.nan
+    width: int = 96
+    """of the features"""
 
     @property
     def stream(self) -> int:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.early_warning.calibration import wilson
 from benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, load_runs
 from benchmarks.elsewhere.harm import Harm, harm_of
 from benchmarks.elsewhere.recipes import PLAIN, PLANNED
-from benchmarks.elsewhere.runs import LATER, Run, load
+from benchmarks.elsewhere.runs import FRESH, FRESH_OLD, LATER, Run, load
 from geomonitor import DropFromReference, Panel
 from geomonitor.alarms.harm import Rate
 from geomonitor.alarms.judge import Judge
@@ -26,6 +28,14 @@ LATE = 3
 BASE_RATES = (0.05, 0.2)
 AN_EPOCH = 4
 """Measurements of an epoch of the fine-tuning runs."""
+
+
+_TITLES = (
+    *("", "found, of all harm", "of harm >= 0.1", "alarm, of all runs without harm", "lead"),
+    *("likelihood ratio", *(f"precision at {base:.0%}" for base in BASE_RATES)),
+)
+HEAD = ("| " + " | ".join(_TITLES) + " |", "|" + "---|" * len(_TITLES))
+"""Of the table, in Markdown."""
 
 
 class Outcome(NamedTuple):
@@ -113,19 +123,47 @@ def share(found: int, of: int) -> str:
     return f"{found} of {of} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
+def ratio_of(found: int, harmed: int, false: int, fine: int) -> tuple[float, float, float]:
+    """Likelihood ratio of an alarm and its 95 % interval (Katz et al. 1978); no false alarm counts as half a one.
+
+    >>> [round(value, 1) for value in ratio_of(20, 40, 10, 200)]
+    [10.0, 5.1, 19.7]
+    """
+    kept = max(false, 0.5)
+    ratio = found / harmed / (kept / fine)
+    spread = math.exp(1.96 * math.sqrt(1 / found - 1 / harmed + 1 / kept - 1 / fine))
+    return ratio, ratio / spread, ratio * spread
+
+
+def precision(base: float, ratio: float) -> float:
+    """Share of alarms with harm if a share of all runs is harmed."""
+    return base * ratio / (base * ratio + 1 - base)
+
+
+def lead_of(leads: Sequence[float]) -> str:
+    """Median time from an alarm to half of the harm, with a 95 % interval by resampling runs."""
+    draw = np.random.default_rng(0)
+    medians = np.median(draw.choice(np.array(leads), (1_000, len(leads))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return f"{np.median(leads):+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def row(title: str, outcomes: Sequence[Outcome], alarm: Callable[[Outcome], int | None], an_epoch: int = 1) -> str:
     """A line of the table."""
     harmed = [o for o in outcomes if o.harm is not None]
     large = [o for o in harmed if o.harm and o.harm.depth >= 0.1]
     fine = [o for o in outcomes if o.harm is None]
-    found = sum(in_time(o.harm, alarm(o), an_epoch) for o in harmed if o.harm)
+    leads = [o.harm.half - (alarm(o) or 0) for o in harmed if o.harm and in_time(o.harm, alarm(o), an_epoch)]
     found_large = sum(in_time(o.harm, alarm(o), an_epoch) for o in large if o.harm)
     false = sum(alarm(o) is not None for o in fine)
-    sensitivity, rate = found / max(1, len(harmed)), max(false, 0.5) / max(1, len(fine))
-    ratio = f"{sensitivity / rate:.1f}" if found else "-"
-    precision = [base * sensitivity / (base * sensitivity + (1 - base) * rate) for base in BASE_RATES]
-    cells = [title, share(found, len(harmed)), share(found_large, len(large)), share(false, len(fine)), ratio]
-    return "| " + " | ".join([*cells, *(f"{value:.0%}" for value in precision)]) + " |"
+    cells = [title, share(len(leads), len(harmed)), share(found_large, len(large)), share(false, len(fine))]
+    if not leads:
+        return "| " + " | ".join([*cells, "-", "-", *("-" for _ in BASE_RATES)]) + " |"
+    ratio, low, high = ratio_of(len(leads), len(harmed), false, len(fine))
+    cells += [lead_of(leads), f"{ratio:.1f} ({low:.1f}-{high:.0f})"]
+    for base in BASE_RATES:
+        cells.append(f"{precision(base, ratio):.0%} ({100 * precision(base, low):.0f}-{precision(base, high):.0%})")
+    return "| " + " | ".join(cells) + " |"
 
 
 def all_runs() -> list[Run]:
@@ -161,6 +199,12 @@ def rates(outcomes: Sequence[Outcome]) -> dict[str, Rate]:
     }
 
 
+def fresh_runs() -> list[Run]:
+    """Runs of seeds that no setting has seen, of all nine tasks."""
+    old = [Run(r.task, r.family, r.seed, r.onset, r.columns) for r in load_runs(FRESH_OLD)]
+    return [*load(FRESH), *old]
+
+
 def measured_often() -> list[Run]:
     """The old runs that were measured four times an epoch."""
     return [Run(r.task, r.family, r.seed, r.onset, r.columns) for r in load_runs(FOLDER / WITHIN)]
@@ -176,9 +220,7 @@ def main() -> None:
         pretrained = list(pool.map(tuned, [run for run in runs if run.task == "minilm"]))
     new = [o for o in outcomes if "plateau" in o.run.columns]
     old = [o for o in outcomes if "plateau" not in o.run.columns]
-    head = ["", "found, of all harm", "of harm >= 0.1", "alarm, of all runs without harm", "likelihood ratio"]
-    print("| " + " | ".join([*head, *(f"precision at {base:.0%}" for base in BASE_RATES)]) + " |")
-    print("|" + "---|" * (len(head) + len(BASE_RATES)))
+    print("\n".join(HEAD))
     print(row("**alarm, five new tasks**", new, lambda o: o.alarm))
     print(row("the same, planned changes announced", new, lambda o: o.announced))
     for task in sorted({o.run.task for o in new}):
@@ -206,6 +248,16 @@ def main() -> None:
     print(row("notice, `bags`", later, lambda o: o.notice))
     alarms = {id(o): single("rankme", "lower", 0.4)(o.run) for o in later}
     print(row("rankme worse by 40%, `bags`", later, lambda o: alarms[id(o)]))
+    with ProcessPoolExecutor() as pool:
+        fresh = list(pool.map(outcome, fresh_runs(), chunksize=8))
+        bare = list(pool.map(cheap, fresh_runs(), chunksize=8))
+    print(row("**alarm, new seeds of all nine tasks, opened after all settings**", fresh, lambda o: o.alarm))
+    print(row("the same, planned changes announced", fresh, lambda o: o.announced))
+    print(row("the same, without dimension and capacity", bare, lambda o: o.alarm))
+    print(row("notice, new seeds", fresh, lambda o: o.notice))
+    for name, worse, drop in (("rankme", "lower", 0.4), ("val_loss", "higher", 0.7), ("val_accuracy", "lower", 0.15)):
+        alarms = {id(o): single(name, worse, drop)(o.run) for o in fresh}
+        print(row(f"{name} worse by {drop:.0%}, new seeds", fresh, lambda o, alarms=alarms: alarms[id(o)]))
     kinds: Iterable[tuple[str, Sequence[str] | None]] = (
         ("nothing changes", PLAIN),
         ("planned", PLANNED),
@@ -217,7 +269,7 @@ def main() -> None:
         print(f"new tasks, {kind}: alarms {share(sum(o.alarm is not None for o in fine), len(fine))}, announced "
               f"{share(sum(o.announced is not None for o in fine), len(fine))}, notices "
               f"{share(sum(o.notice is not None for o in fine), len(fine))}")  # fmt: skip
-    for title, part in (("all", outcomes), ("new tasks", new)):
+    for title, part in (("all", outcomes), ("new tasks", new), ("new seeds", fresh)):
         for kind, (harmed, raised) in rates(part).items():
             print(f"{title}: of runs with {kind}, harmed: {share(harmed, raised)}")
 

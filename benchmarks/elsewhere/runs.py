@@ -15,6 +15,10 @@ from benchmarks.early_warning.decimals import decode, encode
 RUNS = Path(__file__).parent / "runs.npz"
 LATER = Path(__file__).parent / "later.npz"
 """Runs of a task that was made and opened after all settings: ``bags``."""
+FRESH = Path(__file__).parent / "fresh.npz"
+"""New seeds of the six tasks, made and opened after all settings."""
+FRESH_OLD = Path(__file__).parent / "fresh_old.npz"
+"""As ``FRESH``, of the three old tasks, in the columns of :mod:`benchmarks.early_warning.trajectories`."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Loop:
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.recipe, self.task = recipe, task
         self.draw = torch.Generator().manual_seed(recipe.stream + 1)
-        self.model = build_network(task)
+        self.model = build_network(task, recipe.width)
         self.model.dropout.p = recipe.dropout
         self.optimizer = self._optimizer(recipe.optimizer, recipe.lr)
         self.step, self.check, self.changed = 0, 0, False

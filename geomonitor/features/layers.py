@@ -39,7 +39,7 @@ class Layer:
     automatic: bool = False  # found by the rule for "penultimate", so the forward pass has to confirm it
     pool: str = ""  # how the model itself turns the tokens of this layer into one row, if it does
     part: str = ""  # field of an output object, if not the usual one
-    asked_pool: str = ""  # how the name says that its tokens become rows
+    asked_pool: str = ""  # how its tokens become rows, by its name
 
     def __str__(self) -> str:
         named = f"{self.path}:{self.side}{self.part and '.'}{self.part}"

@@ -113,7 +113,7 @@ class TokensAt(RowsOfTokens):
             raise MeasurementError(
                 f"a batch has sequences of at most {int(kept.sum(dim=1).max())} tokens, and token "
                 f"{int(places.max())} of one is a point: let collate_fn cut no sequence, and give an attention_mask "
-                "where it pads"
+                "of the padding"
             )
         columns = torch.argsort((~kept).int(), dim=1, stable=True)  # of the tokens, those kept first
         return tokens[sequences, columns[sequences, places]]

@@ -15,7 +15,7 @@ from geomonitor.probe.token_probe import TokenProbe
 def with_tokens(
     probe: ProbeSet | ValidationProbe, pool: Pool, layers: Layers, truth: Any
 ) -> tuple[ProbeSet | ValidationProbe, Pool]:
-    """The probe whose points are measured, and how they are pooled: if one of both says tokens, both do.
+    """The probe whose points are measured, and how they are pooled: tokens, if one of both asks for them.
 
     Args:
         probe: the points, or the sequences whose tokens are the points.

@@ -106,8 +106,9 @@ def labelled_tokens(sequence: TokenSequence) -> tuple[Tensor, Tensor]:
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         found = "none" if labels is None else f"{labels.dtype} {tuple(labels.shape)}"
         raise InputError(
-            f"expected one integer label for each token, with -100 where a token has none; found {found}. Of one label "
-            "an item give gm.ProbeSet.from_dataset; without labels, gm.TokenProbe.from_next_tokens or .from_unlabelled"
+            f"expected one integer label for each token, with -100 for a token that has none; found {found}. Of one "
+            "label an item give gm.ProbeSet.from_dataset; without labels, gm.TokenProbe.from_next_tokens or "
+            ".from_unlabelled"
         )
     own = labels[sequence.kept].to(torch.int64)
     places = torch.nonzero(own >= 0)[:, 0]

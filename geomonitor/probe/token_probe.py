@@ -40,7 +40,7 @@ _PLACES = 2**24
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenProbe(ProbeSet):
-    """Points that are tokens: labelled ones, positions by their next token, or any; measured where a layer has tokens.
+    """Points that are tokens (labelled, positions by their next token, or any), in layers that have tokens.
 
     The whole sequence goes through the model, and the rows of the chosen tokens are the points. Padding (by
     ``attention_mask``) and negative labels, such as -100, are left out. Standard errors over points are clustered by

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.early_warning.trajectories import CHECKS
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
-from benchmarks.elsewhere.report import all_runs, cheap, in_time, measured_often, often, outcome, rates, tuned
+from benchmarks.elsewhere.report import (
+    all_runs,
+    cheap,
+    fresh_runs,
+    in_time,
+    lead_of,
+    measured_often,
+    often,
+    outcome,
+    rates,
+    ratio_of,
+    row,
+    tuned,
+)
 from benchmarks.elsewhere.runs import LATER, load
 from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH, SILENT_IN_THE_BENCH
+
+PAGE = (Path(__file__).parents[2] / "docs/carry_over.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +45,8 @@ def test_the_figures_of_the_new_tasks(outcomes):
     assert (sum(o.alarm is not None for o in plain), len(plain)) == (0, 108)
     planned = [o for o in fine if o.run.family in PLANNED]
     assert sum(o.announced is not None for o in planned) == 0
+    assert row("**alarm, five new tasks**", outcomes, lambda o: o.alarm) in PAGE
+    assert row("notice, five new tasks", outcomes, lambda o: o.notice) in PAGE
 
 
 def test_the_figures_of_all_tasks_and_the_rates_that_warnings_quote(outcomes):
@@ -63,6 +82,37 @@ def test_the_figures_of_the_task_that_was_opened_after_all_settings():
     assert (len(harmed), len(found)) == (24, 68)
     assert sum(in_time(o.harm, o.alarm) for o in harmed) == 4
     assert sum(o.alarm is not None for o in found if o.harm is None) == 0
+
+
+def test_the_figures_of_new_seeds_that_were_opened_after_all_settings():
+    found = [outcome(run) for run in fresh_runs()]
+    assert len({run.task for run in fresh_runs()}) == 9
+    harmed = [o for o in found if o.harm is not None]
+    assert (len(harmed), len(found)) == (57, 306)
+    assert sum(in_time(o.harm, o.alarm) for o in harmed) == 21
+    assert sum(o.alarm is not None for o in found if o.harm is None) == 7
+    assert sum(o.announced is not None for o in found if o.harm is None) == 4
+    assert row("**alarm, new seeds of all nine tasks, opened after all settings**", found, lambda o: o.alarm) in PAGE
+
+
+def test_no_new_seed_is_an_old_run():
+    known = {(run.task, run.family, run.seed) for run in [*all_runs(), *load(LATER)]}
+    assert not known & {(run.task, run.family, run.seed) for run in fresh_runs()}
+
+
+def test_the_interval_of_a_likelihood_ratio_by_resampling():
+    draw = np.random.default_rng(0)
+    found, false = draw.binomial(60, 24 / 60, 20_000), draw.binomial(300, 15 / 300, 20_000)
+    low, high = np.quantile((found / 60) / (np.maximum(false, 0.5) / 300), (0.025, 0.975))
+    ratio, lower, upper = ratio_of(24, 60, 15, 300)
+    assert ratio == pytest.approx(8)
+    assert lower == pytest.approx(low, rel=0.15)
+    assert upper == pytest.approx(high, rel=0.15)
+
+
+def test_the_lead_of_equal_runs_has_no_spread():
+    assert lead_of([2, 2, 2]) == "+2.0 (+2.0 to +2.0)"
+    assert lead_of([-1, 0, 5]).startswith("+0.0 (-1.0 to +5.0)")
 
 
 @pytest.mark.parametrize(

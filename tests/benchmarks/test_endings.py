@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.elsewhere import endings as endings_module
 from benchmarks.elsewhere.endings import (
     PATIENCE,
     POLICIES,
@@ -18,8 +19,8 @@ from benchmarks.elsewhere.endings import (
     interval,
     table,
 )
-from benchmarks.elsewhere.report import verdicts
-from benchmarks.elsewhere.runs import LATER, load
+from benchmarks.elsewhere.report import fresh_runs, verdicts
+from benchmarks.elsewhere.runs import LATER, Run, load
 from geomonitor import Panel
 from geomonitor._distributed import Processes
 from geomonitor.alarms.panel import DEFAULT_WATCH
@@ -36,11 +37,18 @@ def mean(endings, policy):
     return 100 * float(np.mean([e.gain(policy) for e in endings]))
 
 
-def test_the_figures_of_the_tasks_that_were_in_no_calibration(endings):
+def test_the_figures_of_the_six_newer_tasks(endings):
     harmed, fine = [e for e in endings if e.harmed], [e for e in endings if not e.harmed]
     assert (len(harmed), len(fine), sum(e.healthy for e in endings)) == (70, 334, 176)
     found = {policy: (mean(harmed, policy), mean(fine, policy)) for policy in POLICIES}
-    expected = {"val_loss": (12.0, -0.3), "val_accuracy": (11.0, -1.3), "stop": (6.7, 0.0), "restore": (5.9, 0.0)}
+    expected = {
+        "best_loss": (10.8, 0.0),
+        "both": (10.7, 0.0),
+        "val_loss": (12.0, -0.3),
+        "val_accuracy": (11.0, -1.3),
+        "stop": (6.7, 0.0),
+        "restore": (5.9, 0.0),
+    }
     for policy, figures in expected.items():
         assert found[policy] == pytest.approx(figures, abs=0.051), policy
     assert sum(e.kept["stop"] < len(e.run.columns["unseen_accuracy"]) - 1 for e in fine) == 3
@@ -48,8 +56,18 @@ def test_the_figures_of_the_tasks_that_were_in_no_calibration(endings):
 
 def test_the_table_has_the_rows_of_the_page(endings):
     page = (Path(__file__).parents[2] / "docs/ranking.md").read_text(encoding="utf-8")
-    for line in table(endings):
+    for line in (*table(endings), *table([ending(run) for run in fresh_runs()])):
         assert line in page
+
+
+@pytest.mark.parametrize(("alarm", "kept"), [(None, 5), (2, 2), (3, 3)])
+def test_the_best_loss_from_before_the_decline(monkeypatch, alarm, kept):
+    losses = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    columns = dict.fromkeys(("val_loss", "val_accuracy", "unseen_accuracy"), losses)
+    monkeypatch.setattr(endings_module, "verdicts", lambda *_: [])
+    monkeypatch.setattr(endings_module, "geometry_checkpoint", lambda *_, **__: 5 if alarm is None else alarm)
+    found = ending(Run("t", "f", 0, None, columns)).kept
+    assert (found["both"], found["best_loss"]) == (kept, 5)
 
 
 def kept_by_keeper(run, folder, *, stop):
