@@ -46,7 +46,7 @@ table: $(STAMP)
 	$(BIN)/python examples/mnist_collapse.py --seeds 10
 
 # The tables and the plot of docs/performance.md: speed, exactness, scaling, two processes, memory, cost of the other
-# markers. Takes an hour on one core.
+# markers, many layers. Takes an hour on one core.
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --plain
@@ -56,6 +56,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.two_processes
 	$(BIN)/python -m benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.marker_cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.layers
 
 # Every detector and every baseline replayed on the cached runs: docs/calibration.md; a quarter of an hour on two cores.
 bench-warning: $(STAMP)

@@ -51,6 +51,7 @@ WRONG: dict[str, Any] = {
 }
 X, Y = torch.randn(80, 6, generator=torch.Generator().manual_seed(1)), torch.arange(80) % 4
 DATASET = torch.utils.data.TensorDataset(X, Y)
+TEXTS = torch.utils.data.TensorDataset(torch.arange(400).view(40, 10) % 7, torch.arange(400).view(40, 10) % 3)
 PROBE = gm.ProbeSet.from_dataset(DATASET, per_class=10)
 FOLDER = Path(tempfile.gettempdir())
 
@@ -123,6 +124,9 @@ SERIES = history().series("fc", "dimension")
 CASES: dict[str, Case] = {
     "ProbeSet.from_dataset": case(gm.ProbeSet.from_dataset, dataset=DATASET, per_class=5),
     "ProbeSet.from_unlabelled": case(gm.ProbeSet.from_unlabelled, dataset=DATASET, samples=20),
+    "TokenProbe.from_dataset": case(gm.TokenProbe.from_dataset, dataset=TEXTS, per_class=5),
+    "TokenProbe.from_next_tokens": case(gm.TokenProbe.from_next_tokens, dataset=TEXTS, per_class=5, classes=3),
+    "TokenProbe.from_unlabelled": case(gm.TokenProbe.from_unlabelled, dataset=TEXTS, samples=20),
     "Views": case(gm.Views, kind="noise"),
     "ProbeSet.loader": case(lambda **k: list(PROBE.loader(**k)), PROBE.loader),
     "TransferProbe.from_dataset": case(gm.TransferProbe.from_dataset, dataset=DATASET, per_class=10),

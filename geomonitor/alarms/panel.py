@@ -155,7 +155,12 @@ class Panel:
         if panel.detector is None:
             return None
         marker_names(panel.watch or (), more=measured)
-        if not panel.watch or not set(panel.watch) <= set(measured):
+        if not panel.watch:
+            raise InputError(
+                f"none of the markers {measured} raises alarms by default: give panel=None for curves without "
+                "verdicts, or panel=gm.Panel(watch=[...])"
+            )
+        if not set(panel.watch) <= set(measured):
             raise InputError(f"watch must name at least one of the measured markers {measured}; got {panel.watch}")
         if (check := getattr(panel.detector, "check_protocol", None)) is not None:
             check(protocol)

@@ -109,6 +109,11 @@ class TokensAt(RowsOfTokens):
         """See :meth:`RowsOfTokens.rows`; ``(n, N)``."""
         sequences, places = self.sequences.to(tokens.device), self.places.to(tokens.device)
         kept = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        if len(sequences) and int(sequences.max()) >= len(tokens):
+            raise MeasurementError(
+                f"a batch of at least {int(sequences.max()) + 1} sequences gave {len(tokens)} rows of tokens: let "
+                "collate_fn and the model keep all sequences apart, in their order"
+            )
         if len(sequences) and bool((places >= kept.sum(dim=1)[sequences]).any()):
             raise MeasurementError(
                 f"a batch has sequences of at most {int(kept.sum(dim=1).max())} tokens, and token "

@@ -51,6 +51,8 @@ def read_some(dataset: Any, samples: int, seed: int, label_key: LabelKey, collat
     label_key, collate_fn = checked_label_key(label_key), collate_of(dataset, collate_fn)
     dataset = map_style(dataset)
     rows = origins(dataset).rows
+    if not len(rows):
+        raise InputError("a probe set of tokens needs sequences, and the dataset has none")
     indices = choose_unlabelled(rows, min(samples, len(np.unique(rows, axis=0))), seed=seed)
     return ReadSequences(
         dataset, rows, indices, read_sequences(dataset, indices, label_key), seed, label_key, collate_fn

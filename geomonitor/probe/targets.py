@@ -103,12 +103,14 @@ def binned(targets: Targets, bins: int, distinct: Indices) -> tuple[Indices, lis
         Classes ``(n,)`` from 0, in the order of the targets, and the edges between them.
 
     Raises:
-        InputError: several numbers an item, text, NaN or infinite targets, or fewer than two classes.
+        InputError: several numbers an item, text, NaN or infinite targets, more classes than items, or fewer than two.
 
     >>> binned(np.array([0.1, 0.2, 0.7, 0.9]), 2, np.arange(4))[0]
     array([0, 0, 1, 1])
     """
     bins = _options.whole("quantile_bins", bins, least=2)
+    if bins > len(distinct):
+        raise InputError(f"quantile_bins={bins} are more classes than there are items, {len(distinct)}")
     if targets.ndim != 1 or targets.dtype.kind not in "iubf":
         found = f"{targets.dtype} of shape {targets.shape}"
         raise InputError(f"quantile_bins={bins} needs one number for each item as its target; got {found}")

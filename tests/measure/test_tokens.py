@@ -236,9 +236,9 @@ def test_last_and_mean_of_several_layers_come_from_one_forward_pass():
     assert len(passes) == 1
     with torch.no_grad():
         x = [model.embedding(torch.tensor(item["input_ids"])).cumsum(dim=0) for item in items]
-    last = torch.stack([each[-1] for each in x]).norm(dim=1).mean()
-    mean = torch.stack([each.mean(dim=0) for each in x]).norm(dim=1).mean()
-    first = torch.stack([model.body(each[0]) for each in x]).norm(dim=1).mean()
+        last = torch.stack([each[-1] for each in x]).norm(dim=1).mean()
+        mean = torch.stack([each.mean(dim=0) for each in x]).norm(dim=1).mean()
+        first = torch.stack([model.body(each[0]) for each in x]).norm(dim=1).mean()
     for alias, expected in (("body_input_last", last), ("body_input_mean", mean), ("body_first", first)):
         assert latest(monitor, "mean_norm", alias) == pytest.approx(float(expected), rel=1e-5)
 
@@ -300,6 +300,10 @@ LABELLED = TensorDataset(torch.randint(1, WORDS, (40, 6)), torch.arange(40) % 4)
 TEXTS = TensorDataset(torch.randint(1, WORDS, (40, 6)))
 
 
+def cut(items: list[Any]) -> Any:
+    return torch.stack([item[0][:3] for item in items]) if len(items) > 1 else items[0][0][None]
+
+
 @pytest.mark.parametrize(
     ("words", "make"),
     {
@@ -334,8 +338,11 @@ TEXTS = TensorDataset(torch.randint(1, WORDS, (40, 6)))
             TensorDataset(torch.ones(9, 1, dtype=torch.int64)), samples=3
         ),
         "let collate_fn cut no sequence": lambda: monitor_of(
-            gm.TokenProbe.from_unlabelled(TEXTS, samples=5, collate_fn=lambda items: torch.stack([items[0][0][:3]])),
+            gm.TokenProbe.from_unlabelled(TEXTS, samples=5, collate_fn=cut),
             layers="body",
+        ).measure(Tagger(), step=0),
+        "let collate_fn and the model keep all sequences": lambda: monitor_of(
+            gm.TokenProbe.from_unlabelled(TEXTS, samples=5), layers="body", forward=lambda m, inputs: m(inputs[:1])
         ).measure(Tagger(), step=0),
         "there are no tokens": lambda: monitor_of(
             gm.TokenProbe.from_unlabelled(TEXTS, samples=5), layers="1"
