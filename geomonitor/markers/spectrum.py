@@ -2,7 +2,7 @@ r"""Markers of the spectrum of the features: how many directions they use, and h
 
 All are functions of the singular values :math:`s_i` of the centred features, or (RankMe, stable rank) of the features
 as they are; :math:`\lambda_i = s_i^2 / Q` are the eigenvalues of the covariance. :mod:`.singular_values` documents
-which decomposition is accurate enough for which marker.
+which decomposition is accurate enough for which marker. What compares them with noise is in :mod:`.marchenko_pastur`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geomonitor import _options
+from geomonitor.markers.marchenko_pastur import mp_distance_of, outliers_of, variance_above_edge_of
 from geomonitor.markers.singular_values import Spectrum
 
 PAPER_RANK_TOLERANCE = 1e-3
@@ -144,26 +145,21 @@ def spectral_decay(features: Tensor) -> SpectralDecay:
     return _spectral_decay(Spectrum.of(features))
 
 
-def spectral_outliers(features: Tensor) -> Tensor:
-    r"""Number of eigenvalues of the covariance above what noise of the same total variance can give.
-
-    :math:`\lambda_i > \sigma^2 (1 + \sqrt{N / Q})^2` (Marchenko-Pastur edge), with :math:`\sigma^2` the mean
-    eigenvalue: the variance an entry has. Signals also raise it, so that the count errs on the low side.
+def top_eigenvalue_share(features: Tensor) -> Tensor:
+    r"""Share :math:`\lambda_1 / \sum\lambda` of the variance that the direction of most variance bears.
 
     Args:
         features: ``(Q, N)``.
 
     Returns:
-        0-dim float64, a whole number; NaN if all points are equal.
+        0-dim float64 in ``[1 / min(Q - 1, N), 1]``; NaN if all points are equal.
 
-    Source: Marchenko and Pastur 1967; Baik, Ben Arous, Peche 2005.
+    Source: the stable rank of the centred features (Rudelson and Vershynin 2007), inverted.
 
-    >>> spike = torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
-    >>> spike[:, 0] *= 10
-    >>> spectral_outliers(spike).item()
-    1.0
+    >>> round(top_eigenvalue_share(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).item(), 6)
+    0.8
     """
-    return _spectral_outliers(Spectrum.of(features))
+    return _top_eigenvalue_share(Spectrum.of(features))
 
 
 def _participation_ratio(spectrum: Spectrum) -> Tensor:
@@ -211,10 +207,8 @@ def _spectral_decay(spectrum: Spectrum) -> SpectralDecay:
     return SpectralDecay(-slope, 1 - residual / (weight @ y.square()))
 
 
-def _spectral_outliers(spectrum: Spectrum) -> Tensor:
-    eigenvalues = _relative(spectrum.eigenvalues)
-    edge = eigenvalues.sum() / spectrum.units * (1 + (spectrum.units / spectrum.points) ** 0.5) ** 2
-    return torch.where(edge.isnan(), torch.nan, (eigenvalues > edge).sum().to(torch.float64))
+def _top_eigenvalue_share(spectrum: Spectrum) -> Tensor:
+    return 1 / _relative(spectrum.eigenvalues).sum()
 
 
 def _exponential_entropy(shares: Tensor) -> Tensor:
@@ -239,7 +233,10 @@ SPECTRUM_FORMULAS: MappingProxyType[str, Callable[[Spectrum], Tensor]] = Mapping
         "rankme": _rankme,
         "spectral_decay": lambda spectrum: _spectral_decay(spectrum).exponent,
         "spectral_decay_r2": lambda spectrum: _spectral_decay(spectrum).r2,
-        "spectral_outliers": _spectral_outliers,
+        "top_eigenvalue_share": _top_eigenvalue_share,
+        "spectral_outliers": outliers_of,
+        "variance_above_edge": variance_above_edge_of,
+        "mp_distance": mp_distance_of,
     }
 )
-"""The formula of each marker of this file, by name; 0-dim float64."""
+"""The formula of each marker of the spectrum, by name; 0-dim float64."""

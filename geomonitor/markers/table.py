@@ -77,7 +77,18 @@ _SPECTRUM = MappingProxyType(
             "exponent of the power law of the eigenvalues, ranks 11 to 100", "spectrum", "medium", None, _DECAY
         ),
         "spectral_decay_r2": Marker("how well that power law fits, at most 1", "spectrum", "medium", None, _DECAY),
+        "top_eigenvalue_share": Marker(
+            "share of the variance in its largest direction", "spectrum", "medium", None, _OWN
+        ),
         "spectral_outliers": Marker("eigenvalues above the edge of pure noise", "spectrum", "medium", None, _EDGE),
+        "variance_above_edge": Marker("share of the variance above that edge", "spectrum", "medium", None, _EDGE),
+        "mp_distance": Marker(
+            "Wasserstein distance of the eigenvalues over their mean from those of noise",
+            "spectrum",
+            "medium",
+            None,
+            _EDGE,
+        ),
     }
 )
 

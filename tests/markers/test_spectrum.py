@@ -18,8 +18,9 @@ from geomonitor import (
     rankme,
     stable_rank,
 )
+from geomonitor.markers.marchenko_pastur import spectral_outliers
 from geomonitor.markers.singular_values import Spectrum
-from geomonitor.markers.spectrum import SPECTRUM_FORMULAS, spectral_decay, spectral_outliers
+from geomonitor.markers.spectrum import SPECTRUM_FORMULAS, spectral_decay
 
 MARKERS = [participation_ratio, numerical_rank, effective_rank, stable_rank, rankme]
 TRANSLATION_INVARIANT = [participation_ratio, numerical_rank, effective_rank]
