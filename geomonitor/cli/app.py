@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "status": "Is a run healthy, and what to do if it is not; exit code 1 in an alarm.",
         "report": "Write a report of a run: one HTML file that needs no network.",
         "replay": "Judge a saved run again; exit code 1 if there is an alarm.",
+        "stability": "How far a marker falls and rises within a few measurements; continual learning.",
         "compare": "Compare runs at their ends; exit code 1 if a marker breaks a bound.",
         "scan": "Measure saved checkpoints, as if a monitor had watched the training.",
         "rank": "Order finished models by how well they should transfer to new classes.",
