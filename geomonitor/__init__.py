@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from geomonitor.metrics import (
         ClassStructure,
         FeatureSpectrum,
+        GradientCoherence,
         InstanceStructure,
         LogitStatistics,
         ManifoldGeometry,
@@ -62,6 +63,7 @@ __all__ = [
     "GeometryOptions",
     "GeomonitorError",
     "GeomonitorWarning",
+    "GradientCoherence",
     "History",
     "InputError",
     "InstanceStructure",
@@ -149,6 +151,7 @@ _HOMES = MappingProxyType(
         "metrics": (
             "ClassStructure",
             "FeatureSpectrum",
+            "GradientCoherence",
             "InstanceStructure",
             "LogitStatistics",
             "ManifoldGeometry",

@@ -130,7 +130,7 @@ MARKERS_ORDER = (
     *("inputs", "estimate", "moments", "singular_values", "marchenko_pastur", "spectrum"),
     *("collapse", "activity", "distances"),
     *("unit_vectors", "instances", "tokens", "neighbors", "drift"),
-    *("logits", "layer_points", "formulas", "table", "transfer", "logme", "__init__", "names"),
+    *("logits", "coherence", "layer_points", "formulas", "table", "transfer", "logme", "__init__", "names"),
 )
 """Files of ``markers/``: first what is shared, then the formulas of each kind, then the tables of them all."""
 

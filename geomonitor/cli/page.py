@@ -15,7 +15,8 @@ The formulas stand in the docstrings of `geomonitor/markers/`.
 
 - **state**: the `Metric` that gives it: `manifolds` `ManifoldGeometry`, `spectrum` `FeatureSpectrum`, `classes`
   `ClassStructure`, `points` `PointStatistics`, `logits` `LogitStatistics`; `shifts` the latter on shifted inputs;
-  `views` `InstanceStructure`, and `ManifoldGeometry` of pairs of instances, on views of each item; `tokens` a function.
+  `views` `InstanceStructure`, and `ManifoldGeometry` of pairs of instances, on views of each item; `tokens` a function;
+  `head` `GradientCoherence`, of features and logits of the same points.
 - **cost**: `low` sums over the features; `medium` a decomposition or all pairs of points, shared by the markers of a
   state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set.
 - **worse**: the direction that is associated with worse transfer to *new classes*, or that is plainly worse (accuracy);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth", "views", "tokens"]
+State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth", "views", "tokens", "head"]
 Cost = Literal["low", "medium", "high", "forward"]
 
 
@@ -236,8 +236,20 @@ _TOKENS = MappingProxyType(
     }
 )
 
+_HEAD = MappingProxyType(
+    {
+        "coherence": Marker(
+            "what the loss gradients of two points have in common, in the last layer; NaN without a linear head",
+            "head",
+            "low",
+            None,
+            "Chatterjee and Zielinski 2022, arXiv:2203.10036",
+        ),
+    }
+)
+
 MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
-    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS | _VIEWS | _TOKENS
+    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS | _VIEWS | _TOKENS | _HEAD
 )
 """Every marker by the name under which it is computed, recorded and logged."""
 

@@ -18,6 +18,7 @@ from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
+from geomonitor.markers.coherence import COHERENCE, coherence_of, residuals_of
 from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
 from geomonitor.markers.transfer import TRUTH, share
 from geomonitor.measure.compute import compute_logit_markers, compute_markers
@@ -106,6 +107,7 @@ class Measurement:
         self._classes = torch.tensor(plan.classes)
         self._features = PointBuffer(self._where, processes)
         self._logits = PointBuffer(self._where, processes)
+        self._residuals = PointBuffer(self._where, processes)
         self._entropies = PointBuffer(torch.device("cpu"), processes)
         self._place = logits
         self._logits_found = self._needs_logits and has_logits
@@ -126,14 +128,18 @@ class Measurement:
         classes = torch.searchsorted(self._classes, labels)
         rows = {layer: _of_batch(features[layer], layer, len(classes)) for layer in self._heads}
         self._features.add(rows, classes=classes, ids=ids)
-        statistics = {}
+        statistics: dict[str, Tensor] = {}
+        residuals: dict[str, Tensor] = {}
         for name, output in outputs.items():
             logits = logits_in(output, self.plan.classes, self._place) if self._logits_found else None
             self._logits_found = logits is not None and (len(logits) == len(classes) or not len(classes))
             if self._logits_found and logits is not None:
                 statistics[name] = point_statistics(logits[: len(classes)], labels)
+                if not name and COHERENCE in self.plan.markers:
+                    residuals[name] = residuals_of(logits[: len(classes)], labels)
         if self._logits_found:
             self._logits.add(statistics, classes=classes, ids=ids)
+            self._residuals.add(residuals, classes=classes, ids=ids)
 
     def update_sequences(self, entropies: Mapping[str, Tensor], sequences: Tensor) -> None:
         """Add entropies of the tokens of sequences.
@@ -169,6 +175,7 @@ class Measurement:
         # All or none: a process that gathers would wait for one that does not.
         logits_found = self._needs_logits and self.processes.all(self._logits_found, self.device)
         logits = self._logits.gather().rows if logits_found else {}
+        residuals = self._residuals.gather().rows if logits_found and COHERENCE in self.plan.markers else {}
         features = self._features.gather()
         seen = torch.bincount(features.classes, minlength=len(self.plan.classes)).tolist()
         if empty := [label for label, points in zip(self.plan.classes, seen, strict=True) if not points]:
@@ -185,6 +192,8 @@ class Measurement:
                 own = groups if groups is None else groups[kept]
                 found = self._of_layer(layer, rows, classes, own, whole=bool(kept.all())) if measured else {}
                 of_tokens = self._of_tokens(layer, entropies[layer]) if layer in entropies else {}
+                if measured and residuals:
+                    found[COHERENCE] = self._of_head(layer, rows, residuals[""][kept.to(self._where)], own)
                 left_out = (float((~kept).sum()), math.nan)
                 values[layer] = {**self._undefined, **of_logits, **found, **of_tokens, NONFINITE_ROWS: left_out}
         return values
@@ -229,6 +238,14 @@ class Measurement:
         if markers.influence is not None:
             self.influences[layer] = markers.influence
         return markers.values
+
+    def _of_head(self, layer: str, rows: Tensor, residuals: Tensor, groups: Tensor | None) -> tuple[float, float]:
+        """Coherence of the gradients in the head that a layer feeds; NaN if it feeds none, or logits are not finite."""
+        head = self._heads[layer]
+        if head.weight is None or not bool(residuals.isfinite().all()):
+            return math.nan, math.nan
+        found = coherence_of(rows, residuals, bias=head.bias is not None, groups=groups)
+        return float(found.value), float(found.standard_error)
 
     def _enough(self, layer: str, classes: Tensor, left_out: Tensor) -> bool:
         """Whether each class keeps enough points; warns of rows that are left out."""
@@ -275,7 +292,7 @@ class Measurement:
 
     @property
     def _needs_logits(self) -> bool:
-        return bool(self.plan.shifts) or any(name in LOGIT_FORMULAS for name in self.plan.markers)
+        return bool(self.plan.shifts) or any(name in LOGIT_FORMULAS or name == COHERENCE for name in self.plan.markers)
 
 
 def change_errors(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:

@@ -198,7 +198,7 @@ def needs_logits(name: str) -> bool:
     >>> needs_logits("accuracy"), needs_logits("nc3"), needs_logits("nc1")
     (True, True, False)
     """
-    return name in ("nc3", "nc4") or name not in MARKERS or MARKERS[name].state in ("logits", "shifts")
+    return name in ("nc3", "nc4") or name not in MARKERS or MARKERS[name].state in ("logits", "shifts", "head")
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

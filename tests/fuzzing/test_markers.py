@@ -151,6 +151,25 @@ def test_metrics_have_all_markers_and_do_not_mind_the_batches(state, cloud, cut)
 
 @PROFILE
 @given(clouds(classes=2), st.integers(0, 20))
+def test_gradient_coherence(cloud, cut):
+    x, labels = cloud.features, cloud.labels.unique(return_inverse=True)[1]
+    logits = x[:, :1] * torch.arange(4.0)
+    whole, parts = (gm.GradientCoherence(4, per_class=9) for _ in range(2))
+    whole.update(x, logits, labels)
+    for part in (slice(0, cut), slice(cut, None)):
+        parts.update(x[part], logits[part], labels[part])
+    values, split = measured(whole.compute), measured(parts.compute)
+    assert (values is not None) == (split is not None)
+    if values is None:
+        assert not cloud.finite or not logits.isfinite().all()
+        return
+    assert in_range(values["coherence"], -1, 1)
+    assert in_range(values["coherence_standard_error"], 0, math.inf)
+    assert same(values["coherence"], split["coherence"], 1e-9)
+
+
+@PROFILE
+@given(clouds(classes=2), st.integers(0, 20))
 def test_logit_statistics(cloud, cut):
     x, labels = cloud.features, cloud.labels.unique(return_inverse=True)[1]
     metric = gm.LogitStatistics(int(labels.max()) + 1)

@@ -61,6 +61,7 @@ PLAUSIBLE = {
     "auroc": (0.5, 1),
     "confident_accuracy": (0.85, 1),
     "calibration_error": (0, 0.2),
+    "coherence": (-0.1, 1),
 }
 PLAUSIBLE |= {f"{kind}_alignment": (-1, 1) for kind in ("center", "axis", "center_axis")}
 PLAUSIBLE |= {f"absolute_{kind}_alignment": (0, 1) for kind in ("center", "axis", "center_axis")}
