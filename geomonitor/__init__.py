@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from geomonitor.measure.snapshot import Snapshot, take_snapshot
     from geomonitor.metrics import (
         ClassStructure,
+        FactorStructure,
         FeatureSpectrum,
         GradientCoherence,
         InstanceStructure,
@@ -57,6 +58,7 @@ __all__ = [
     "Detector",
     "DropFromReference",
     "EffectiveGeometry",
+    "FactorStructure",
     "FeatureSpectrum",
     "GeometryDeclineWarning",
     "GeometryMonitor",
@@ -150,6 +152,7 @@ _HOMES = MappingProxyType(
         ),
         "metrics": (
             "ClassStructure",
+            "FactorStructure",
             "FeatureSpectrum",
             "GradientCoherence",
             "InstanceStructure",

@@ -127,7 +127,7 @@ def test_no_module_holds_mutable_state(file):
 
 
 MARKERS_ORDER = (
-    *("inputs", "estimate", "moments", "singular_values", "marchenko_pastur", "spectrum"),
+    *("inputs", "estimate", "moments", "singular_values", "marchenko_pastur", "spectrum", "factors"),
     *("collapse", "activity", "distances"),
     *("unit_vectors", "instances", "tokens", "neighbors", "drift"),
     *("logits", "coherence", "layer_points", "formulas", "table", "transfer", "logme", "__init__", "names"),

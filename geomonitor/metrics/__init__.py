@@ -6,6 +6,7 @@ number of processes, and gives ``compute() -> dict[str, Tensor]`` with the names
 returns the markers of that batch alone, NaN if they are undefined there: at the cost of a ``compute`` a batch.
 """
 
+from geomonitor.metrics.factor_metrics import FactorStructure
 from geomonitor.metrics.head_metrics import GradientCoherence
 from geomonitor.metrics.instance_metrics import InstanceStructure
 from geomonitor.metrics.moment_metrics import ClassStructure, FeatureSpectrum
@@ -13,6 +14,7 @@ from geomonitor.metrics.point_metrics import LogitStatistics, ManifoldGeometry, 
 
 __all__ = [
     "ClassStructure",
+    "FactorStructure",
     "FeatureSpectrum",
     "GradientCoherence",
     "InstanceStructure",

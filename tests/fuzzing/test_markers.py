@@ -150,6 +150,24 @@ def test_metrics_have_all_markers_and_do_not_mind_the_batches(state, cloud, cut)
 
 
 @PROFILE
+@given(clouds(classes=4), st.integers(0, 20))
+def test_factor_structure(cloud, cut):
+    x, cells = cloud.features, cloud.labels.unique(return_inverse=True)[1]
+    whole, parts = gm.FactorStructure((2, 2)), gm.FactorStructure((2, 2))
+    whole.update(x, cells // 2, cells % 2)
+    for part in (slice(0, cut), slice(cut, None)):
+        parts.update(x[part], cells[part] // 2, cells[part] % 2)
+    values, split = measured(whole.compute), measured(parts.compute)
+    assert (values is not None) == (split is not None) == cloud.finite
+    if values is None:
+        return
+    assert in_range(values["factor_orthogonality"], 0, 1)
+    # Differences of cells that are all noise are divided by what noise does not explain: any number, but one.
+    assert in_range(values["linear_factor_r2"], -math.inf, math.inf)
+    assert in_range(values["linear_factor_score"], -math.inf, math.inf)
+
+
+@PROFILE
 @given(clouds(classes=2), st.integers(0, 20))
 def test_gradient_coherence(cloud, cut):
     x, labels = cloud.features, cloud.labels.unique(return_inverse=True)[1]
