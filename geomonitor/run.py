@@ -28,6 +28,7 @@ from geomonitor.alarms.words import headline
 from geomonitor.cadence import Cadence
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Record
+from geomonitor.history.run_id import is_run_id
 from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.measure.meeting import AbsentError
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
@@ -116,6 +117,8 @@ class MonitoredRun(Cadence):
         step: int = 0,
         epochs: int | None = None,
         steps: int | None = None,
+        run_id: str | None = None,
+        own_folder: bool = False,
     ) -> None:
         """Begin or go on; every process has to call this, before the first batch.
 
@@ -128,12 +131,18 @@ class MonitoredRun(Cadence):
             step: optimiser steps done so far.
             epochs: planned in all, if known.
             steps: optimiser steps planned in all, if known; by both a run that is too short to be judged is logged.
+            run_id: of your logger, such as ``wandb.run.id``, so that its run and the file find one another; by default
+                a random one, which a run that goes on keeps.
+            own_folder: write into a folder of ``directory`` that is named by the id.
 
         Raises:
-            InputError: a layer that does not exist or is ambiguous.
+            InputError: a layer that does not exist or is ambiguous; an id that cannot be the name of a folder.
         """
+        if run_id is not None and not is_run_id(run_id):
+            raise InputError(f"run_id must be of at most 100 letters, digits, '_', '-' and '.'; got {run_id!r}")
         epochs, steps = _options.whole_or_none("epochs", epochs), _options.whole_or_none("steps", steps)
         folder = None if directory is None else _options.path("directory", directory)
+        own_folder = _options.flag("own_folder", own_folder)
         step = _options.whole("step", step, least=0)
         try:
             self.monitor.begin(model, step=step, call="start")  # what is wrong is an error before any training
@@ -149,7 +158,10 @@ class MonitoredRun(Cadence):
         self._context.resumed, self._restored, self._directory = self._restored, False, folder
         self._begin(step)
         self.monitor.budget.start()
+        history = self.monitor.history
+        history.run_id = run_id or history.run_id
         if folder is not None and self.monitor.processes.rank == 0:
+            folder = folder / history.run_id if own_folder else folder
             self.monitor.open_history(folder / self.prefixed(HISTORY_FILE, "_"))
 
     @property

@@ -18,6 +18,7 @@ from geomonitor.history.files import numbered
 from geomonitor.history.lines import HEADER, lines_of, read_records
 from geomonitor.history.records import SECONDS, Record, Series
 from geomonitor.history.run_file import RunFile
+from geomonitor.history.run_id import is_run_id, new_run_id
 from geomonitor.history.state import from_state, to_state
 
 
@@ -40,6 +41,8 @@ class History:
         self._is_whole = True  # False: of a state without the history, which is still to be read from the file
         self._file: RunFile | None = None
         self._side: dict[str, Any] | None = None
+        self.run_id = new_run_id()
+        """names the run in its side file, its checkpoints and its loggers"""
         self._keep(_checked(records))
 
     def __iter__(self) -> Iterator[Record]:
@@ -64,6 +67,10 @@ class History:
     def path(self) -> Path | None:
         """The file that is written, if any; another one than was opened where another run has taken its name."""
         return None if self._file is None else self._file.path
+
+    def whereabouts(self) -> dict[str, str]:
+        """The id of the run, and the path of its file ("" if none is written), for the configuration of a logger."""
+        return {"id": self.run_id, "history": "" if self.path is None else str(self.path.absolute())}
 
     def append(self, records: Iterable[Record]) -> None:
         """Keep records and write them to the file; a full or read-only disk is warned of, never an error."""
@@ -95,10 +102,11 @@ class History:
 
         Args:
             path: of the CSV file; its directory is made.
-            protocol: by which it is measured; goes into a side file of the same name with the ending ``.json``.
+            protocol: by which it is measured; goes with ``run_id`` into a side file of the same name with the ending
+                ``.json``.
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
-        self._side = None if protocol is None else {"protocol": protocol, "panel": panel}
+        self._side = None if protocol is None else {"protocol": protocol, "panel": panel, "run_id": self.run_id}
         self._file = RunFile(_options.path("path", path), None if self._side is None else _side_text(self._side))
         self._make_whole(self._file.path)
         self._file.take(self._text, self._is_continued_from)
@@ -168,8 +176,8 @@ class History:
                 rest from there.
         """
         if _options.flag("whole", whole) and self._is_whole:
-            return {"whole": True, **to_state(self._columns, self._order)}
-        return {"whole": False, **History(self.latest())._state()}
+            return {"run_id": self.run_id, "whole": True, **to_state(self._columns, self._order)}
+        return {"run_id": self.run_id, "whole": False, **History(self.latest())._state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace what is in memory by a saved state, also by one of version 0.1.0.dev0, a list of records.
@@ -185,6 +193,8 @@ class History:
             columns, order = from_state(state)
         self._columns, self._order = columns, order
         self._is_whole = bool(state.get("whole", True))
+        if is_run_id(state.get("run_id")):  # a state of another version may have none
+            self.run_id = state["run_id"]
         self._by_name = {}
         for number, column in enumerate(columns):
             self._by_name.setdefault(column.layer, {})[column.marker] = number
@@ -195,7 +205,7 @@ class History:
     def clear(self) -> None:
         """Forget all records; an open file is closed and stays as it is."""
         self.load_state_dict({"records": ()})
-        self._file = None
+        self._file, self.run_id = None, new_run_id()
 
     def _state(self) -> dict[str, Any]:
         return to_state(self._columns, self._order)

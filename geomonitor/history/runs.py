@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geomonitor.errors import InputError
+from geomonitor.history.files import side_of
 from geomonitor.history.history import History
+from geomonitor.history.run_id import is_run_id
 from geomonitor.history.saved import SavedCheckpoint
 
 HISTORY_FILE = "geometry.csv"
 """Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
 
-
+RUNS_FOLDER = "geomonitor_runs"
+"""Holds a folder for each run, named by its id, if neither a directory nor a logger tells runs apart."""
+_SEARCHED = 3
+"""Levels of folders that are searched for an id: ``lightning_logs/version_0`` has two."""
 _DEEPEST = 50
 """Levels of a side file; what is much deeper cannot be compared or shown."""
 
@@ -33,18 +38,54 @@ class Run(NamedTuple):
     """what was judged and how, as ``Panel.to_dict()`` gives it; None if that is not recorded"""
     last_healthy: SavedCheckpoint | None = None
     """the last checkpoint from before a decline, if the run kept one"""
+    id: str = ""
+    """that its loggers and checkpoints also have; "" if it is not recorded"""
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run.
 
     Args:
-        path: a history file, or a directory with one ``geometry.csv`` in it or somewhere below it.
+        path: a history file, a directory with one ``geometry.csv`` in it or somewhere below it, or the id of a run that
+            lies up to three folders below the working directory; ``DIRECTORY/ID`` for one below another directory.
 
     Raises:
         InputError: no history there, several of them, an empty one, or files that are damaged.
     """
-    file = _history_file(Path(path))
+    files = find_runs(path)
+    if len(files) > 1:
+        listed = ", ".join(_named(file) for file in files[:5]) + (", ..." if len(files) > 5 else "")
+        raise InputError(f"{path} holds {len(files)} runs; name one of them: {listed}")
+    return read_run(files[0])
+
+
+def find_runs(path: str | os.PathLike[str]) -> list[Path]:
+    """The history files that a path stands for, one at least; see :func:`load_run`.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        if found := _of_id(path.parent, path.name):
+            return found
+        raise InputError(f"{path} does not exist: give the directory of a run, where {HISTORY_FILE} lies, or its run id")
+    if (path / HISTORY_FILE).is_file():
+        return [path / HISTORY_FILE]
+    below = sorted(path.rglob(HISTORY_FILE))
+    if not below:
+        raise InputError(f"there is no {HISTORY_FILE} in {path} or below it: give the directory of a run")
+    return below
+
+
+def read_run(file: Path) -> Run:
+    """Read a history file, and the side file beside it.
+
+    Raises:
+        InputError: an empty history, or files that are damaged.
+    """
     try:
         history = History.load(file)
     except UnicodeDecodeError as error:
@@ -52,23 +93,31 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if not len(history):
         raise InputError(f"{file} holds no measurement yet: train until the first one is made")
     name = file.resolve().parent.name if file.name == HISTORY_FILE else file.stem
-    return Run(name, file, history, *read_side_file(file.with_suffix(".json")))
+    side = side_of(file)
+    return Run(name, file, history, *read_side_file(side), _id_in(side))
 
 
-def _history_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give the directory of a run, where {HISTORY_FILE} lies")
-    if (path / HISTORY_FILE).is_file():
-        return path / HISTORY_FILE
-    below = sorted(path.rglob(HISTORY_FILE))
-    if not below:
-        raise InputError(f"there is no {HISTORY_FILE} in {path} or below it: give the directory of a run")
-    if len(below) > 1:
-        listed = ", ".join(str(file.parent) for file in below[:5]) + (", ..." if len(below) > 5 else "")
-        raise InputError(f"{path} holds {len(below)} runs; name one of them: {listed}")
-    return below[0]
+def _of_id(folder: Path, run_id: str) -> list[Path]:
+    """The histories of a run up to ``_SEARCHED`` folders below a folder."""
+    if not is_run_id(run_id):
+        return []
+    sides = [side for depth in range(_SEARCHED + 1) for side in folder.glob("*/" * depth + "geometry*.json")]
+    return sorted(file for side in sides if _id_in(side) == run_id and (file := side.with_suffix(".csv")).is_file())
+
+
+def _named(file: Path) -> str:
+    run_id = _id_in(side_of(file))
+    return f"{file.parent}" + (f" (run {run_id})" if run_id else "")
+
+
+def _id_in(side: Path) -> str:
+    """The id in a side file; "" if there is none, as in those of older versions."""
+    try:
+        found = json.loads(side.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    run_id = found.get("run_id") if isinstance(found, dict) else None
+    return str(run_id) if is_run_id(run_id) else ""
 
 
 def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, SavedCheckpoint | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,7 +34,15 @@ from geomonitor_integrations._lightning_checks import (
     require_whole_model,
 )
 from geomonitor_integrations._lightning_probe import Late, LateProbe, placeholder
-from geomonitor_integrations._lightning_trainer import fits, log_everywhere, planned, step_of, to_loggers, training_data
+from geomonitor_integrations._lightning_trainer import (
+    fits,
+    log_everywhere,
+    place_of,
+    planned,
+    step_of,
+    to_loggers,
+    training_data,
+)
 from geomonitor_integrations._loggers import LoggerOutput
 
 
@@ -127,8 +134,8 @@ class GeometryHooks:
         if self._passive:
             require_ordered_validation(trainer, self.monitor.probe)
         self._validation, self._unlogged = None, {}
-        directory = self.directory or trainer.log_dir or trainer.default_root_dir  # log_dir is a broadcast: every rank
-        self.run.start(pl_module, Path(directory), step=step_of(trainer, in_batch=False), **planned(trainer))
+        place = place_of(trainer, self.directory)
+        self.run.start(pl_module, **place, step=step_of(trainer, in_batch=False), **planned(trainer))
         self.output.start(trainer, self.monitor)
         if self.fibers is not None and not self.monitor.history.measurements:
             self.fibers.kept = None  # of an earlier run

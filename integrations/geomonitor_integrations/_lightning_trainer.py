@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+
+from geomonitor.history.runs import RUNS_FOLDER
 
 
 def training_data(trainer: Any) -> Any:
@@ -32,6 +36,36 @@ def planned(trainer: Any) -> dict[str, int | None]:
         "epochs": epochs if epochs is not None and epochs > 0 else None,
         "steps": int(steps) if 0 < steps < float("inf") else None,
     }
+
+
+def place_of(trainer: Any, directory: Any) -> dict[str, Any]:
+    """Where the files of a run go, and its id, as ``MonitoredRun.start`` takes them; every rank has to call this.
+
+    The id is that of the first logger that has one of its own (W&B, MLflow). Without a directory the files go to that
+    of the first logger: its ``log_dir``, else the one in which ``ModelCheckpoint`` makes ``checkpoints``. Without a
+    logger, to ``default_root_dir`` if it was given, else to a folder of the run in ``geomonitor_runs``.
+    """
+    own = [logger.version for logger in trainer.loggers if logger.log_dir is None]
+    run_id = next((version for version in own if isinstance(version, str) and version), None)
+    folder, own_folder = directory or _folder_of_logger(trainer), False
+    if folder is None:
+        root = Path((trainer.loggers and trainer.loggers[0].save_dir) or trainer.default_root_dir)
+        own_folder = bool(trainer.loggers) or root.resolve() == Path.cwd()
+        folder = root / RUNS_FOLDER if own_folder else root
+    run_id = None if run_id is None else re.sub(r"^\W|[^\w.-]", "_", run_id)[:100]
+    place = {"directory": str(folder), "run_id": run_id, "own_folder": own_folder}
+    return dict(trainer.strategy.broadcast(place))  # other ranks do not know the id
+
+
+def _folder_of_logger(trainer: Any) -> Path | None:
+    """The directory that the first logger has for this run alone; None if there is none."""
+    first = trainer.loggers[0] if trainer.loggers else None
+    if first is None or first.log_dir is not None:
+        return None if first is None else Path(first.log_dir)
+    if first.version in (None, ""):
+        return None
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(first.save_dir or trainer.default_root_dir, str(first.name or ""), version)
 
 
 def to_loggers(trainer: Any, values: dict[str, float]) -> None:

@@ -36,8 +36,8 @@ class Sink:
         self.name = name
         """apart from that of every other logger of the Trainer"""
 
-    def protocol(self, tag: str, protocol: Mapping[str, Any]) -> None:
-        """What was measured, and how."""
+    def settings(self, tag: str, values: Mapping[str, Any]) -> None:
+        """What holds for the whole run: how it is measured, its id, and where its history is."""
 
     def layout(self, records: Sequence[Record]) -> None:
         """Arrange the charts; called once, with the first records."""
@@ -58,9 +58,9 @@ class Sink:
 class TensorBoardSink(Sink):
     """TensorBoard: a custom-scalars layout, images, and Markdown."""
 
-    def protocol(self, tag: str, protocol: Mapping[str, Any]) -> None:
+    def settings(self, tag: str, values: Mapping[str, Any]) -> None:
         """As a block of code: Markdown would swallow the line ends."""
-        text = "\n".join("    " + line for line in json.dumps(protocol, indent=2).splitlines())
+        text = "\n".join("    " + line for line in json.dumps(values, indent=2).splitlines())
         self.logger.experiment.add_text(tag.replace("geometry/", "settings/geometry/", 1), text, 0)
 
     def layout(self, records: Sequence[Record]) -> None:
@@ -95,9 +95,9 @@ class TensorBoardSink(Sink):
 class WandbSink(Sink):
     """Weights & Biases: images, a table of alarms, an alert (which reaches those who switched alerts on)."""
 
-    def protocol(self, tag: str, protocol: Mapping[str, Any]) -> None:
+    def settings(self, tag: str, values: Mapping[str, Any]) -> None:
         """Into the configuration of the run."""
-        self.logger.experiment.config.update({tag.replace("/", "_"): dict(protocol)}, allow_val_change=True)
+        self.logger.experiment.config.update({tag.replace("/", "_"): dict(values)}, allow_val_change=True)
 
     def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
         """As media of the step."""
@@ -117,9 +117,9 @@ class WandbSink(Sink):
 class MLFlowSink(Sink):
     """MLflow: images by step, and text files among the artifacts."""
 
-    def protocol(self, tag: str, protocol: Mapping[str, Any]) -> None:
+    def settings(self, tag: str, values: Mapping[str, Any]) -> None:
         """As a file of JSON."""
-        self._write(f"{tag}.json", json.dumps(protocol, indent=2))
+        self._write(f"{tag}.json", json.dumps(values, indent=2))
 
     def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
         """As an image of the step."""

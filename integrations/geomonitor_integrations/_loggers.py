@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,8 @@ class LoggerOutput:
         self._begun = set()
         # Whether points are held for figures must be the same everywhere, or the ranks would wait for each other.
         self._draws = trainer.strategy.broadcast(self._can_draw(trainer))
-        self._each(trainer, lambda sink: sink.protocol(f"geometry/{self._named('protocol')}", monitor.protocol))
+        for name, values in (("protocol", monitor.protocol), ("run", monitor.history.whereabouts())):
+            self._each(trainer, partial(_write_settings, tag=f"geometry/{self._named(name)}", values=values))
 
     def figures_due(self, measured: int) -> bool:
         """Whether the next measurement is drawn; the same on all ranks.
@@ -159,6 +160,10 @@ class LoggerOutput:
         if cause not in self._warned:
             self._warned.add(cause)
             warnings.warn(message, GeomonitorWarning, stacklevel=5)
+
+
+def _write_settings(sink: Sink, *, tag: str, values: Mapping[str, Any]) -> None:
+    sink.settings(tag, values)
 
 
 def _write_picture(sink: Sink, *, tag: str, picture: NDArray[np.uint8], step: int) -> None:

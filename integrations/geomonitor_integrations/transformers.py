@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from geomonitor.adapter import Adapter, caller, first_in, require_one_of_a_name
@@ -28,7 +29,8 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     ``geometry/<layer>/<marker>`` with the training loss.
 
     All records are in ``geometry.csv`` in the ``output_dir`` (or ``directory``); the state is in ``geometry.pt`` in
-    each checkpoint, from which ``resume_from_checkpoint`` goes on. Every ``train()``, and every trial of a
+    each checkpoint, from which ``resume_from_checkpoint`` goes on. The configuration of a W&B run names that file, and
+    the id in its side file, under ``geometry_run``. Every ``train()``, and every trial of a
     hyperparameter search, is a new series. The model is measured in the dtype of its weights, without the autocast of
     ``bf16=True``. After the training nothing is measured.
 
@@ -44,6 +46,7 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     """
 
     _folder: str | None = None  # of the run; None before the first training
+    _named = False  # in the configuration of a W&B run
     _over = False  # the best model has replaced the one that was measured last
     _unlogged: dict[str, float] | None = None
     _evaluated = (-1, "")  # step and name of the evaluation that got the latest keys
@@ -56,6 +59,7 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
         self.on_init_end(args, state, control)  # a callback may be added after that
         self.require_measured(model, args.metric_for_best_model, args.eval_strategy != "no", prefix="eval_")
         self._folder, self._over = call["self"]._get_output_dir(call["trial"]), False
+        self._named = False
         self.resume(call["resume_from_checkpoint"], state.global_step)
         planned = {"step": state.global_step, "epochs": state.num_train_epochs, "steps": state.max_steps}
         self._unlogged = self.start(model, self.directory or self._folder, **planned)
@@ -98,8 +102,20 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     def _measure(self, state: Any, control: Any, *, model: Any, optimizer: Any, log: bool = False, **_: Any) -> None:
         how = {"step": state.global_step, "epoch": _epoch(state), "optimizers": [optimizer] if optimizer else []}
         self._unlogged = self.measure(model, **how)
+        if not self._named and state.is_world_process_zero:
+            self._name_in_wandb()
         control.should_log |= log
         control.should_training_stop |= self.stopping
+
+    def _name_in_wandb(self) -> None:
+        """Into the configuration of the W&B run, which the Trainer opens after ``on_train_begin``; once."""
+        self._named = True
+        experiment = getattr(sys.modules.get("wandb"), "run", None)
+        try:
+            if experiment is not None:
+                experiment.config.update({"geometry_run": self.monitor.history.whereabouts()}, allow_val_change=True)
+        except Exception as error:  # noqa: BLE001 - a logger must not end a run through us
+            self._warn(f"W&B did not take the id of the run. {type(error).__name__}: {error}", "wandb")
 
 
 def _epoch(state: Any) -> int:

@@ -38,7 +38,8 @@ def test_the_file_gives_back_every_digit(tmp_path):
     history.append(RECORDS[:2])
     history.append(RECORDS[2:])
     assert as_text(History.load(tmp_path / "run" / "geometry.csv")) == list(map(repr, RECORDS))
-    assert json.loads((tmp_path / "run" / "geometry.json").read_text()) == {"protocol": {"seed": 0}, "panel": None}
+    side = {"protocol": {"seed": 0}, "panel": None, "run_id": history.run_id}
+    assert json.loads((tmp_path / "run" / "geometry.json").read_text()) == side
 
 
 def test_every_append_is_on_disk_at_once(tmp_path):

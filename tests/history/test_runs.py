@@ -22,7 +22,7 @@ def test_a_run_is_found_by_its_directory_its_file_or_from_above(tmp_path):
 def test_several_runs_are_listed(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b")
-    with pytest.raises(InputError, match=r"holds 2 runs; name one of them: .*a, .*b"):
+    with pytest.raises(InputError, match=r"holds 2 runs; name one of them: .*a \(run \w+\), .*b \(run \w+\)"):
         load_run(tmp_path)
 
 

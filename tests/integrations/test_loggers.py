@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import geomonitor as gm
 import geomonitor.measure.series
 from geomonitor.history.records import Series
+from geomonitor.history.runs import load_run
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
 from geomonitor_integrations.lightning import GeometryCallback
@@ -147,6 +148,51 @@ def test_an_alarm_is_drawn_on_the_curves_by_a_run_that_only_an_alarm_makes(tmp_p
     np.testing.assert_allclose([e.value for e in drawn], history.series(LAYER, "dimension").values[1:], rtol=1e-6)
 
 
+def test_a_log_names_the_history_and_its_id(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    history = fit(tmp_path, logger, figures_every_n=0).history
+    (written,) = events_of(logger).Tensors("settings/geometry/run/text_summary")
+    text = json.loads(written.tensor_proto.string_val[0])
+    assert text == {"id": history.run_id, "history": str(Path(logger.log_dir, "geometry.csv"))}
+    assert load_run(text["history"]).id == history.run_id
+
+
+class Nameless(CSVLogger):
+    """A logger of no directory, as many loggers of services are, and of a version that may not be known."""
+
+    log_dir = None
+    version = None
+    save_dir = "logs"
+
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(log_hparams=lambda *_: None, log_metrics=lambda *_: None, save=lambda: None)
+
+
+@pytest.mark.parametrize("kind", ["no logger", "nameless logger"])
+def test_runs_without_a_directory_leave_a_folder_each_and_no_pile(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    ids = [
+        fit(tmp_path, False if kind == "no logger" else Nameless("logs"), figures_every_n=0).history.run_id
+        for _ in range(2)
+    ]
+    root = tmp_path if kind == "no logger" else tmp_path / "logs"
+    assert {path.name for path in (root / "geomonitor_runs").iterdir()} == set(ids)
+    assert not list(tmp_path.glob("geometry*"))
+    assert [load_run(f"{root}/{run_id}").id for run_id in ids] == ids
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_without_a_directory_goes_on_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(tmp_path, False, epochs=1)
+    run.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = fit(tmp_path, False, ckpt=tmp_path / "last.ckpt")
+    assert resumed.history.run_id == run.history.run_id
+    (file,) = tmp_path.rglob("geometry*.csv")
+    assert load_run(file).history.series(LAYER, "dimension").steps.tolist() == [6, 12, 18]
+
+
 def test_figures_come_at_their_interval(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = fit(tmp_path, logger, figures_every_n=2)
@@ -262,7 +308,9 @@ def test_wandb_offline_holds_scalars_figures_alarm_and_protocol(tmp_path, monkey
         warnings.filterwarnings("ignore", module="wandb")
         logger = WandbLogger(save_dir=tmp_path, project="geomonitor-test", offline=True)
         history = fit(tmp_path, logger, figures_every_n=2, alarm_from=12).history
+        found = load_run(tmp_path / "geomonitor-test" / logger.version)  # where Lightning puts its checkpoints
         logger.experiment.finish()
+    assert found.id == history.run_id == logger.version
     (file,) = tmp_path.rglob("run-*.wandb")
     end = time.monotonic() + 60
     while not any(record.HasField("exit") for record in wandb_records(file)):  # another process writes it
@@ -288,6 +336,7 @@ def test_wandb_offline_holds_scalars_figures_alarm_and_protocol(tmp_path, monkey
     assert json.loads(table.read_text())["data"][0][0] == 12
     config = {update.key: update.value_json for record in records for update in record.config.update}
     assert json.loads(config["geometry_protocol"])["directions"] == 30
+    assert json.loads(config["geometry_run"]) == {"id": logger.version, "history": str(found.path)}
 
 
 def test_mlflow_file_store_holds_scalars_figures_alarm_and_protocol(tmp_path, monkeypatch):
@@ -307,6 +356,9 @@ def test_mlflow_file_store_holds_scalars_figures_alarm_and_protocol(tmp_path, mo
         assert sorted(int(step[1]) for step in steps if step) == [6, 18]
     (alarm,) = tmp_path.rglob("alarm_step_12.txt")
     assert "transfer worse to new classes" in alarm.read_text()
+    (written,) = tmp_path.rglob("artifacts/geometry/run.json")
+    path = json.loads(written.read_text())["history"]
+    assert load_run(path).id == history.run_id == logger.run_id
     (protocol,) = tmp_path.rglob("artifacts/geometry/protocol.json")
     assert json.loads(protocol.read_text())["directions"] == 30
 
