@@ -59,7 +59,7 @@ def replay(  # noqa: PLR0917 - options of a command line
             raise InputError(f"none of {', '.join(DEFAULT_WATCH)} was measured in {name!r}; name others by --watch")
         found[name] = replay_history(loaded.history, name, panel)
     if as_json:
-        output_json({"alarms": found})
+        output_json({"run": loaded.id, "path": loaded.path, "alarms": found})
     for name, alarms in () if as_json else found.items():
         output(f"{printable(name)}: {_count(len(alarms))}")
         for alarm in alarms:

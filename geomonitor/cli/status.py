@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from geomonitor.cli.terminal import AsJson, output, output_json
 
+if TYPE_CHECKING:
+    from geomonitor.alarms.status_text import Status
+    from geomonitor.history.runs import Run
+
 
 def status(
-    run: Annotated[Path, typer.Argument(help="directory of a run, or its geometry.csv")],
+    runs: Annotated[list[Path], typer.Argument(help="a run: its directory, its geometry.csv or its id; also several")],
     as_json: AsJson = False,
 ) -> None:
     """Print whether a run is healthy, and what to do if it is not; exit code 1 in an alarm."""
-    from geomonitor.alarms.panel import panel_of
-    from geomonitor.alarms.status import status_of
-    from geomonitor.history.runs import load_run
+    from geomonitor.cli.runs import loaded
+    from geomonitor.report.findings import status as status_of_run
 
-    loaded = load_run(run)
-    found = status_of(loaded.history, panel=panel_of(loaded.panel), healthy=loaded.last_healthy)
+    found = [(run, status_of_run(run)) for run in loaded(runs)]
     if as_json:
-        output_json(found.to_dict())
+        rows = [{"run": run.id, "path": run.path, **status.to_dict()} for run, status in found]
+        output_json(rows[0] if len(rows) == 1 else {"runs": rows})
+    elif len(found) == 1:
+        output(found[0][1].text)
     else:
-        output(found.text)
-    if found.state == "alarm":
+        _output_all(found)
+    if any(status.state == "alarm" for _, status in found):
         raise typer.Exit(1)
+
+
+def _output_all(found: list[tuple[Run, Status]]) -> None:
+    """The first line of each run, and of those in an alarm what to do."""
+    for run, status in found:
+        name = f"{run.path.parent} (run {run.id})" if run.id else f"{run.path.parent}"
+        lines = status.actions if status.state in ("alarm", "blind") else ()
+        output("\n  ".join((name, f"{status.title}: {status.headline}", *lines)))

@@ -102,8 +102,8 @@ class History:
 
         Args:
             path: of the CSV file; its directory is made.
-            protocol: by which it is measured; goes with ``run_id`` into a side file of the same name with the ending
-                ``.json``.
+            protocol: by which it is measured; goes into a side file of the same name with the ending ``.json``, and so
+                does ``run_id``.
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
         self._side = None if protocol is None else {"protocol": protocol, "panel": panel, "run_id": self.run_id}

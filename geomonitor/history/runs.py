@@ -17,7 +17,7 @@ HISTORY_FILE = "geometry.csv"
 """Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
 
 RUNS_FOLDER = "geomonitor_runs"
-"""Holds a folder for each run, named by its id, if neither a directory nor a logger tells runs apart."""
+"""Holds a folder for each run, named by its id, if neither a directory nor a logger keeps runs apart."""
 _SEARCHED = 3
 """Levels of folders that are searched for an id: ``lightning_logs/version_0`` has two."""
 _DEEPEST = 50
@@ -71,7 +71,9 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
     if not path.exists():
         if found := _of_id(path.parent, path.name):
             return found
-        raise InputError(f"{path} does not exist: give the directory of a run, where {HISTORY_FILE} lies, or its run id")
+        raise InputError(
+            f"{path} does not exist: give the directory of a run, where {HISTORY_FILE} lies, or its run id"
+        )
     if (path / HISTORY_FILE).is_file():
         return [path / HISTORY_FILE]
     below = sorted(path.rglob(HISTORY_FILE))

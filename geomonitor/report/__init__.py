@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geomonitor.alarms.panel import panel_of
-from geomonitor.errors import InputError
 from geomonitor.history.printable import printable
 from geomonitor.history.records import ALARM, JUDGED, NOTICE
 from geomonitor.history.runs import Run
@@ -24,11 +23,11 @@ from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.transfer import TRUTH
 from geomonitor.measure.protocol import differences
 from geomonitor.report import findings
+from geomonitor.report.template import PAGE, checked_path, rendered, write_page
 
 if TYPE_CHECKING:
     from geomonitor.report.figures import Curve
 
-PAGE = Path(__file__).parent
 MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
 """What a page shows: more layers, markers, alarms and settings than these are counted, and left out."""
 FIBERS_FILE, MOST_FIBERS = "fibers.png", 4 * 2**20
@@ -54,27 +53,16 @@ def write_report(run: Run, path: str | os.PathLike[str], *, compare: Sequence[Ru
     Raises:
         InputError: the path is a directory.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory: name a file, such as {path / 'report.html'}")
-    page = render_report(run, compare=compare)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    path = checked_path(path, "report.html")
+    return write_page(path, render_report(run, compare=compare))
 
 
 def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
     """The report of a run as HTML; every name and value that comes from a run is escaped."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-
-        from geomonitor.report import figures
-    except ImportError as error:
-        raise ImportError(f'reports need jinja2 ({error}): pip install "geomonitor[report]"') from error
+    from geomonitor.report import figures
 
     runs = [run, *compare]
-    labels = _labels(runs)
+    labels = findings.labels(runs)
     curves, every_marker = figures.curves(runs, labels), _markers(runs)
     drawn, names = curves[:MOST_CURVES], every_marker[:MOST_MARKERS]
     x = figures.clock(runs)
@@ -90,18 +78,13 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
     sinces = [_since(runs[curve.run], curve.layer) for curve in drawn]
     protocol = _protocol(runs)
     longest = max((run_.history.longest for run_ in runs), default=0)
-    scripts = {"page": (PAGE / "page.js").read_text(encoding="utf-8")}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )  # fmt: skip
-    return environment.get_template(
-        "page.html.j2"
-    ).render(
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
+    return rendered(
+        "page.html.j2",
         labels=labels,
         status=status,
-        facts=findings.facts(run.history),
-        fibers=Markup(_fibers(run.path.parent / FIBERS_FILE)),  # base64: nothing to escape
+        facts=[*([f"run {run.id}"] if run.id else []), *findings.facts(run.history)],
+        fibers=_fibers(run.path.parent / FIBERS_FILE),
         hot=hot,
         arrows={name: _ARROWS.get(_TABLE[name].worse or "", "") if name in _TABLE else "" for name in names},
         left_out=[
@@ -142,9 +125,8 @@ def render_report(run: Run, *, compare: Sequence[Run] = ()) -> str:
         ],
         protocol=protocol[:MOST_SETTINGS],
         overheads=[(label, findings.overhead(r.history)) for label, r in zip(labels, runs, strict=True)],
-        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
-        scripts={name: Markup(text) for name, text in scripts.items()},
-        hashes={name: _hash(text) for name, text in scripts.items()},
+        script=script,
+        script_hash=_hash(script),
         isfinite=math.isfinite,
     )
 
@@ -158,12 +140,6 @@ def _fibers(picture: Path) -> str:
     except OSError:
         return ""
     return base64.b64encode(content).decode() if content.startswith(_PNG) else ""
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Names that differ: of the directory, or its whole path where two are called alike."""
-    names = [run.name for run in runs]
-    return [run.name if names.count(run.name) == 1 else str(run.path.parent) for run in runs]
 
 
 def _markers(runs: Sequence[Run]) -> list[str]:

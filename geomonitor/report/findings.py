@@ -55,6 +55,12 @@ class Overhead(NamedTuple):
     """of the time from the first to the last measurement; NaN if the times are not known"""
 
 
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Names that differ: of the directory, or its whole path where two are called alike."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else str(run.path.parent) for run in runs]
+
+
 def judged_by(history: History, layer: str, panel: Panel) -> Panel | None:
     """The panel with all that it leaves open filled in; None if it cannot judge this layer."""
     resolved = panel.resolve(history.markers(layer))

@@ -1,4 +1,4 @@
-"""Many runs side by side as one HTML file. Needs the extra ``report`` (jinja2)."""
+"""Many runs side by side as one HTML file: the status of each, then their values. Needs the extra ``report``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,38 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from geomonitor.decide.many import Row, regressions
+from geomonitor.alarms.status_text import TITLES
+from geomonitor.decide.many import Row, compare_many, regressions
 from geomonitor.errors import InputError
-from geomonitor.history.printable import printable
 from geomonitor.history.runs import Run
+from geomonitor.report import findings
+from geomonitor.report.template import checked_path, rendered, write_page
 
-PAGE = Path(__file__).parent
+
+def write_runs(runs: Sequence[Run], path: str | os.PathLike[str]) -> Path:
+    """Write the status of each run to a page, and their values side by side if one protocol measured them all.
+
+    Args:
+        runs: two or more.
+        path: of the HTML file.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the path is a directory.
+    """
+    try:
+        rows, why_none = compare_many(runs), ""
+    except InputError as error:
+        rows, why_none = [], f"{error}."
+    return _write(rows, runs, path, 0, why_none)
 
 
 def write_comparison(
     rows: Sequence[Row], runs: Sequence[Run], path: str | os.PathLike[str], *, healthy: int = 0
 ) -> Path:
-    """Write the table of :func:`geomonitor.decide.many.compare_many` and its regressions to a page.
+    """Write the table of :func:`geomonitor.decide.many.compare_many`, its regressions and each status to a page.
 
     Args:
         rows: the table.
@@ -32,28 +52,23 @@ def write_comparison(
     Raises:
         InputError: the path is a directory.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(f'pages need jinja2 ({error}): pip install "geomonitor[report]"') from error
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory: name a file, such as {path / 'runs.html'}")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )  # fmt: skip
-    page = environment.get_template("many.html.j2").render(
-        names=[run.name for run in runs],
+    return _write(rows, runs, path, healthy, "")
+
+
+def _write(rows: Sequence[Row], runs: Sequence[Run], path: str | os.PathLike[str], healthy: int, why_none: str) -> Path:
+    path, names = checked_path(path, "runs.html"), findings.labels(runs)
+    statuses = [(name, run.id, findings.status(run)) for name, run in zip(names, runs, strict=True)]
+    urgency = list(TITLES)
+    page = rendered(
+        "many.html.j2",
+        names=names,
+        statuses=sorted(statuses, key=lambda row: urgency.index(row[2].state)),
         healthy=healthy,
         found=regressions(rows, runs),
+        why_none=why_none,
         rows=[(row.layer, row.marker, *limits(row), cells(row)) for row in rows],
-        style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(path, page)
 
 
 def limits(row: Row) -> tuple[str, str]:

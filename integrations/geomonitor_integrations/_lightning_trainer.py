@@ -28,7 +28,7 @@ def step_of(trainer: Any, *, in_batch: bool = True) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped) + in_batch
 
 
-def planned(trainer: Any) -> dict[str, int | None]:
+def planned(trainer: Any) -> dict[str, Any]:
     """Epochs and optimiser steps of the whole run, as far as they are known."""
     steps = trainer.estimated_stepping_batches  # infinite if nothing limits the run
     epochs = trainer.max_epochs
@@ -39,10 +39,10 @@ def planned(trainer: Any) -> dict[str, int | None]:
 
 
 def place_of(trainer: Any, directory: Any) -> dict[str, Any]:
-    """Where the files of a run go, and its id, as ``MonitoredRun.start`` takes them; every rank has to call this.
+    """The directory of the files of a run, and its id, as ``MonitoredRun.start`` takes them; every rank has to call this.
 
-    The id is that of the first logger that has one of its own (W&B, MLflow). Without a directory the files go to that
-    of the first logger: its ``log_dir``, else the one in which ``ModelCheckpoint`` makes ``checkpoints``. Without a
+    The first logger that has an id of its own (W&B, MLflow) gives it. Without a directory the files
+    go to the one of the first logger: its ``log_dir``, else that in which ``ModelCheckpoint`` makes ``checkpoints``. Without a
     logger, to ``default_root_dir`` if it was given, else to a folder of the run in ``geomonitor_runs``.
     """
     own = [logger.version for logger in trainer.loggers if logger.log_dir is None]

@@ -203,7 +203,9 @@ class TestSideFiles:
         (tmp_path / "geometry.csv").mkdir()
         (tmp_path / "a" / "geometry.json").mkdir(parents=True)
         (tmp_path / "a" / "geometry.csv").write_bytes((good / "geometry.csv").read_bytes())
-        for command in commands(tmp_path, good) + commands(tmp_path / "geometry.csv", good):
+        for command in commands(tmp_path, good):
+            require_clean(answer(*command))  # report and status go on with the run that can be read
+        for command in commands(tmp_path / "geometry.csv", good):
             require_clean(answer(*command), {app.WRONG_USAGE})
         require_clean(answer("report", tmp_path / "a"), {0})
 
@@ -361,7 +363,7 @@ class TestFaultsOfOurOwn:
         def broken(path: object) -> None:
             raise error
 
-        monkeypatch.setattr("geomonitor.cli.report.load_run", broken)
+        monkeypatch.setattr("geomonitor.cli.report.loaded", broken)
         found = answer("report", tmp_path)
         assert found.code == (app.INTERRUPTED if isinstance(error, KeyboardInterrupt) else app.WRONG_USAGE)
         assert found.err.count("\n") == 1

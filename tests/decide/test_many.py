@@ -93,6 +93,7 @@ def test_the_command_takes_what_a_shell_makes_of_a_star(tmp_path, capsys, monkey
     assert "good: " not in printed
     page = Path("page.html").read_text()
     assert "low&lt;b&gt;: dimension" in page
+    assert page.count('<div class="status early">') == 2
     assert "<b>low" not in page
     assert "regressed" in page
 
