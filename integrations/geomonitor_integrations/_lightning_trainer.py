@@ -39,11 +39,11 @@ def planned(trainer: Any) -> dict[str, Any]:
 
 
 def place_of(trainer: Any, directory: Any) -> dict[str, Any]:
-    """The directory of the files of a run, and its id, as ``MonitoredRun.start`` takes them; every rank has to call this.
+    """The directory and the id of a run, as ``MonitoredRun.start`` takes them; every rank has to call this.
 
-    The first logger that has an id of its own (W&B, MLflow) gives it. Without a directory the files
-    go to the one of the first logger: its ``log_dir``, else that in which ``ModelCheckpoint`` makes ``checkpoints``. Without a
-    logger, to ``default_root_dir`` if it was given, else to a folder of the run in ``geomonitor_runs``.
+    The first logger that has an id of its own (W&B, MLflow) gives it. Without a directory the files go to the one of
+    the first logger: its ``log_dir``, else that in which ``ModelCheckpoint`` makes ``checkpoints``. Without a logger,
+    to ``default_root_dir`` if it was given, else to a folder of the run in ``geomonitor_runs``.
     """
     own = [logger.version for logger in trainer.loggers if logger.log_dir is None]
     run_id = next((version for version in own if isinstance(version, str) and version), None)

@@ -45,7 +45,7 @@ class GeometryCallback(GeometryHooks, Callback):
             faults sooner than once (``docs/warnings.md``).
         name: keeps two callbacks of one Trainer apart, for instance of other layers or another probe set: keys become
             ``geometry/<name>/<layer>/<marker>``, the file ``geometry_<name>.csv``.
-        directory: where ``geometry.csv`` goes; by default the log directory of the Trainer.
+        directory: where ``geometry.csv`` goes; by default the directory of the first logger, see ``docs/history.md``.
         allow_protocol_change: start a new series if a checkpoint was measured by another protocol, not an error.
         checkpoint_history: False: a checkpoint holds the last record of each marker only, and a run that goes on in
             the same directory reads the others from ``geometry.csv``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 from geomonitor.adapter import Adapter, caller, first_in, require_one_of_a_name
@@ -13,6 +12,7 @@ try:
 except ImportError as error:
     raise ImportError('transformers is missing: pip install "geomonitor[transformers]"') from error
 
+from geomonitor_integrations._logger_kinds import name_in_wandb
 from geomonitor_integrations._transformers_checkpoint import GeometryCheckpoint
 
 __all__ = ["GeometryCallback", "GeometryCheckpoint"]
@@ -46,7 +46,6 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     """
 
     _folder: str | None = None  # of the run; None before the first training
-    _named = False  # in the configuration of a W&B run
     _over = False  # the best model has replaced the one that was measured last
     _unlogged: dict[str, float] | None = None
     _evaluated = (-1, "")  # step and name of the evaluation that got the latest keys
@@ -59,7 +58,6 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
         self.on_init_end(args, state, control)  # a callback may be added after that
         self.require_measured(model, args.metric_for_best_model, args.eval_strategy != "no", prefix="eval_")
         self._folder, self._over = call["self"]._get_output_dir(call["trial"]), False
-        self._named = False
         self.resume(call["resume_from_checkpoint"], state.global_step)
         planned = {"step": state.global_step, "epochs": state.num_train_epochs, "steps": state.max_steps}
         self._unlogged = self.start(model, self.directory or self._folder, **planned)
@@ -102,20 +100,9 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     def _measure(self, state: Any, control: Any, *, model: Any, optimizer: Any, log: bool = False, **_: Any) -> None:
         how = {"step": state.global_step, "epoch": _epoch(state), "optimizers": [optimizer] if optimizer else []}
         self._unlogged = self.measure(model, **how)
-        if not self._named and state.is_world_process_zero:
-            self._name_in_wandb()
+        name_in_wandb(self.monitor.history, self._warn)
         control.should_log |= log
         control.should_training_stop |= self.stopping
-
-    def _name_in_wandb(self) -> None:
-        """Into the configuration of the W&B run, which the Trainer opens after ``on_train_begin``; once."""
-        self._named = True
-        experiment = getattr(sys.modules.get("wandb"), "run", None)
-        try:
-            if experiment is not None:
-                experiment.config.update({"geometry_run": self.monitor.history.whereabouts()}, allow_val_change=True)
-        except Exception as error:  # noqa: BLE001 - a logger must not end a run through us
-            self._warn(f"W&B did not take the id of the run. {type(error).__name__}: {error}", "wandb")
 
 
 def _epoch(state: Any) -> int:

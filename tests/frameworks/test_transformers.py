@@ -366,3 +366,20 @@ def test_two_processes(tmp_path):
     with (tmp_path / "geometry.csv").open() as file:
         assert sum(row.get("marker") == MARKERS[0] for row in csv.DictReader(file)) == 1
     assert done.stderr.count("geometry early stopping") == 1
+
+
+def test_a_wandb_run_names_the_file_and_its_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_SILENT", "WANDB_DISABLE_GIT"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    callback = geometry()
+    training = trainer(tmp_path / "out", [callback], num_train_epochs=1, report_to=["wandb"])
+    try:
+        training.train()
+        named = dict(wandb.run.config["geometry_run"])
+    finally:
+        wandb.finish()
+    run = load_run(tmp_path / "out")
+    assert named == {"id": run.id, "history": str(run.path)}
