@@ -27,6 +27,7 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.layers import layer_aliases
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.records import ALARM
+from geomonitor.history.run_id import name_in_wandb
 from geomonitor.markers.names import marker_names
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.measure.probe_pass import Forward
@@ -192,6 +193,7 @@ class Adapter:
     def measure(self, model: nn.Module, *, step: int, epoch: int | None, **how: Any) -> dict[str, float]:
         """Measure now; then ``stopping`` is whether to end the training, and the reason is printed, on rank 0."""
         values = self.monitored.measure(model, step=step, epoch=epoch, **how)
+        name_in_wandb(self.monitor.history.whereabouts(), self._warn)
         reason = self.monitored.should_stop if self.stop_on_decline else None
         self.stopping = reason is not None
         if reason and self.monitor.processes.rank == 0:

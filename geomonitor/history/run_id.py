@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
+from collections.abc import Mapping
 from typing import Any
+
+from geomonitor._warnings import WarnOnce
 
 _FORM = re.compile(r"\w[\w.-]{0,99}")
 
@@ -25,3 +29,13 @@ def is_run_id(value: Any) -> bool:
     (True, False, False)
     """
     return isinstance(value, str) and _FORM.fullmatch(value) is not None
+
+
+def name_in_wandb(whereabouts: Mapping[str, str], warn: WarnOnce) -> None:
+    """Write :meth:`History.whereabouts` into the configuration of the W&B run that is open, if there is one."""
+    experiment = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        if experiment is not None and experiment.config.get("geometry_run") != whereabouts:
+            experiment.config.update({"geometry_run": dict(whereabouts)}, allow_val_change=True)
+    except Exception as error:  # noqa: BLE001 - a logger must not end a run through us
+        warn(f"W&B did not take the id of the run. {type(error).__name__}: {error}", "wandb")

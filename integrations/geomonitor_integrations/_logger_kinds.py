@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.status_text import Status
-from geomonitor.history.history import History
 from geomonitor.history.records import ALARM, NOTICE, Record
 
 CHARTS = (
@@ -139,16 +136,6 @@ class MLFlowSink(Sink):
 
     def _write(self, path: str, text: str) -> None:
         self.logger.experiment.log_text(self.logger.run_id, text, re.sub(r"[^\w/. -]", "_", path))
-
-
-def name_in_wandb(history: History, warn: WarnOnce) -> None:
-    """The id and the file of a history in the configuration of the W&B run that is open, if there is one."""
-    experiment, named = getattr(sys.modules.get("wandb"), "run", None), history.whereabouts()
-    try:
-        if experiment is not None and experiment.config.get("geometry_run") != named:
-            experiment.config.update({"geometry_run": named}, allow_val_change=True)
-    except Exception as error:  # noqa: BLE001 - a logger must not end a run through us
-        warn(f"W&B did not take the id of the run. {type(error).__name__}: {error}", "wandb")
 
 
 def sink_of(logger: Any, name: str) -> Sink | None:

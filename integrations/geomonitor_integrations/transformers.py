@@ -12,7 +12,6 @@ try:
 except ImportError as error:
     raise ImportError('transformers is missing: pip install "geomonitor[transformers]"') from error
 
-from geomonitor_integrations._logger_kinds import name_in_wandb
 from geomonitor_integrations._transformers_checkpoint import GeometryCheckpoint
 
 __all__ = ["GeometryCallback", "GeometryCheckpoint"]
@@ -29,8 +28,7 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     ``geometry/<layer>/<marker>`` with the training loss.
 
     All records are in ``geometry.csv`` in the ``output_dir`` (or ``directory``); the state is in ``geometry.pt`` in
-    each checkpoint, from which ``resume_from_checkpoint`` goes on. The configuration of a W&B run names that file, and
-    the id in its side file, under ``geometry_run``. Every ``train()``, and every trial of a
+    each checkpoint, from which ``resume_from_checkpoint`` goes on. Every ``train()``, and every trial of a
     hyperparameter search, is a new series. The model is measured in the dtype of its weights, without the autocast of
     ``bf16=True``. After the training nothing is measured.
 
@@ -100,7 +98,6 @@ class GeometryCallback(Adapter, TrainerCallback):  # type: ignore[misc]
     def _measure(self, state: Any, control: Any, *, model: Any, optimizer: Any, log: bool = False, **_: Any) -> None:
         how = {"step": state.global_step, "epoch": _epoch(state), "optimizers": [optimizer] if optimizer else []}
         self._unlogged = self.measure(model, **how)
-        name_in_wandb(self.monitor.history, self._warn)
         control.should_log |= log
         control.should_training_stop |= self.stopping
 
