@@ -93,6 +93,14 @@ class Processes:
         torch.distributed.all_gather_object(parts, mine, group=self.group)
         return parts  # type: ignore[return-value]
 
+    def of_first(self, mine: T) -> T:
+        """What the first of these processes has; it is pickled on the way, as by :meth:`gathered`."""
+        if self.size == 1:
+            return mine
+        shared = [mine]
+        torch.distributed.broadcast_object_list(shared, src=self.names[0], group=self.group)
+        return shared[0]
+
     def store(self) -> Any:
         """Keys and values that these processes share, on any backend; None if there are none (MPI)."""
         from torch.distributed.distributed_c10d import PrefixStore, _get_default_store

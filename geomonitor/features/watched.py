@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,8 +56,13 @@ def weights_checksum(model: nn.Module) -> int | None:
     """Sum of the bits of all parameters, the same in processes that hold the same weights; None if they are sharded."""
     if sharded(model):
         return None
-    sums = _numbers([_checksum(parameter) for parameter in model.parameters()])
+    sums = bits_sums(model.parameters())
     return sum(value * place for place, value in enumerate(sums, 1) if value is not None)
+
+
+def bits_sums(tensors: Iterable[Tensor]) -> list[int | None]:
+    """Sums of the bits of each tensor, the same for the same values; None for those without plain values."""
+    return _numbers([_checksum(tensor) for tensor in tensors])
 
 
 def put_back_parameters(states: Sequence[ParameterState]) -> PutBack:
@@ -123,11 +128,11 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
     return tensor.data_ptr(), tensor.shape, tensor.dtype
 
 
-def _checksum(parameter: Tensor) -> Tensor | None:
+def _checksum(tensor: Tensor) -> Tensor | None:
     """The sum of the bits, exact in any order of addition; None for tensors without plain values."""
-    if type(parameter) is not nn.Parameter or parameter.is_meta or parameter.layout != torch.strided:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
         return None
-    bits = parameter.detach()
+    bits = tensor.detach()
     if bits.is_contiguous() and bits.nbytes % _WORD == 0 and bits.storage_offset() * bits.element_size() % _WORD == 0:
         return bits.view(-1).view(torch.int64).sum()
     bits = torch.view_as_real(bits) if bits.is_complex() else bits

@@ -13,6 +13,7 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
 from geomonitor.measure.agreement import Agreement
+from geomonitor.measure.buffers import buffers_of_first
 from geomonitor.measure.identity import Identity, agreed, points_at_once
 from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
 from geomonitor.measure.passive import ValidationPass
@@ -120,24 +121,25 @@ def take_measurement(
         if known.identity is not None:
             known.identity.require_dtypes(measurement.dtypes)
 
-    values = measurement.compute_after(collect)
-    influences = measurement.influences
-    if plan.truth is not None:
-        # Nearest neighbours of points without labels would all be of one class.
-        labelled = measurement.points if getattr(source, "labelled", True) else {}
-        truth = measure_truth(
-            model, found, plan.truth, labelled, forward=how.forward, batch_size=how.batch_size,
-            pool=how.pool, device=device, warn=warn, processes=processes,
-        )  # fmt: skip
-        values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
-        influences = {**influences, **truth.influences}
-    asked = tuple(name for name in plan.markers if name in VIEW_MARKERS)
-    if plan.views is not None and asked:
-        of_views = measure_views(
-            model, found, plan.views, asked, geometry=plan.geometry, forward=how.forward, batch_size=how.batch_size,
-            pool=how.pool, device=device, warn=warn, processes=processes,
-        )  # fmt: skip
-        values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
+    with buffers_of_first(model, processes):
+        values = measurement.compute_after(collect)
+        influences = measurement.influences
+        if plan.truth is not None:
+            # Nearest neighbours of points without labels would all be of one class.
+            labelled = measurement.points if getattr(source, "labelled", True) else {}
+            truth = measure_truth(
+                model, found, plan.truth, labelled, forward=how.forward, batch_size=how.batch_size,
+                pool=how.pool, device=device, warn=warn, processes=processes,
+            )  # fmt: skip
+            values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
+            influences = {**influences, **truth.influences}
+        asked = tuple(name for name in plan.markers if name in VIEW_MARKERS)
+        if plan.views is not None and asked:
+            of_views = measure_views(
+                model, found, plan.views, asked, geometry=plan.geometry, forward=how.forward, batch_size=how.batch_size,
+                pool=how.pool, device=device, warn=warn, processes=processes,
+            )  # fmt: skip
+            values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
     identity = known.identity
     if not agreement.complete:
         at_once = points_at_once(source, how.batch_size, processes.size) if isinstance(source, ProbeSet) else 0
