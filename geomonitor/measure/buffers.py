@@ -1,7 +1,7 @@
 """The processes of a measurement run one model: with the buffers of the first process, as checkpoints hold them.
 
-DistributedDataParallel gives the buffers of rank 0 to all ranks at the start of a forward pass, so that after a step the
-running statistics of batch norm are other ones on each rank.
+DistributedDataParallel gives the buffers of rank 0 to all ranks at a forward pass, so that after a step the running
+statistics of batch norm are other ones on each rank.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import copy
 import functools
 import importlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -73,6 +73,28 @@ def series_of(adapter: Any, marker: str = "dimension") -> Series:
 def records_of(adapter: Any) -> list[str]:
     """All that was measured, to the last bit."""
     return [repr(record._replace(time=0.0)) for record in adapter.monitor.history if record.layer]
+
+
+class OfRank(NamedTuple):
+    """What one of two processes has at the end of a run that an alarm at its second epoch ends."""
+
+    measured: dict[str, list[tuple[int, float]]]
+    """step and value, by marker"""
+    weights: dict[str, Any]
+    texts: list[str]
+    """of ``on_alarm``"""
+
+
+def parallel_options(folder: str, texts: list[str], second_epoch: int = 10) -> dict[str, Any]:
+    """Options of a callback in a run whose second epoch is the last one, for its alarm."""
+    told = {"on_alarm": lambda verdict, text: texts.append(text)}
+    return {**OPTIONS, **told, "panel": declining(second_epoch), "stop_on_decline": True, "directory": folder}
+
+
+def of_rank(monitor: gm.GeometryMonitor, weights: Mapping[str, Tensor], texts: list[str]) -> OfRank:
+    series = {marker: monitor.history.series("penultimate", marker) for marker in MARKERS}
+    measured = {marker: list(zip(s.steps.tolist(), s.values.tolist(), strict=True)) for marker, s in series.items()}
+    return OfRank(measured, {name: tensor.detach().clone() for name, tensor in weights.items()}, texts)
 
 
 class Weights:

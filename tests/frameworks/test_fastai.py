@@ -14,12 +14,15 @@ from geomonitor.history.runs import load_run
 from tests.frameworks.common import (
     DIMENSION,
     OPTIONS,
+    OfRank,
     Weights,
     declining,
     digits,
     digits_model,
     digits_probe,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     require_curve_of_plain_loop,
     require_same_weights,
@@ -208,3 +211,23 @@ def test_wrong_use_is_refused_before_training(make, message):
     with pytest.raises(gm.InputError, match=message):
         fit(made)
     require_same_weights(made.model, digits_model())
+
+
+def in_two_processes(folder: str) -> OfRank:
+    """A run of test_processes.py, by fastai's own context, whose loader gives indices to all ranks on a GPU only."""
+    from fastai.distributed import DistributedDL
+
+    def broadcast(_: Any, indices: list[int], rank: int) -> list[int]:
+        shared = torch.tensor(indices)
+        torch.distributed.broadcast(shared, rank)
+        return shared.tolist()
+
+    texts: list[str] = []
+    callback = GeometryCallback(digits_probe(), **parallel_options(folder, texts))
+    made = learner([callback], folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DistributedDL, "_broadcast", broadcast)
+        with made.distrib_ctx(sync_bn=False, cpu=True):  # SyncBatchNorm has no CPU either
+            fit(made, 4)
+    assert len(column(made)) == 2
+    return of_rank(callback.monitor, made.model.state_dict(), texts)

@@ -15,21 +15,24 @@ from geomonitor.history.runs import load_run
 from tests.frameworks.common import (
     DIMENSION,
     OPTIONS,
+    OfRank,
     Weights,
     declining,
     digits,
     digits_model,
     digits_probe,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     require_curve_of_plain_loop,
     require_same_weights,
     series_of,
 )
-from tests.processes import in_processes
 
 framework("ignite", "ignite")
 
+import ignite.distributed as idist  # noqa: E402
 from ignite.engine import Engine, Events  # noqa: E402
 from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping  # noqa: E402
 
@@ -213,13 +216,14 @@ def test_wrong_use_is_refused_when_it_is_attached():
     geometry(name="other").attach(trainer, model)
 
 
-def in_a_process(rank: int) -> Any:
-    handler = geometry(panel=declining(15), stop_on_decline=True)
-    trainer, _ = train(handler, 4)
-    return series_of(handler).values.tolist(), trainer.state.epoch
-
-
-def test_two_processes():
-    first, second = in_processes(in_a_process)
-    assert first == second
-    assert first[1] == 2
+def in_two_processes(folder: str) -> OfRank:
+    """A run of test_processes.py, by Ignite's own means of several processes."""
+    texts: list[str] = []
+    handler = GeometryHandler(digits_probe(), **parallel_options(folder, texts))
+    model = idist.auto_model(digits_model())
+    trainer, optimizer = engine(model)
+    handler.attach(trainer, model, [optimizer])
+    trainer.run(idist.auto_dataloader(digits()[0], batch_size=200), max_epochs=4)
+    assert isinstance(model, nn.parallel.DistributedDataParallel)
+    assert trainer.state.epoch == 2
+    return of_rank(handler.monitor, model.module.state_dict(), texts)

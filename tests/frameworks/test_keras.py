@@ -20,10 +20,13 @@ from tests.frameworks.common import (
     MARKERS,
     OPTIONS,
     REQUIRED,
+    OfRank,
     declining,
     digits,
     digits_probe,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     series_of,
 )
@@ -286,3 +289,46 @@ def test_another_backend_is_refused_with_the_way_out():
     )
     assert "Keras runs on jax" in done.stderr
     assert "set KERAS_BACKEND=torch" in done.stderr
+
+
+def parallel_model() -> Any:
+    layers = keras.layers
+    made = keras.Sequential(
+        [layers.Input((64,)), layers.Dense(32, "relu"), layers.Dropout(0.1), layers.Dense(10, name="head")]
+    )
+    made.compile(keras.optimizers.SGD(0.05))
+    return made
+
+
+def in_two_processes(folder: str) -> OfRank:
+    """A run of test_processes.py: the loop of Keras' guide to DDP, with a CallbackList."""
+    keras.utils.set_random_seed(0)
+    trained, texts = parallel_model(), []
+    wrapped = nn.parallel.DistributedDataParallel(trained)
+    callback = GeometryCallback(digits_probe(), **parallel_options(folder, texts))
+    callbacks = keras.callbacks.CallbackList([callback], model=wrapped, epochs=4, steps=5)
+    rank, (x, y) = torch.distributed.get_rank(), digits()[0].tensors
+    callbacks.on_train_begin()
+    for epoch in range(4):
+        callbacks.on_epoch_begin(epoch)
+        for step in range(5):
+            own = slice(200 * step + 100 * rank, 200 * step + 100 * rank + 100)
+            trained.zero_grad()
+            nn.functional.cross_entropy(wrapped(x[own]), y[own]).backward()
+            variables = trained.trainable_weights
+            with torch.no_grad():
+                trained.optimizer.apply([variable.value.grad for variable in variables], variables)
+            callbacks.on_train_batch_end(step, {})
+        callbacks.on_epoch_end(epoch, {})
+        if trained.stop_training:
+            break
+    callbacks.on_train_end()
+    assert epoch == 1
+    return of_rank(callback.monitor, trained.state_dict(), texts)
+
+
+def test_keras_distributes_no_fit_on_torch():
+    """If this fails, Keras has learnt to: the table in docs/frameworks.md says that it has not."""
+    from keras.src.backend import distribution_lib
+
+    assert distribution_lib is None

@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 import geomonitor as gm
 from tests.frameworks.common import (
     OPTIONS,
+    OfRank,
     Weights,
     declining,
     digits,
     digits_model,
     digits_probe,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     require_curve_of_plain_loop,
     require_same_weights,
 )
-from tests.processes import in_processes
 
 accelerate = framework("accelerate", "accelerate")
 lightning = framework("lightning", "lightning")
@@ -76,7 +78,8 @@ def with_accelerate(
 def with_fabric(
     folder: Path, epochs: range, run: gm.MonitoredRun | None, *, weights: Weights | None = None, **options: Any
 ) -> nn.Module:
-    fabric = lightning.Fabric(accelerator="cpu", devices=1, **options)
+    fabric = lightning.Fabric(**{"accelerator": "cpu", "devices": 1, **options})
+    fabric.launch()
     model, data = digits_model(), fabric.setup_dataloaders(loader())
     model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
     if epochs.start:
@@ -136,15 +139,25 @@ def test_cut_and_resumed_equals_unbroken(tmp_path, loop):
     assert second.last_step == 40  # the decline at step 40 ended the run
 
 
-def in_a_process(rank: int, folder: str) -> list[float]:
-    run = monitored()
-    with_accelerate(Path(folder), range(1), run)
-    return run.monitor.history.series("penultimate", "dimension").values.tolist()
+def in_two_processes_of_accelerate(folder: str) -> OfRank:
+    """A run of test_processes.py."""
+    return in_parallel(with_accelerate, folder)
 
 
-def test_two_processes_of_accelerate_measure_the_same(tmp_path):
-    first, second = in_processes(in_a_process, str(tmp_path))
-    assert first == second
+def in_two_processes_of_fabric(folder: str) -> OfRank:
+    """A run of test_processes.py."""
+    return in_parallel(with_fabric, folder, devices=2, strategy="ddp")
+
+
+def in_parallel(loop: Any, folder: str, **options: Any) -> OfRank:
+    texts: list[str] = []
+    given = parallel_options(folder, texts)
+    run = gm.MonitoredRun(
+        gm.GeometryMonitor(digits_probe(), panel=given["panel"], **OPTIONS), on_alarm=given["on_alarm"]
+    )
+    model = loop(Path(folder), range(4), run, **options)
+    assert run.last_step == 10
+    return of_rank(run.monitor, model.state_dict(), texts)
 
 
 @LOOPS

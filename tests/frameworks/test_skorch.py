@@ -15,12 +15,15 @@ from geomonitor.history.runs import load_run
 from tests.frameworks.common import (
     DIMENSION,
     OPTIONS,
+    OfRank,
     Weights,
     declining,
     digits,
     digits_model,
     digits_probe,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     require_curve_of_plain_loop,
     require_same_weights,
@@ -184,3 +187,24 @@ def test_wrong_use_is_refused_before_training(make, message):
     with pytest.raises(gm.InputError, match=message):
         fit(made)
     assert not any("train_loss" in row for row in made.history)
+
+
+def in_two_processes(folder: str) -> OfRank:
+    """A run of test_processes.py, by skorch's mixin for Accelerate."""
+    from accelerate import Accelerator
+    from skorch.hf import AccelerateMixin
+
+    class Net(AccelerateMixin, skorch.NeuralNet):
+        pass
+
+    texts: list[str] = []
+    callback = GeometryCallback(digits_probe(), **parallel_options(folder, texts))
+    made = Net(
+        # Accelerate puts each module into DDP, and on a CPU also a criterion, which DDP refuses without parameters.
+        digits_model, criterion=lambda: nn.functional.cross_entropy, accelerator=Accelerator(cpu=True),
+        max_epochs=4, lr=0.1, batch_size=100, train_split=None, callbacks=[("geometry", callback)],
+        callbacks__print_log__sink=lambda *_: None,
+    )  # fmt: skip
+    made.fit(digits()[0], None)
+    assert len(made.history) == 2
+    return of_rank(callback.adapter_.monitor, made.module_.state_dict(), texts)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +14,13 @@ import geomonitor as gm
 from geomonitor.history.runs import load_run
 from tests.frameworks.common import (
     DIMENSION,
-    MARKERS,
     OPTIONS,
+    OfRank,
     Weights,
     declining,
     framework,
+    of_rank,
+    parallel_options,
     records_of,
     require_curve_of_plain_loop,
     require_same_weights,
@@ -327,45 +324,21 @@ def test_two_names_are_two_callbacks(tmp_path):
     assert (tmp_path / "geometry_inner.csv").is_file()
 
 
-def two_processes(folder: str) -> None:
-    """What each process of the test below runs."""
-    callback, stopper = geometry(panel=declining(5), stop_on_decline=True), transformers.EarlyStoppingCallback(5)
+def in_two_processes(folder: str) -> OfRank:
+    """A run of test_processes.py."""
+    texts: list[str] = []
+    callback = GeometryCallback(reuters_probe(), **{**parallel_options(folder, texts, 18), "directory": None})
     run = trainer(
-        Path(folder), [stopper, callback], metric_for_best_model=DIMENSION, save_strategy="epoch", ddp_backend="gloo",
-        load_best_model_at_end=True, num_train_epochs=4, per_device_train_batch_size=6,
+        Path(folder), [transformers.EarlyStoppingCallback(5), callback], metric_for_best_model=DIMENSION,
+        save_strategy="epoch", load_best_model_at_end=True, ddp_backend="gloo", num_train_epochs=4,
+        per_device_train_batch_size=6,
     )  # fmt: skip
+    copies = Copies()
+    run.add_callback(copies)
     run.train()
-    rank = torch.distributed.get_rank()
-    result = {
-        "values": series_of(callback).values.tolist(), "steps": series_of(callback).steps.tolist(),
-        "best": run.state.best_metric, "stopped": run.state.global_step, "world": torch.distributed.get_world_size(),
-    }  # fmt: skip
-    Path(folder, f"{rank}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes(tmp_path):
-    root = Path(__file__).parents[2]
-    code = f"from tests.frameworks.test_transformers import two_processes; two_processes({str(tmp_path)!r})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "train.py"
-    script.write_text(code)
-    paths = os.pathsep.join([str(root), str(root / "integrations")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert results[0] == results[1]
-    assert results[0]["world"] == 2
-    assert results[0]["steps"] == [9]  # the detector found a decline there
-    with (tmp_path / "geometry.csv").open() as file:
-        assert sum(row.get("marker") == MARKERS[0] for row in csv.DictReader(file)) == 1
-    assert done.stderr.count("geometry early stopping") == 1
+    assert run.state.global_step == 18
+    assert run.args.world_size == 2
+    return of_rank(callback.monitor, copies.weights.by_step[18], texts)
 
 
 def test_a_wandb_run_names_the_file_and_its_id(tmp_path, monkeypatch):
