@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.early_warning import dependence
 from benchmarks.early_warning.calibration import (
     CHOSEN_SEEDS,
     NEW_HEALTHY_SEEDS,
@@ -102,6 +103,7 @@ def main() -> None:
         "## By the size of the fall, on new seeds\n\n" + by_fall(default, held_out),
         "## What stopping at the alarm would have bought, on new seeds\n\n" + stopping(default, today, held_out),
         "## Measured four times an epoch\n\n" + within_epochs(default, fine),
+        "## Which votes are dependent, in healthy runs\n\n" + dependence.sentence(default, runs),
         "## Geometry and truth before and after the fault\n\n" + movements(runs),
     ]
     (options.output / "calibration.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
