@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from geomonitor.alarms.detectors.baseline import SCATTER_FROM
 from geomonitor.alarms.detectors.drop import DropFromReference
 from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.votes import family_of
 
 AMPLE = 2
 """A suggested pace gives twice the measurements that the first alarm needs."""
@@ -18,10 +20,13 @@ def first_alarm(panel: Panel) -> int | None:
     >>> first_alarm(Panel().resolve(["dimension", "numerical_rank", "accuracy"]))
     8
     >>> first_alarm(Panel(pretrained=True).resolve(["dimension", "numerical_rank", "accuracy"]))
-    3
+    5
     """
     detector = panel.detector
-    return detector.warmup_checks + detector.needed if isinstance(detector, DropFromReference) else None
+    if not isinstance(detector, DropFromReference):
+        return None
+    with_errors = panel.votes == 1 and any(family_of(marker) == "manifolds" for marker in panel.watch or ())
+    return (detector.warmup_checks if with_errors else max(detector.warmup_checks, SCATTER_FROM)) + detector.needed
 
 
 def outlook(panel: Panel, planned: int | None, steps: int | None = None) -> tuple[bool, str] | None:
@@ -49,8 +54,7 @@ def outlook(panel: Panel, planned: int | None, steps: int | None = None) -> tupl
     ways = [f"measure more often ({f'every_n_steps={pace}' if steps else 'every_n_steps'})"]
     if not panel.pretrained:
         ways.append(
-            "if the weights are pretrained, write panel=gm.Panel(pretrained=True), which judges from the first "
-            "measurement on"
+            "if the weights are pretrained, write panel=gm.Panel(pretrained=True), which needs no warm-up"
         )
     return False, (
         f"this run is planned for {planned} measurements of the geometry, and an alarm is possible from measurement "

@@ -55,8 +55,9 @@ class Panel:
         alarm_at: relative decline, in ``(0, 1)``, of each marker that counts for an alarm; what declines less is a
             notice. None: what harm was associated with in the bench, ``ALARM_AT``, if markers, detector and votes are
             the default ones; else ``{}``: every notice is an alarm.
-        pretrained: the run begins with pretrained weights: the first measurement, which a run makes before the first
-            step, is the reference, and every later one is judged.
+        pretrained: the run begins with pretrained weights: it is measured before the first step, and what follows is
+            judged as soon as its noise is known: markers with a sampling error from the second measurement on, others
+            from the fourth.
 
     Raises:
         InputError: a value of another type or out of its range, no such detector, votes that can never be reached.
@@ -132,7 +133,7 @@ class Panel:
                 raise InputError(
                     f"pretrained=True needs a detector with a warm-up, DropFromReference; got {detector!r}"
                 )
-            detector = detector.at_once(1)
+            detector = dataclasses.replace(detector.at_once(1), recent_noise=True)
         _check_alarm_at(watch, votes, alarm_at, detector)
         return dataclasses.replace(self, watch=watch, detector=detector, votes=votes, alarm_at=dict(alarm_at))
 

@@ -7,6 +7,8 @@ import math
 from geomonitor.alarms.detectors.levels import MOST_AN_EPOCH, WINDOW, Past, sampling_error, within_an_epoch
 from geomonitor.alarms.detectors.robust import median, pair_slopes, scatter
 
+SCATTER_FROM = 3
+"""Levels that a scatter can be taken from; with fewer, the noise of a marker without a sampling error is unknown."""
 MEDIAN_ERROR = 1.2533
 """The standard error of a median in units of that of a mean, of Gaussians."""
 
@@ -16,11 +18,13 @@ def recent_half(now: int) -> int:
     return min(now - now // 2, WINDOW)
 
 
-def new_baseline(past: Past, *, follow_trend: bool) -> dict[str, float]:
+def new_baseline(past: Past, *, follow_trend: bool, recent_noise: bool = False) -> dict[str, float]:
     """Baseline from the later half of what comes before the latest measurement, at most ``WINDOW`` measurements.
 
     The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither. The
-    scatter comes from all levels in the window: that of a few levels is mostly chance.
+    scatter comes from all levels in the window: that of a few levels is mostly chance. With ``recent_noise`` it is that of
+    the later half, enlarged by what chance does to few differences, if this is less: a steep rise at the start, as in
+    fine-tuning, is no noise.
 
     Returns:
         ``level``, and ``slope`` per measurement, never above 0: that the past went up is no reason to expect more;
@@ -40,7 +44,7 @@ def new_baseline(past: Past, *, follow_trend: bool) -> dict[str, float]:
         "slope": slope,
         "centre": centre,
         "end": now,
-        "scatter": max(scatter(window), scatter(window, within_an_epoch(past))),
+        "scatter": max(scatter(window, lag, recent=recent_noise) for lag in (1, within_an_epoch(past))),
         "error": past["errors"][-1 - half],
         "changes": sum(reversed(past["change_errors"][-half:])),
     }
@@ -61,6 +65,11 @@ def expected(baseline: dict[str, float], past: Past) -> tuple[float, float]:
     line = level + slope * (min(past["count"] - 1, end + (end - centre)) - centre)
     independent = math.hypot(baseline["error"], past["errors"][-1])
     return line, max(sampling_error(independent, baseline["changes"]), baseline["scatter"])
+
+
+def noise_is_known(past: Past, noise: float) -> bool:
+    """Whether there is an error to compare a change with: a sampling error, or levels enough for a scatter."""
+    return noise > 0 or past["count"] > SCATTER_FROM
 
 
 def is_settled(past: Past, checks: int, settled: float) -> bool:

@@ -14,7 +14,7 @@ from geomonitor._options import (
     check_flag,
     check_numbers,
 )
-from geomonitor.alarms.detectors.baseline import continued, expected, is_settled, new_baseline
+from geomonitor.alarms.detectors.baseline import continued, expected, is_settled, new_baseline, noise_is_known
 from geomonitor.alarms.detectors.levels import (
     Finding,
     LevelDetector,
@@ -41,7 +41,8 @@ class DropFromReference(LevelDetector):
 
     *Noise* is the larger of the sampling error of the difference (paired, if the history has the error of each
     change: measurements of one protocol share their draws) and the scatter of the series itself, from one measurement
-    to the next or from one epoch to the next, whatever is more.
+    to the next or from one epoch to the next, whatever is more. A marker without a sampling error is not judged before
+    three measurements show its scatter.
 
     The defaults are for one marker that is judged alone, and for a handful to some dozens of measurements a run; where
     two families of markers have to agree, a monitor takes smaller limits (``geomonitor.alarms.panel``).
@@ -60,6 +61,8 @@ class DropFromReference(LevelDetector):
         settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
             Infinite: the warm-up lasts for ``warmup_checks`` measurements and no longer.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
+        recent_noise: take the scatter of the later half if it is less than that of the run, for series that begin with a
+            steep rise or fall.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
             markers has for each, and a fall if it has no direction.
 
@@ -78,6 +81,7 @@ class DropFromReference(LevelDetector):
     plain: float = math.inf
     settled: float = 0.02
     follow_trend: bool = False
+    recent_noise: bool = False
     worse: Worse = "marker"
 
     def __post_init__(self) -> None:
@@ -91,6 +95,7 @@ class DropFromReference(LevelDetector):
             settled=Range(0, math.inf, ends="(]"),
         )
         check_flag(self, "follow_trend")
+        check_flag(self, "recent_noise")
         check_direction(self.worse)
 
     def at_once(self, warmup_checks: int | None = None) -> DropFromReference:
@@ -119,10 +124,12 @@ class DropFromReference(LevelDetector):
         if found["low"]:
             baseline = continued(baseline, past)
         else:
-            baseline, found = new_baseline(past, follow_trend=self.follows_trend(track["marker"])), begun(found, past)
+            trend = self.follows_trend(track["marker"])
+            baseline = new_baseline(past, follow_trend=trend, recent_noise=self.recent_noise)
+            found = begun(found, past)
         level, noise = expected(baseline, past)
         drop, sigmas = self.limits(within_an_epoch(past))
         gap, limit = level - past["levels"][-1], max(-math.log1p(-drop), sigmas * noise)
-        low = found["low"] + 1 if gap > limit else 0
+        low = found["low"] + 1 if gap > limit and noise_is_known(past, noise) else 0
         plain = low > 0 and (found["plain"] or gap > self.plain * limit)
         return {**found, "low": low, "expected": level, "noise": noise, "plain": plain}, baseline

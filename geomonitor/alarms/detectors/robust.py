@@ -50,7 +50,25 @@ def sigmas_of(sigmas: float, chances: float) -> float:
     return -float(ndtri_exp(log_ndtr(-sigmas) - math.log(chances))) if sigmas and chances > 1 else sigmas
 
 
-def scatter(levels: Sequence[float], lag: int = 1) -> float:
-    """Standard deviation of a level about its mean, from differences ``lag`` apart; 0 if there are too few."""
+def scatter(levels: Sequence[float], lag: int = 1, *, recent: bool = False) -> float:
+    """Standard deviation of a level about its mean, from differences ``lag`` apart; 0 if there are too few.
+
+    Args:
+        levels: in their order.
+        lag: how far apart the levels of a difference are.
+        recent: of the later half of the differences, if that is less; enlarged by ``1 + 1 / sqrt(k)`` for ``k`` of them.
+
+    >>> rising = [0.0, 1.0, 1.5, 1.75, 1.76, 1.75, 1.76]
+    >>> round(scatter(rising), 2), round(scatter(rising, recent=True), 2)
+    (0.14, 0.02)
+    """
     differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
-    return GAUSSIAN_MAD * median(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
+    if len(differences) < 2:
+        return 0.0
+    whole = _deviation(differences)
+    later = differences[len(differences) // 2 :]
+    return min(whole, (1 + 1 / math.sqrt(len(later))) * _deviation(later)) if recent and len(later) > 1 else whole
+
+
+def _deviation(differences: Sequence[float]) -> float:
+    return GAUSSIAN_MAD * median(differences) / math.sqrt(2)
