@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -197,6 +198,33 @@ def test_what_has_no_gradient_is_refused():
         network_coherence(network(), probe(), points=1)
     with pytest.raises(gm.InputError, match="probe"):
         network_coherence(network(), [1, 2])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_wrong_labels_lower_it_on_the_points_that_have_them(seed):
+    """Real digits after two epochs, on training points."""
+    pixels, digit = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digit)
+    found = {}
+    for wrong in (0, 1200):
+        torch.manual_seed(seed)
+        order = torch.randperm(len(labels))[:1200]
+        x, y = images[order], labels[order].clone()
+        y[:wrong] = torch.randint(10, (wrong,))
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for batch in [part for _ in range(2) for part in torch.randperm(1200).split(32)]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+        held = gm.ProbeSet.from_dataset(TensorDataset(x, y), per_class=30)
+        monitor = gm.GeometryMonitor(held, markers=["coherence"], panel=None)
+        monitor.measure(model, step=1)
+        found[wrong] = latest(monitor)
+    (right, error), (low, error_low) = found[0], found[1200]
+    assert right > 3 * error
+    assert low < 2 * error_low
+    assert right - low > 3 * math.hypot(error, error_low)
 
 
 def latest(monitor: gm.GeometryMonitor, layer: str = "penultimate") -> tuple[float, float]:
