@@ -1,7 +1,8 @@
 """Pure functions, tensors in, tensors out: the only home of formulas. ``MARKERS`` is their table.
 
 To add a marker: a function in the file of its kind (``spectrum``, ``collapse``, ``activity``, ``distances``,
-``neighbors``, ``drift``, ``logits``; ``manifolds`` for the effective geometry), a row in ``table``, a test.
+``neighbors``, ``drift``, ``logits``, ``coherence``; ``manifolds`` for the effective geometry), a row in ``table``, a
+test.
 """
 
 from geomonitor.markers.table import COUNTS, MARKER_GROUPS, MARKERS, Cost, Marker, State

@@ -14,6 +14,7 @@ from geomonitor.features.outputs import Head
 from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
+from geomonitor.markers.coherence import coherence_of
 from geomonitor.markers.formulas import ESTIMATES, feature_markers
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LOGIT_FORMULAS
@@ -100,3 +101,24 @@ def compute_logit_markers(statistics: Mapping[str, Tensor], markers: Collection[
     values = {name: LOGIT_FORMULAS[name](statistics[""].T) for name in asked}
     values |= {SHIFT_MARKER + name: LOGIT_FORMULAS["accuracy"](rows.T) for name, rows in statistics.items() if name}
     return {name: (float(value), math.nan) for name, value in values.items()}
+
+
+def coherence_in_head(
+    features: Tensor, residuals: Tensor, head: Head, *, groups: Tensor | None = None
+) -> tuple[float, float]:
+    """Coherence of the gradients in the linear head that a layer feeds, and its standard error.
+
+    Args:
+        features: ``(Q, N)``, finite.
+        residuals: ``(Q, C)`` of the same points, from :func:`geomonitor.markers.coherence.residuals_of`.
+        head: NaN without one, or if a residual is not finite.
+        groups: as in :func:`compute_markers`.
+
+    >>> import torch
+    >>> coherence_in_head(torch.eye(2), torch.eye(2), Head())
+    (nan, nan)
+    """
+    if head.weight is None or not bool(residuals.isfinite().all()):
+        return math.nan, math.nan
+    found = coherence_of(features, residuals, bias=head.bias is not None, groups=groups)
+    return float(found.value), float(found.standard_error)

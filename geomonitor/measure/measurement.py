@@ -18,10 +18,10 @@ from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
-from geomonitor.markers.coherence import COHERENCE, coherence_of, residuals_of
+from geomonitor.markers.coherence import COHERENCE, residuals_of
 from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
 from geomonitor.markers.transfer import TRUTH, share
-from geomonitor.measure.compute import compute_logit_markers, compute_markers
+from geomonitor.measure.compute import coherence_in_head, compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
 from geomonitor.measure.tokens import TOKEN_ENTROPY, mean_entropy
 from geomonitor.probe.probe_set import ProbeSet
@@ -193,7 +193,8 @@ class Measurement:
                 found = self._of_layer(layer, rows, classes, own, whole=bool(kept.all())) if measured else {}
                 of_tokens = self._of_tokens(layer, entropies[layer]) if layer in entropies else {}
                 if measured and residuals:
-                    found[COHERENCE] = self._of_head(layer, rows, residuals[""][kept.to(self._where)], own)
+                    of_head = rows, residuals[""][kept.to(self._where)], self._heads[layer]
+                    found[COHERENCE] = coherence_in_head(*of_head, groups=own)
                 left_out = (float((~kept).sum()), math.nan)
                 values[layer] = {**self._undefined, **of_logits, **found, **of_tokens, NONFINITE_ROWS: left_out}
         return values
@@ -238,14 +239,6 @@ class Measurement:
         if markers.influence is not None:
             self.influences[layer] = markers.influence
         return markers.values
-
-    def _of_head(self, layer: str, rows: Tensor, residuals: Tensor, groups: Tensor | None) -> tuple[float, float]:
-        """Coherence of the gradients in the head that a layer feeds; NaN if it feeds none, or logits are not finite."""
-        head = self._heads[layer]
-        if head.weight is None or not bool(residuals.isfinite().all()):
-            return math.nan, math.nan
-        found = coherence_of(rows, residuals, bias=head.bias is not None, groups=groups)
-        return float(found.value), float(found.standard_error)
 
     def _enough(self, layer: str, classes: Tensor, left_out: Tensor) -> bool:
         """Whether each class keeps enough points; warns of rows that are left out."""
