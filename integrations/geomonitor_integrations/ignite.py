@@ -69,13 +69,16 @@ class GeometryHandler(Adapter):
     def _after_iteration(self, trainer: Engine) -> None:
         trainer.state.metrics.update(self.measure_after_batch(self._model, **self._now(trainer)))
         if trainer.state.iteration % trainer.state.epoch_length == 0:
-            self._after_epoch(trainer)
+            self._measure_epoch(trainer)
 
-    def _after_epoch(self, trainer: Engine) -> None:  # also of an epoch that was terminated
+    def _after_epoch(self, trainer: Engine) -> None:
+        self._measure_epoch(trainer)  # of an epoch that was terminated
+        if self.stopping:  # not in the last iteration, after which no handler would see this epoch
+            trainer.terminate()
+
+    def _measure_epoch(self, trainer: Engine) -> None:
         last = trainer.state.epoch == trainer.state.max_epochs
         trainer.state.metrics.update(self.measure_after_epoch(self._model, last=last, **self._now(trainer)))
-        if self.stopping:
-            trainer.terminate()
 
     def _now(self, trainer: Engine) -> dict[str, Any]:
         return {"step": trainer.state.iteration, "epoch": trainer.state.epoch - 1, "optimizers": self._optimizers}

@@ -187,23 +187,6 @@ def test_bf16_is_measured_in_the_dtype_of_the_weights():
     require_curve_of_plain_loop(handler, weights, model, [10, 20])
 
 
-def test_tensorboard_gets_the_keys(tmp_path):
-    from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    model, handler = digits_model(), geometry()
-    trainer, _ = engine(model)
-    logger = TensorboardLogger(log_dir=str(tmp_path))
-    logger.attach(trainer, OutputHandler("train", metric_names="all"), Events.EPOCH_COMPLETED)
-    handler.attach(trainer, model)
-    trainer.run(loader(), max_epochs=2)
-    logger.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    logged = [event.value for event in events.Scalars(f"train/{DIMENSION}")]
-    assert logged == pytest.approx(series_of(handler).values.tolist(), rel=1e-6)
-
-
 def test_wrong_use_is_refused_when_it_is_attached():
     model, handler = digits_model(), geometry()
     trainer, _ = engine(model)

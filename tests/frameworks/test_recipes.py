@@ -47,7 +47,8 @@ def loader() -> DataLoader:
 def with_accelerate(
     folder: Path, epochs: range, run: gm.MonitoredRun | None, *, weights: Weights | None = None, **options: Any
 ) -> nn.Module:
-    accelerator = accelerate.Accelerator(cpu=True, **options)
+    accelerator = accelerate.Accelerator(cpu=True, project_dir=folder, **options)
+    accelerator.init_trackers("digits")
     model, data = digits_model(), loader()
     model, optimizer, data = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), data)
     if run is not None:
@@ -72,6 +73,7 @@ def with_accelerate(
         accelerator.save_state(folder / "checkpoint")
         if run is not None and run.should_stop:
             break
+    accelerator.end_training()
     return accelerator.unwrap_model(model)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -129,49 +128,6 @@ def test_best_model_and_early_stopping_see_the_key_in_any_order(tmp_path, first)
     assert [metrics[EVAL_DIMENSION] for metrics in seen.evaluated] == values
     assert [logs[EVAL_DIMENSION] for _, logs in seen.logged if EVAL_DIMENSION in logs] == values
     assert EVAL_DIMENSION not in run.evaluate()  # of the best model, which was not measured last
-
-
-def test_every_reporter_gets_the_keys(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "board")
-    try:
-        callback = geometry()
-        trainer(tmp_path, [callback], report_to=["tensorboard"], num_train_epochs=2).train()
-    finally:
-        del os.environ["TENSORBOARD_LOGGING_DIR"]
-    events = EventAccumulator(str(tmp_path / "board"))
-    events.Reload()
-    logged = [event.value for event in events.Scalars(f"eval/{DIMENSION}")]
-    assert logged == pytest.approx(series_of(callback).values.tolist(), rel=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore")  # those of W&B and MLflow themselves
-@pytest.mark.parametrize("reporter", ["wandb", "mlflow"])
-def test_offline_loggers_get_the_keys(tmp_path, monkeypatch, reporter):
-    framework(reporter, "loggers")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    seen: list[str] = []
-    if reporter == "wandb":
-        import wandb
-
-        original = wandb.sdk.wandb_run.Run.log
-        monkeypatch.setattr(
-            wandb.sdk.wandb_run.Run,
-            "log",
-            lambda run, data, *a, **k: (seen.extend(data), original(run, data, *a, **k))[1],
-        )
-    else:
-        import mlflow
-
-        monkeypatch.setattr(mlflow, "log_metrics", lambda metrics, **_: seen.extend(metrics))
-    trainer(tmp_path, [geometry()], report_to=[reporter], num_train_epochs=1).train()
-    if reporter == "wandb":
-        wandb.finish()
-    assert f"eval/{DIMENSION}" in seen or EVAL_DIMENSION in seen
 
 
 def test_cut_and_resumed_equals_unbroken(tmp_path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import struct
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from geomonitor.history.runs import load_run
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
 from geomonitor_integrations.lightning import GeometryCallback
+from tests.loggers_on_disk import wandb_logged, wandb_records
 from tests.options import grouped
 
 LAYER = "head:in"  # a colon is no letter of TensorBoard's tags, nor of MLflow's
@@ -311,16 +310,8 @@ def test_wandb_offline_holds_scalars_figures_alarm_and_protocol(tmp_path, monkey
         found = load_run(tmp_path / "geomonitor-test" / logger.version)  # where Lightning puts its checkpoints
         logger.experiment.finish()
     assert found.id == history.run_id == logger.version
-    (file,) = tmp_path.rglob("run-*.wandb")
-    end = time.monotonic() + 60
-    while not any(record.HasField("exit") for record in wandb_records(file)):  # another process writes it
-        assert time.monotonic() < end, "the run was never written to the end"
-        time.sleep(0.2)
-    records = wandb_records(file)
-    logged: dict[str, list[Any]] = {}
-    for record in records:
-        for item in record.history.item:
-            logged.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    records = wandb_records(tmp_path)
+    logged = wandb_logged(records)
     np.testing.assert_allclose(
         logged[f"geometry/{LAYER}/dimension"], history.series(LAYER, "dimension").values, rtol=1e-6
     )
@@ -378,22 +369,3 @@ def _opened(encoded: bytes) -> Any:
     import PIL.Image
 
     return PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
-
-
-def wandb_records(file: Path) -> list[Any]:
-    """The records of an offline run: a LevelDB log of protocol buffers behind a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    block, data, records, parts = 32768, file.read_bytes(), [], b""
-    place = 7
-    while place + 7 <= len(data):
-        if block - place % block < 7:
-            place += block - place % block
-            continue
-        length, kind = struct.unpack_from("<HB", data, place + 4)
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(wandb_internal_pb2.Record.FromString(parts))
-            parts = b""
-    return records
