@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import re
 import shlex
 import shutil
-import socketserver
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
 from geomonitor.cli.app import run as command
+from tests.docs.test_alerts import low_from_the_third, webhook
 from tests.runs_on_disk import write_run
 from tests.scan_targets import Net
 
@@ -59,31 +57,13 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def posted() -> Iterator[tuple[int, list[bytes]]]:
-    """The port of a local webhook, and what was posted to it."""
-    bodies: list[bytes] = []
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with socketserver.TCPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1], bodies
-        server.shutdown()
+def posted() -> Iterator[tuple[str, list[bytes]]]:
+    """The address of a local webhook, and what was posted to it."""
+    with webhook() as hook:
+        yield hook
 
 
-def low_from_the_third(series: gm.Series) -> gm.Verdict:
-    low = len(series.steps) > 2
-    since = int(series.steps[2]) if low else None
-    return gm.Verdict(low, series.layer, series.marker, 1.0, 2.0, 0.1, since_step=since, checks=int(low))
-
-
-def names_for(place: Path, port: int) -> dict[str, Any]:
+def names_for(place: Path, address: str) -> dict[str, Any]:
     train, held_out = dataset(0), dataset(1)
 
     def trainer(**options: Any) -> L.Trainer:
@@ -98,7 +78,7 @@ def names_for(place: Path, port: int) -> dict[str, Any]:
         "train_dataset": train, "held_out_dataset": held_out, "new_class_dataset": dataset(2),
         "probe": gm.ProbeSet.from_dataset(held_out, per_class=20, train=train),
         "train_loader": DataLoader(train, batch_size=60), "val_loader": DataLoader(held_out, batch_size=60),
-        "panel": gm.Panel(["dimension"], low_from_the_third), "WEBHOOK": f"http://127.0.0.1:{port}",
+        "panel": gm.Panel(["dimension"], low_from_the_third), "WEBHOOK": address,
         "SENDER": "a@localhost", "RECEIVER": "b@localhost", "MAIL_HOST": "localhost", "MAIL_PORT": 25,
     }  # fmt: skip
 
