@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geomonitor.alarms.words import GeometryDeclineWarning
     from geomonitor.errors import GeomonitorError, GeomonitorWarning, InputError, MeasurementError
     from geomonitor.features.capture import captured
+    from geomonitor.features.routing import captured_routing
     from geomonitor.glue.manifolds import manifold_geometry
     from geomonitor.glue.options import GeometryOptions
     from geomonitor.glue.result import EffectiveGeometry
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         LogitStatistics,
         ManifoldGeometry,
         PointStatistics,
+        RoutingStatistics,
     )
     from geomonitor.monitor import GeometryMonitor
     from geomonitor.probe.probe_set import ProbeSet
@@ -79,6 +81,7 @@ __all__ = [
     "ProbeSet",
     "Record",
     "ReferenceRuns",
+    "RoutingStatistics",
     "Series",
     "Snapshot",
     "Status",
@@ -89,6 +92,7 @@ __all__ = [
     "Verdict",
     "Views",
     "captured",
+    "captured_routing",
     "effective_rank",
     "manifold_geometry",
     "neural_collapse",
@@ -122,6 +126,7 @@ _HOMES = MappingProxyType(
             "MeasurementError",
         ),
         "features.capture": ("captured",),
+        "features.routing": ("captured_routing",),
         "glue.manifolds": ("manifold_geometry",),
         "glue.options": ("GeometryOptions",),
         "glue.result": ("EffectiveGeometry",),
@@ -159,6 +164,7 @@ _HOMES = MappingProxyType(
             "LogitStatistics",
             "ManifoldGeometry",
             "PointStatistics",
+            "RoutingStatistics",
         ),
         "monitor": ("GeometryMonitor",),
         "probe.probe_set": ("ProbeSet",),

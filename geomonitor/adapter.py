@@ -25,10 +25,12 @@ from geomonitor.alarms.panel import Panel
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
 from geomonitor.features.layers import layer_aliases
+from geomonitor.features.routers import find_routers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.records import ALARM
 from geomonitor.history.run_id import name_in_wandb
 from geomonitor.markers.names import marker_names
+from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
@@ -127,9 +129,17 @@ class Adapter:
         """Keys of the markers and alarms, for frameworks that ask for the names of all columns in advance."""
         return [
             self.monitored.prefixed(f"geometry/{alias}/{marker}", "/")
-            for alias in layer_aliases(model, self.monitor.layers)
-            for marker in (*self.monitor.markers, ALARM)
+            for alias, markers in self._measured(model).items()
+            for marker in markers
         ]
+
+    def _measured(self, model: nn.Module) -> dict[str, list[str]]:
+        """Names of what is measured, by layer, and by router of a mixture of experts."""
+        every = [*self.monitor.markers, ALARM]
+        routed = [name for name in every if name in ROUTING_MARKERS]
+        routers = find_routers(model, self.monitor.routers) if routed else ()
+        layers = layer_aliases(model, self.monitor.layers)
+        return dict.fromkeys(layers, every) | dict.fromkeys(routers, routed)
 
     def require_measured(self, model: nn.Module, key: str | None, evaluates: bool, *, prefix: str = "") -> None:
         """Refuse a key of the geometry that the framework would look for in vain.

@@ -29,6 +29,7 @@ from geomonitor.alarms.words import explain_in
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool, check_pooling
 from geomonitor.features.layers import checked_layers
+from geomonitor.features.routers import RouterNames, checked_routers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
@@ -58,8 +59,9 @@ class GeometryMonitor:
         layers: where to measure: ``"penultimate"`` (what feeds the layer that gives the logits), ``"output"``,
             ``"pooled"``, a module path with ``":input"`` or ``":output"``, a list of these, or a dict
             ``alias -> path``.
-        markers: ``"default"``, ``"paper"``, ``"ssl"``, ``"lm"``, ``"all"`` or names of ``geomonitor.MARKERS``. Of a
-            probe set without labels, ``"default"`` and ``"all"`` are those that need none, with those of its views.
+        markers: ``"default"``, ``"paper"``, ``"ssl"``, ``"lm"``, ``"moe"``, ``"all"`` or names of
+            ``geomonitor.MARKERS``. Of a probe set without labels, ``"default"`` and ``"all"`` are those that need none,
+            with those of its views.
         panel: what is judged and how: watched markers, detector, votes; None for no verdicts.
         geometry: protocol of the manifold geometry: directions, dichotomies, mode, seed.
         pool: how outputs with more than two dimensions become ``(Q, N)``, see :func:`geomonitor.captured`;
@@ -70,6 +72,8 @@ class GeometryMonitor:
         batch_size: points in one forward pass of the probe.
         shifts: input shifts under which to measure the accuracy, as ``accuracy_under_<name>``: names of built-in ones
             (see ``geomonitor.probe.shifts``), or a dict ``name -> function`` of the inputs of a batch.
+        routers: paths of the routers of a mixture of experts, for the markers ``"moe"``, or path to experts per token;
+            by default found, see :func:`geomonitor.captured_routing`.
         truth: labelled points of new classes, on which transfer is measured beside the markers; never judged.
         max_overhead: seconds of measuring allowed per second of training, beyond the first minute of measuring in a
             run. If measurements cost more, :meth:`due` lets every k-th request pass, with a warning. None: no limit.
@@ -101,6 +105,7 @@ class GeometryMonitor:
         forward: Forward | None = None,
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
+        routers: RouterNames = None,
         truth: TransferProbe | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
@@ -118,9 +123,11 @@ class GeometryMonitor:
         shifted, self._warn = tuple(self.shifts), WarnOnce()
         views = probe.views if isinstance(probe, ProbeSet) else None
         sequences = probe.item_numbers if isinstance(probe, TokenProbe) else None
+        self.routers = checked_routers(routers)
         self._plan = Plan(
-            probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences
-        )
+            probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences,
+            self.routers,
+        )  # fmt: skip
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")
         self.forward: Forward = call if forward is None else _options.function("forward", forward, "model, inputs")
@@ -244,6 +251,11 @@ class GeometryMonitor:
             Record(step, epoch, layer, marker, *of_layer[marker], now, changes.get((layer, marker), math.nan))
             for layer, of_layer in taken.values.items()
             for marker in self._plan.names
+        ]
+        markers += [
+            Record(step, epoch, router, marker, *found, now)
+            for router, of_router in taken.routing.items()
+            for marker, found in of_router.items()
         ]
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in context.items()]
         self.history.append([*markers, *known])

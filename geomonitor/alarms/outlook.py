@@ -53,9 +53,7 @@ def outlook(panel: Panel, planned: int | None, steps: int | None = None) -> tupl
     pace = max(1, (steps or 0) // (AMPLE * first))
     ways = [f"measure more often ({f'every_n_steps={pace}' if steps else 'every_n_steps'})"]
     if not panel.pretrained:
-        ways.append(
-            "if the weights are pretrained, write panel=gm.Panel(pretrained=True), which needs no warm-up"
-        )
+        ways.append("if the weights are pretrained, write panel=gm.Panel(pretrained=True), which needs no warm-up")
     return False, (
         f"this run is planned for {planned} measurements of the geometry, and an alarm is possible from measurement "
         f"{first} on: it will raise none. To change that, {'; or, '.join(ways)}."

@@ -16,16 +16,19 @@ The formulas stand in the docstrings of `geomonitor/markers/`.
 - **state**: the `Metric` that gives it: `manifolds` `ManifoldGeometry`, `spectrum` `FeatureSpectrum`, `classes`
   `ClassStructure`, `points` `PointStatistics`, `logits` `LogitStatistics`; `shifts` the latter on shifted inputs;
   `views` `InstanceStructure`, and `ManifoldGeometry` of pairs of instances, on views of each item; `tokens` a function;
-  `head` `GradientCoherence`, of features and logits of the same points.
+  `head` `GradientCoherence`, of features and logits of the same points;
+  `routing` `RoutingStatistics`, of the routers of a mixture of experts.
 - **cost**: `low` sums over the features; `medium` a decomposition or all pairs of points, shared by the markers of a
   state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set.
 - **worse**: the direction that is associated with worse transfer to *new classes*, or that is plainly worse (accuracy);
   a dash if neither is, or it is not known. It does not cover corrupted images of known classes: measure those with
   `GeometryMonitor(..., shifts=["noise", "blur"])`.
-- **groups**: what `markers="default"`, `"paper"`, `"ssl"` and `"lm"` take. `"all"` takes everything but cost
-  `forward` and state `tokens`. Without labels, `"default"` and `"all"` are what needs none, with the views'.
+- **groups**: what `markers="default"`, `"paper"`, `"ssl"`, `"lm"` and `"moe"` take. `"all"` takes everything but
+  cost `forward` and states `tokens` and `routing`. Without labels, `"default"` and `"all"` are what needs none, with
+  the views'.
 - Left out, since they are the same as another one: IsoScore is `(participation_ratio - 1) / (N - 1)`, SelfCluster the
   participation ratio of unit rows, NESum the stable rank of centred features, dataset entropy `rankme`.
+- The pathways of mixtures of experts have the direction of their source, which is not confirmed here.
 - NaN means undefined: no logits in the model's output, no linear head behind the layer, all features equal.
 """
 

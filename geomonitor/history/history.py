@@ -20,6 +20,7 @@ from geomonitor.history.records import SECONDS, Record, Series
 from geomonitor.history.run_file import RunFile
 from geomonitor.history.run_id import is_run_id, new_run_id
 from geomonitor.history.state import from_state, to_state
+from geomonitor.markers.table import MARKERS
 
 
 class History:
@@ -121,7 +122,12 @@ class History:
     @property
     def layers(self) -> tuple[str, ...]:
         """Aliases of the layers, in the order of their first record; without ``""``, the whole measurement."""
-        return tuple(layer for layer in self._by_name if layer)
+        return tuple(layer for layer, markers in self._by_name.items() if layer and not _of_router(markers))
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """Paths of the routers of a mixture of experts, of which markers of routing alone are measured."""
+        return tuple(layer for layer, markers in self._by_name.items() if layer and _of_router(markers))
 
     def markers(self, layer: str) -> tuple[str, ...]:
         """Names of the markers of a layer, in the order of their first record."""
@@ -265,6 +271,10 @@ class History:
         loaded = History(record for record in left or () if record.step <= last)
         loaded._keep(latest)
         self._columns, self._by_name, self._order = loaded._columns, loaded._by_name, loaded._order
+
+
+def _of_router(markers: Iterable[str]) -> bool:
+    return all(marker in MARKERS and MARKERS[marker].state == "routing" for marker in markers)
 
 
 def _side_text(side: dict[str, Any]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-State = Literal["manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth", "views", "tokens", "head"]
+State = Literal[
+    "manifolds", "spectrum", "classes", "points", "logits", "shifts", "truth", "views", "tokens", "head", "routing"
+]  # fmt: skip
 Cost = Literal["low", "medium", "high", "forward"]
 
 
@@ -22,7 +24,8 @@ class Marker(NamedTuple):
     worse: Literal["lower", "higher", None]
     """direction in which networks transfer worse to new classes, or that is plainly worse (accuracy); None if
     neither holds, or it is not known. Taken from the paper if the sign is the same in 15 of its 16 groups; for
-    ``cdnv`` from its source, which bounds the error of few shots on new classes by it"""
+    ``cdnv`` from its source, which bounds the error of few shots on new classes by it; for those of pathways as their
+    source has it, which is not confirmed here"""
     source: str
 
 
@@ -38,6 +41,7 @@ _NC = "Papyan, Han, Donoho 2020"
 _OWN = "geomonitor"
 _WANG = "Wang and Isola 2020, arXiv:2005.10242"
 _ANISOTROPY = "Ethayarajh 2019, arXiv:1909.00512"
+_PATHWAYS = "after Li, Fan, Zhou 2025, arXiv:2506.21551"
 
 _GEOMETRY = MappingProxyType(
     {
@@ -248,8 +252,29 @@ _HEAD = MappingProxyType(
     }
 )
 
+_ROUTING = MappingProxyType(
+    {
+        "router_load_entropy": Marker(
+            "how evenly the experts of a mixture are used; 1 if evenly, 0 if one is", "routing", "low", "lower", _OWN
+        ),
+        "dead_experts": Marker(
+            "share of the experts that no token is sent to; NaN with too few tokens", "routing", "low", "higher", _OWN
+        ),
+        "router_entropy": Marker(
+            "mean entropy of a router's probabilities, as a share of its largest value", "routing", "low", None, _OWN
+        ),
+        "pathway_distance": Marker(
+            "share of its experts that an item does not share with another one; unproven",
+            *("routing", "low", "higher", _PATHWAYS),
+        ),
+        "pathway_consistency": Marker(
+            "cosine of what two successive routers choose; unproven", "routing", "low", "lower", _PATHWAYS
+        ),
+    }
+)
+
 MARKERS: MappingProxyType[str, Marker] = MappingProxyType(
-    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS | _VIEWS | _TOKENS | _HEAD
+    _GEOMETRY | _SPECTRUM | _PER_CLASS | _CLASSES | _POINTS | _LOGITS | _SHIFTS | _VIEWS | _TOKENS | _HEAD | _ROUTING
 )
 """Every marker by the name under which it is computed, recorded and logged."""
 
@@ -272,7 +297,9 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("active_fraction", "mean_covariance", "feature_distance", "within_class_distance", "angle"),
             *("accuracy", "auroc", "entropy"),
         ),
-        "all": tuple(name for name, row in MARKERS.items() if row.cost != "forward" and row.state != "tokens"),
+        "all": tuple(
+            name for name, row in MARKERS.items() if row.cost != "forward" and row.state not in ("tokens", "routing")
+        ),
         # Self-supervised training: label-free; most of them need views.
         "ssl": (*_VIEWS, "uniformity", "rankme", "spectral_decay", "participation_ratio", "numerical_rank"),
         # Language models: anisotropy and what explains it, the spectrum, the entropy of the tokens of a sequence.
@@ -280,14 +307,15 @@ MARKER_GROUPS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
             *("mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"),
             "token_entropy",
         ),
+        "moe": tuple(_ROUTING),  # mixtures of experts
     }
 )
-"""Names for several markers at once; ``"all"`` is all that needs no further forward pass and no tokens."""
+"""Names for several markers at once; ``"all"`` is all that needs no further forward pass, no tokens and no routers."""
 
 LABEL_FREE = frozenset(
     name
     for name, row in MARKERS.items()
-    if row.state in ("spectrum", "views", "tokens")
+    if row.state in ("spectrum", "views", "tokens", "routing")
     or (row.state == "points" and name not in {*_PER_CLASS, "nc4", "within_class_distance"})
 )
 """Markers that are functions of features alone."""

@@ -13,9 +13,10 @@ from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Layers, resolve_layers
 from geomonitor.features.layers import layer_aliases
+from geomonitor.features.routers import find_routers
 from geomonitor.features.watched import weights_checksum
 from geomonitor.measure.identity import Identity, points_at_once
-from geomonitor.measure.measurement import ElsewhereError
+from geomonitor.measure.measurement import ElsewhereError, Plan
 from geomonitor.measure.meeting import DifferenceError, Meeting
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
@@ -29,6 +30,8 @@ class Setup(NamedTuple):
     truth: TransferProbe | None
     layers: Layers
     """where"""
+    plan: Plan
+    """what"""
     anew: bool
     """whether to look for the layers also if they have been found before"""
     batch_size: int
@@ -50,6 +53,8 @@ class Agreement:
         """of the series, from its first measurement on"""
         self.aliases: tuple[str, ...] = ()
         """of the layers, once they have been found"""
+        self.routers: tuple[str, ...] = ()
+        """paths of the routers, likewise, if they are measured"""
         self.complete = False
         """whether all processes know the identity"""
         self.reached = False
@@ -60,7 +65,7 @@ class Agreement:
 
     def reset(self) -> None:
         """Begin a new series."""
-        self.identity, self.aliases = None, ()
+        self.identity, self.aliases, self.routers = None, (), ()
 
     def reach(self, call: str, step: object, model: nn.Module, setup: Setup) -> None:
         """Meet the other processes; returns or raises in all of them alike.
@@ -117,6 +122,13 @@ class Agreement:
         if setup.anew or not self.aliases:
             find = layer_aliases if isinstance(setup.probe, ProbeSet) else resolve_layers
             self.aliases = tuple(find(model, setup.layers))
+        if setup.plan.routed and (setup.anew or not self.routers):
+            self.routers = tuple(find_routers(model, setup.plan.routers))
+            if both := [name for name in self.aliases if name in self.routers]:
+                raise InputError(
+                    f"{both[0]!r} is a router and the name of a layer: give the layer another name, "
+                    f"layers={{'logits': {both[0]!r}}}"
+                )
         if setup.truth is not None:
             setup.truth.probe.check_content()
         if isinstance(setup.probe, ProbeSet):

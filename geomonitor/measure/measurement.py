@@ -16,13 +16,16 @@ from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.outputs import Head, logits_in
+from geomonitor.features.routers import RouterNames
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.coherence import COHERENCE, residuals_of
 from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
+from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.markers.transfer import TRUTH, share
 from geomonitor.measure.compute import coherence_in_head, compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
+from geomonitor.measure.routing import RoutingBuffer
 from geomonitor.measure.tokens import TOKEN_ENTROPY, mean_entropy
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
@@ -54,6 +57,13 @@ class Plan(NamedTuple):
     """views of the points, if the points have no labels"""
     sequences: Tensor | None = None
     """``(Q,)`` the sequence to which a point belongs, by id, if points are tokens"""
+    routers: RouterNames = None
+    """of a mixture of experts; None: found"""
+
+    @property
+    def routed(self) -> bool:
+        """Whether markers of routing are measured."""
+        return any(name in ROUTING_MARKERS for name in self.markers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +107,8 @@ class Measurement:
         """features of the probe by layer, for a later drift, after :meth:`compute`"""
         self.influences: dict[str, Tensor] = {}
         """``(T, 10)`` by layer: what each direction adds to the errors of the geometry, after :meth:`compute`"""
+        self.routing = RoutingBuffer(plan.markers, processes, warn)
+        """what routers decide, if that is measured"""
         self.dtypes: dict[str, str] = {}
         """dtype in which each layer computed"""
         self.batch_matters = False
@@ -183,6 +195,7 @@ class Measurement:
         finite = {layer: features.rows[layer].isfinite().all(dim=1).cpu() for layer in self._heads}
         values: dict[str, dict[str, tuple[float, float]]] = {}
         entropies = self._entropies.gather().rows if TOKEN_ENTROPY in self.plan.markers else {}
+        of_routers = self.routing.compute() if self.plan.routed else {}
         groups = None if self.plan.sequences is None else self.plan.sequences[features.ids]
         with threads_for(len(self.plan.classes) * self.plan.per_class, self.device):
             of_logits = self._of_logits(logits) if self._needs_logits else {}
@@ -196,7 +209,8 @@ class Measurement:
                     of_head = rows, residuals[""][kept.to(self._where)], self._heads[layer]
                     found[COHERENCE] = coherence_in_head(*of_head, groups=own)
                 left_out = (float((~kept).sum()), math.nan)
-                values[layer] = {**self._undefined, **of_logits, **found, **of_tokens, NONFINITE_ROWS: left_out}
+                found = {**of_logits, **of_routers, **found, **of_tokens}
+                values[layer] = {**self._undefined, **found, NONFINITE_ROWS: left_out}
         return values
 
     def _of_tokens(self, layer: str, entropies: Tensor) -> dict[str, tuple[float, float]]:

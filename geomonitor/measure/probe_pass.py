@@ -15,8 +15,10 @@ from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.pooling import TokensAt
+from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.names import marker_names
+from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.markers.table import LABEL_FREE
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
@@ -78,31 +80,44 @@ def probe_pass(
         which = None if tokens is None else TokensAt(tokens.rows, tokens.places)
         own = mask if which is None else mask_of_tokens(inputs)
         entropies: Features | None = None
+        routing: dict[str, LayerRouting] | None = None
+        numbers = batch.ids if tokens is None else tokens.sequences
         with ExitStack() as stack:
             features = stack.enter_context(captured(model, layers, pool=which or pool, mask=own))
             if how is not None and how.kind == "dropout":
                 stack.enter_context(dropping(model, probe, batch.ids))
+            if measurement.plan.routed:
+                how_many = None if mask is not None else max(1, len(numbers))
+                routers = stack.enter_context(
+                    captured_routing(model, measurement.plan.routers, mask=mask, items=how_many)
+                )
+                routing = routers
             if wanted:
-                numbers = batch.ids if tokens is None else tokens.sequences
                 taken = SequenceEntropies(torch.isin(numbers, chosen), common)
                 entropies = stack.enter_context(captured(model, layers, pool=taken, mask=mask))
             output = forward(model, to_dtype(inputs, dtype))
-        return _Passed(features, output if which is None else outputs_at(output, which, own), entropies)
+        picked = output if which is None else outputs_at(output, which, own)
+        return _Passed(features, picked, numbers, entropies, routing)
 
     processes = measurement.processes
     with undisturbed(model, measurement.warn):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
         for batch in probe.loader(batch_size, rank=processes.rank, world_size=processes.size, lockstep=True):
             inputs = to_device(batch.inputs, device)
-            features, output, entropies = run(batch, inputs)
+            passed = run(batch, inputs)
+            features, output, numbers = passed[:3]
             outputs, first = {"": output}, first or (batch.ids, features)
             measurement.dtypes |= features.dtypes
             for name, shift in shifts.items():
                 moved = shifted(name, shift, inputs, batch.ids)
-                outputs[name] = forward(model, to_dtype(moved, dtype)) if batch.tokens is None else run(batch, moved)[1]
+                outputs[name] = (
+                    forward(model, to_dtype(moved, dtype)) if batch.tokens is None else run(batch, moved).output
+                )
             measurement.update(features, outputs, batch.labels, batch.ids)
-            if entropies is not None:
-                measurement.update_sequences(entropies, batch.ids if batch.tokens is None else batch.tokens.sequences)
+            if passed.entropies is not None:
+                measurement.update_sequences(passed.entropies, numbers)
+            if passed.routing is not None:
+                measurement.routing.update(passed.routing, numbers)
         if compare_batches and first is not None:  # in lockstep: also a process that has only borrowed inputs
             try:
                 few = probe.batch_of(_others(first[0], probe))
@@ -117,7 +132,10 @@ class _Passed(NamedTuple):
 
     features: Features
     output: Any
+    items: Tensor
+    """numbers of the items of the batch"""
     entropies: Features | None
+    routing: dict[str, LayerRouting] | None
 
 
 def _others(ids: Tensor, probe: ProbeSet) -> Tensor:
@@ -173,6 +191,8 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
     without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
     if TOKEN_ENTROPY in names and not isinstance(probe, ProbeSet):
         raise InputError(f"{TOKEN_ENTROPY} needs every token of a sequence, which a ValidationProbe does not hold")
+    if not isinstance(probe, ProbeSet) and (routed := [name for name in names if name in ROUTING_MARKERS]):
+        raise InputError(f"{', '.join(routed)}: need a pass of a ProbeSet, of which a ValidationProbe makes none")
     if whole not in MARKER_GROUPS or whole in ("ssl", "lm"):
         if without_labels:
             raise InputError(

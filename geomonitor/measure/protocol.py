@@ -7,6 +7,7 @@ from typing import Any
 
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
+from geomonitor.features.routers import checked_routers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.measure.measurement import Plan
 from geomonitor.measure.passive import ValidationProbe
@@ -52,6 +53,7 @@ def protocol_of(
         **({} if how is None else {"views": how.as_protocol()}),
         **({} if views is None or views.content is None else {"views content": views.content}),
         **({} if new is None else {"truth content": new}),
+        **({} if plan.routers is None else {"routers": checked_routers(plan.routers)}),
     }
 
 

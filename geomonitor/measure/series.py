@@ -88,7 +88,7 @@ class MeasurementSeries:
         known = {name: value for name, value in self.protocol(how).items() if name != "resolved"}  # found later by some
         alike = {**known, "batch size": how.batch_size, **settings}
         truth, anew = self._plan.truth, call != "measure"
-        setup = Setup(self._probe, truth, self._layers, anew, how.batch_size, alike)
+        setup = Setup(self._probe, truth, self._layers, self._plan, anew, how.batch_size, alike)
         self.agreement.reach(f"{call}(step={step})", step, model, setup)
         if call == "start":
             # With several processes the forward pass may be a collective call, which belongs into the measurement.
@@ -138,7 +138,7 @@ class MeasurementSeries:
             if on_error == "raise" or unclear or (isinstance(error, InputError) and not agreement.reached):
                 raise
             agreement.report(error, step)
-            return nothing_taken(agreement.aliases, self._plan, known), {}
+            return nothing_taken(agreement.aliases, self._plan, known, agreement.routers), {}
         self._latest_points, self._points, self.where.began = taken.latest_points, taken.fingerprint, True
         self.identity_is_new = agreement.identity != taken.identity
         agreement.identity = taken.identity

@@ -12,6 +12,8 @@ from geomonitor._random import preserved_rng
 from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.outputs import head_of
+from geomonitor.features.routers import find_routers
+from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.measure.agreement import Agreement
 from geomonitor.measure.buffers import buffers_of_first
 from geomonitor.measure.identity import Identity, agreed, points_at_once
@@ -41,6 +43,8 @@ class Taken(NamedTuple):
     """of the points that a validation loop gave"""
     identity: Identity | None
     """what later measurements have to share; None if nothing was measured"""
+    routing: dict[str, dict[str, tuple[float, float]]]
+    """marker and standard error, by path of the router and name"""
 
 
 class Known(NamedTuple):
@@ -107,6 +111,8 @@ def take_measurement(
             plan, heads, known.references, device, warn, logits=where.logits,
             has_logits=where.has_logits and bool(columns), processes=processes,
         )  # fmt: skip
+        if plan.routed:
+            measurement.routing.take_weights(find_routers(model, plan.routers))
     except Exception as error:  # noqa: BLE001 - raised below, once the other processes know
         failure = error
     if not processes.all(failure is None, device):
@@ -151,10 +157,13 @@ def take_measurement(
         measurement.points,
         source.points if isinstance(source, ValidationPass) else None,
         identity,
+        measurement.routing.by_layer,
     )
 
 
-def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known) -> Taken:
+def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known, routers: Sequence[str] = ()) -> Taken:
     """NaN throughout, in the place of a measurement that failed."""
     undefined = dict.fromkeys(plan.names, (math.nan, math.nan))
-    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, known.identity)
+    of_router = {name: undefined[name] for name in plan.names if name in ROUTING_MARKERS}
+    routing = dict.fromkeys(routers, of_router)
+    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, known.identity, routing)

@@ -11,6 +11,7 @@ from geomonitor.metrics.head_metrics import GradientCoherence
 from geomonitor.metrics.instance_metrics import InstanceStructure
 from geomonitor.metrics.moment_metrics import ClassStructure, FeatureSpectrum
 from geomonitor.metrics.point_metrics import LogitStatistics, ManifoldGeometry, PointStatistics
+from geomonitor.metrics.routing_metrics import RoutingStatistics
 
 __all__ = [
     "ClassStructure",
@@ -21,4 +22,5 @@ __all__ = [
     "LogitStatistics",
     "ManifoldGeometry",
     "PointStatistics",
+    "RoutingStatistics",
 ]

@@ -117,6 +117,37 @@ def test_neural_collapse(cloud, with_weight):
     assert all(map(same, gm.neural_collapse(y * SCALE, cloud.labels), gm.neural_collapse(y, cloud.labels)))
 
 
+@PROFILE
+@given(clouds(), clouds(), st.integers(1, 4), st.booleans())
+def test_routing(cloud, other, per_token, given_indices):
+    """A router may give anything: a routing in its ranges, or an error in words."""
+    logits, experts = cloud.features, cloud.features.shape[1]
+    scores = other.features[: len(logits)].abs() + 1
+    given = (logits, scores[:, :per_token], scores.argsort(dim=1)[:, :per_token]) if given_indices else logits
+    model = torch.nn.Module()
+    model.forward = lambda x: model.router(x)
+    model.router = torch.nn.Module()
+    model.router.forward = lambda x: given
+    metric = gm.RoutingStatistics(1, experts)
+
+    def update():
+        with gm.captured_routing(model, {"router": per_token}, items=1) as routing:
+            model(logits)
+        metric.update(routing)
+        return True
+
+    try:
+        update()
+    except gm.GeomonitorError:
+        return
+    values = measured(metric.compute)
+    assert values is not None or not (cloud.finite and other.finite)
+    for name, value in (values or {}).items():
+        assert in_range(value, -1 if name == "pathway_consistency" else 0, math.inf if "error" in name else 1, 1e-9), (
+            name
+        )
+
+
 METRICS = {
     "spectrum": lambda: gm.FeatureSpectrum(),
     "classes": lambda: gm.ClassStructure(4),

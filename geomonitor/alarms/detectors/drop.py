@@ -61,8 +61,8 @@ class DropFromReference(LevelDetector):
         settled: the early fall is over when the level falls by less than this (relative), or than its sampling error.
             Infinite: the warm-up lasts for ``warmup_checks`` measurements and no longer.
         follow_trend: expect a marker that falls to go on falling as before, so that only a faster fall is news.
-        recent_noise: take the scatter of the later half if it is less than that of the run, for series that begin with a
-            steep rise or fall.
+        recent_noise: take the scatter of the later half if it is less than that of the run, for series that begin
+            with a steep rise or fall.
         worse: direction of a decline: ``"lower"``, ``"higher"``, ``"either"``, or ``"marker"``: what the table of
             markers has for each, and a fall if it has no direction.
 

@@ -56,7 +56,7 @@ def scatter(levels: Sequence[float], lag: int = 1, *, recent: bool = False) -> f
     Args:
         levels: in their order.
         lag: how far apart the levels of a difference are.
-        recent: of the later half of the differences, if that is less; enlarged by ``1 + 1 / sqrt(k)`` for ``k`` of them.
+        recent: of the later half of the differences, if less; enlarged by ``1 + 1 / sqrt(k)`` for ``k`` of them.
 
     >>> rising = [0.0, 1.0, 1.5, 1.75, 1.76, 1.75, 1.76]
     >>> round(scatter(rising), 2), round(scatter(rising, recent=True), 2)
