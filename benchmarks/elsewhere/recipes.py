@@ -62,7 +62,7 @@ class Recipe:
 def recipe(family: str, task: TaskName, seed: int) -> Recipe:
     """The recipe of one run."""
     draw = np.random.default_rng([zlib.crc32(b"elsewhere"), zlib.crc32(f"{family}/{task}".encode()), seed])
-    sgd = task in ("conv_bn", "simclr") or (task in ("pairs", "bags") and seed % 2 == 0)
+    sgd = task in ("conv_bn", "simclr") or (task in ("pairs", "bags", "lite") and seed % 2 == 0)
     optimizer: Literal["sgd", "adamw"] = "sgd" if sgd else "adamw"
     lr = RATES[task][optimizer] * log_uniform(draw, 0.5, 1.5)
     schedules = ("constant", "constant", "cosine", "warmup")

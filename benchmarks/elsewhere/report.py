@@ -16,7 +16,7 @@ from benchmarks.early_warning.calibration import wilson
 from benchmarks.early_warning.trajectories import CHECKS, FOLDER, WITHIN, load_runs
 from benchmarks.elsewhere.harm import Harm, harm_of
 from benchmarks.elsewhere.recipes import PLAIN, PLANNED
-from benchmarks.elsewhere.runs import FRESH, FRESH_OLD, LATER, Run, load
+from benchmarks.elsewhere.runs import FRESH, FRESH_OLD, LATER, TUNED, Run, load
 from geomonitor import DropFromReference, Panel
 from geomonitor.alarms.harm import Rate
 from geomonitor.alarms.judge import Judge
@@ -182,6 +182,11 @@ def tuned(run: Run) -> Outcome:
     return outcome(run, Panel(pretrained=True), AN_EPOCH)
 
 
+def in_epochs(run: Run) -> Outcome:
+    """A fine-tuning run, with the default panel."""
+    return outcome(run, an_epoch=AN_EPOCH)
+
+
 def cheap(run: Run) -> Outcome:
     """A run whose panel has no marker that needs the dual problem to be solved."""
     return outcome(run, Panel().resolve([name for name in DEFAULT_WATCH if name not in ("dimension", "capacity")]))
@@ -258,6 +263,13 @@ def main() -> None:
     for name, worse, drop in (("rankme", "lower", 0.4), ("val_loss", "higher", 0.7), ("val_accuracy", "lower", 0.15)):
         alarms = {id(o): single(name, worse, drop)(o.run) for o in fresh}
         print(row(f"{name} worse by {drop:.0%}, new seeds", fresh, lambda o, alarms=alarms: alarms[id(o)]))
+    second, third = ([judged(run) for run in load(TUNED)] for judged in (in_epochs, tuned))
+    print(row("**alarm, a second task with pretrained weights (`lite`)**", second, lambda o: o.alarm, AN_EPOCH))
+    print(row("notice, `lite`", second, lambda o: o.notice, AN_EPOCH))
+    print(row("`lite`, `pretrained=True`", third, lambda o: o.alarm, AN_EPOCH))
+    print(row("notice, `lite`, `pretrained=True`", third, lambda o: o.notice, AN_EPOCH))
+    alarms = {id(o): single("val_loss", "higher", 0.7)(o.run) for o in second}
+    print(row("val_loss worse by 70%, `lite`", second, lambda o: alarms[id(o)], AN_EPOCH))
     kinds: Iterable[tuple[str, Sequence[str] | None]] = (
         ("nothing changes", PLAIN),
         ("planned", PLANNED),

@@ -15,6 +15,8 @@ from benchmarks.early_warning.decimals import decode, encode
 RUNS = Path(__file__).parent / "runs.npz"
 LATER = Path(__file__).parent / "later.npz"
 """Runs of a task that was made and opened after all settings: ``bags``."""
+TUNED = Path(__file__).parent / "tuned.npz"
+"""Runs of a second task with pretrained weights, made and opened after all settings of the default panel: ``lite``."""
 FRESH = Path(__file__).parent / "fresh.npz"
 """New seeds of the six tasks, made and opened after all settings."""
 FRESH_OLD = Path(__file__).parent / "fresh_old.npz"

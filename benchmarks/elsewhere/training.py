@@ -208,7 +208,7 @@ class Loop:
 
     def _augmented(self, inputs: Tensor) -> Tensor:
         noise = 0.1 * torch.randn(inputs.shape, generator=self.draw)
-        if inputs.ndim < 4:
+        if self.recipe.task in FROZEN or inputs.ndim < 4:
             return inputs + noise * (inputs != 0)
         moved = []
         for part in inputs.split(8):

@@ -11,9 +11,11 @@ from benchmarks.early_warning.trajectories import CHECKS
 from benchmarks.elsewhere.harm import harm_of
 from benchmarks.elsewhere.recipes import FAMILIES, PLAIN, PLANNED, recipe
 from benchmarks.elsewhere.report import (
+    AN_EPOCH,
     all_runs,
     cheap,
     fresh_runs,
+    in_epochs,
     in_time,
     lead_of,
     measured_often,
@@ -24,7 +26,7 @@ from benchmarks.elsewhere.report import (
     row,
     tuned,
 )
-from benchmarks.elsewhere.runs import LATER, load
+from benchmarks.elsewhere.runs import FRESH, LATER, TUNED, load
 from geomonitor.alarms.harm import ALARMS_IN_THE_BENCH, NOTICES_IN_THE_BENCH, SILENT_IN_THE_BENCH
 
 PAGE = (Path(__file__).parents[2] / "docs/carry_over.md").read_text(encoding="utf-8")
@@ -74,6 +76,19 @@ def test_a_panel_without_the_geometry_finds_nearly_as_much_on_new_tasks():
 def test_fine_tuning_runs_judged_from_their_first_measurement_on():
     found = [tuned(run) for run in load() if run.task == "minilm"]
     assert (sum(o.alarm is not None for o in found if o.harm is None), len(found)) == (0, 64)
+
+
+def test_the_figures_of_a_second_task_with_pretrained_weights():
+    default, pretrained = ([judged(run) for run in load(TUNED)] for judged in (in_epochs, tuned))
+    assert (
+        row("**alarm, a second task with pretrained weights (`lite`)**", default, lambda o: o.alarm, AN_EPOCH) in PAGE
+    )
+    assert row("`lite`, `pretrained=True`", pretrained, lambda o: o.alarm, AN_EPOCH) in PAGE
+    assert row("notice, `lite`, `pretrained=True`", pretrained, lambda o: o.notice, AN_EPOCH) in PAGE
+    both = [tuned(run) for run in [*load(), *load(FRESH)] if run.task == "minilm"] + pretrained
+    fine = [o for o in both if o.harm is None]
+    assert (sum(o.notice is not None for o in fine), len(fine)) == (27, 129)
+    assert (sum(o.alarm is not None for o in fine), len(both) - len(fine)) == (1, 7)
 
 
 def test_the_figures_of_the_task_that_was_opened_after_all_settings():

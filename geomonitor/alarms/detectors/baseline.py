@@ -22,8 +22,8 @@ def new_baseline(past: Past, *, follow_trend: bool, recent_noise: bool = False) 
     """Baseline from the later half of what comes before the latest measurement, at most ``WINDOW`` measurements.
 
     The level is a median and the slope a median of slopes (Theil and Sen), so that one outlier moves neither. The
-    scatter comes from all levels in the window: that of a few levels is mostly chance. With ``recent_noise`` it is
-    that of the later half, enlarged by what chance does to few differences, if this is less: a steep rise at the
+    scatter comes from all levels in the window: that of a few levels is mostly chance. With ``recent_noise`` only
+    the later half counts, enlarged by what chance does to few differences, if this is less: a steep rise at the
     start, as in fine-tuning, is no noise.
 
     Returns:
