@@ -19,6 +19,10 @@ import geomonitor as gm
 from geomonitor.decide.compare import bound, compare_runs
 from geomonitor.decide.scan import moments
 from geomonitor.history.runs import load_run
+from geomonitor.history.stability import Stability, stability_of
+from geomonitor.markers.coherence import coherence, coherence_of
+from geomonitor.markers.factors import linear_factors
+from geomonitor.measure.network_coherence import network_coherence
 from geomonitor.metrics import point_metrics
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
 
@@ -184,6 +188,24 @@ CASES: dict[str, Case] = {
         )
         for kind in METRICS
     },
+    "GradientCoherence": case(gm.GradientCoherence, num_classes=4),
+    "GradientCoherence.update": case(
+        lambda **k: gm.GradientCoherence(4).update(**k), gm.GradientCoherence.update,
+        features=X, logits=X[:, :4], labels=Y,
+    ),
+    "FactorStructure": case(gm.FactorStructure, shape=(2, 3)),
+    "FactorStructure.update": case(
+        lambda **k: gm.FactorStructure((4, 4)).update(**k), gm.FactorStructure.update, features=X, first=Y, second=Y
+    ),
+    "coherence": case(coherence, features=X, logits=X[:, :4], labels=Y),
+    "coherence_of": case(coherence_of, features=X, residuals=X),
+    "network_coherence": case(network_coherence, model=MODEL, probe=PROBE, points=4,
+                              untried=("model",)),
+    "linear_factors": case(linear_factors, features=X, first=torch.arange(80) // 40, second=Y),
+    "stability_of": case(stability_of, series=SERIES),
+    "Stability": case(Stability),
+    "Stability.next_task": case(lambda **k: Stability().next_task(**k), Stability.next_task, step=3),
+    "Stability.update": case(lambda **k: Stability().update(**k), Stability.update, step=3, value=0.5),
     "plots.plot_history": case(gm.plots.plot_history, history=history()),
     "plots.plot_decomposition": case(gm.plots.plot_decomposition, history=history(), layer="fc"),
     "plots.plot_spectrum": case(gm.plots.plot_spectrum, snapshot=SHOT),

@@ -68,7 +68,7 @@ class Stability:
         self.ends: list[int] = []
         """steps at which the tasks ended"""
         self._tasks: dict[int, _Task] = {}
-        for step in tasks:
+        for step in _options.instance("tasks", tasks, (Sequence, np.ndarray), "steps, such as [1000, 2000]"):
             self.next_task(step)
 
     def next_task(self, step: int) -> None:
@@ -94,10 +94,11 @@ class Stability:
             InputError: a step that is not above the last one of this task, a negative task.
         """
         task = _options.whole("task", task, least=0)
+        step, value = _options.whole("step", step, least=0), _number(value)
         own = self._tasks.setdefault(task, _Task(self.window))
         if own.steps and step <= own.steps[-1]:
             raise InputError(f"the steps of a task must rise; got {step} after {own.steps[-1]}")
-        own.add(int(step), float(value))
+        own.add(step, value)
 
     def compute(self) -> StabilityMetrics:
         """The numbers so far."""
@@ -150,7 +151,13 @@ def stability_of(series: Series | Sequence[Series], *, window: int = 10, tasks: 
     (0.5, 0.4)
     """
     stability = Stability(window, tasks)
-    for task, own in enumerate([series] if isinstance(series, Series) else series):
+    every = (
+        [series]
+        if isinstance(series, Series)
+        else _options.instance("series", series, Sequence, "a Series, or several")
+    )
+    for task, own in enumerate(every):
+        _options.instance("each of series", own, Series, "a geomonitor.Series")
         for step, value in zip(own.steps.tolist(), own.values.tolist(), strict=True):
             stability.update(step, value, task)
     return stability.compute()
@@ -235,6 +242,11 @@ def _largest_of_noise(count: int) -> float:
     from scipy.special import ndtri  # type: ignore[import-untyped]
 
     return float(ndtri((count - 0.375) / (count + 0.25)))
+
+
+def _number(value: object) -> float:
+    number = float(_options.instance("value", value, (int, float, np.number), "a number"))
+    return number if math.isfinite(number) else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

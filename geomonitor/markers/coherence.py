@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomonitor import _options
 from geomonitor.errors import InputError
 from geomonitor.markers.estimate import Estimate, error_of
 from geomonitor.markers.inputs import feature_matrix, on_float64_device, require_labels, require_matrix
@@ -90,7 +91,9 @@ def coherence_of(features: Tensor, residuals: Tensor, *, bias: bool = True, grou
     a, d = feature_matrix(features), feature_matrix(residuals)
     if len(a) != len(d):
         raise InputError(f"features and residuals must have one row for each point; got {len(a)} and {len(d)} rows")
-    a = torch.cat([a, a.new_ones(len(a), 1)], dim=1) if bias else a
+    if groups is not None:
+        require_labels(groups, len(a))
+    a = torch.cat([a, a.new_ones(len(a), 1)], dim=1) if _options.flag("bias", bias) else a
     a = a / a.abs().amax().clamp(min=torch.finfo(a.dtype).tiny)  # no square overflows
     d = d.to(a.device)
     weights, squares = a.square().sum(dim=1), d.square().sum(dim=1)

@@ -74,7 +74,9 @@ def network_coherence(
     """
     _options.instance("probe", probe, ProbeSet, "a geomonitor.ProbeSet")
     points = min(_options.whole("points", points, least=2), len(probe))
-    at_once = _options.whole("at_once", at_once)
+    at_once = min(_options.whole("at_once", at_once), points)
+    run = call if forward is None else _options.function("forward", forward, "model, inputs")
+    own = None if loss is None else _options.function("loss", loss, "output, label")
     model = plain_modules(model)[""]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model is trained: there is no gradient")
@@ -83,7 +85,7 @@ def network_coherence(
     chosen = torch.argsort(priority(torch.arange(len(probe)), probe.seed), stable=True)[:points].sort().values
     parts = torch.split(chosen, at_once)
     with undisturbed(model), torch.enable_grad():
-        gradients = _Gradients(model, probe, forward or call, loss or partial(_cross_entropy, classes=probe.classes))
+        gradients = _Gradients(model, probe, run, own or partial(_cross_entropy, classes=probe.classes))
         total: Parameters = {}
         for found in gradients.of(parts):
             total = {name: part.sum(dim=0) + total.get(name, 0) for name, part in found.items()}
@@ -152,7 +154,9 @@ class _Gradients:
             leaves = {name: value.clone().requires_grad_() for name, value in self._parameters.items()}
             inputs, label = self._batch(point)
             loss = self._loss(self._run(leaves, inputs), label)
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise InputError(f"loss must give a scalar that depends on the parameters; got {loss!r}")
+            found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
             rows.append(
                 tuple(torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), found, strict=True))
             )
