@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,21 @@ def in_processes(function: Callable[..., Any], *args: Any, world_size: int = 2, 
             for process in context.processes:
                 process.kill()
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(world_size)]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def as_torchrun_starts(rank: int, port: int, world_size: int = 2) -> None:
+    """Give this process the environment that frameworks look for, once it is in a group."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _joined(context: Any, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""The webhook and the mail of docs/howto/alerts.md, sent to local servers: once, by rank 0, ending nothing."""
+"""Webhook and mail of docs/howto/alerts.md, sent to local servers: once, by rank 0, ending nothing."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import io
 import os
-import socket
 import warnings
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from torch import nn
 import geomonitor as gm
 from geomonitor.history.runs import load_run
 from tests.frameworks.common import MARKERS, OPTIONS, REQUIRED, OfRank, digits_model, digits_probe
-from tests.processes import in_processes
+from tests.processes import as_torchrun_starts, free_port, in_processes
 
 
 class Run(NamedTuple):
@@ -47,9 +46,8 @@ STEPS = {name: [9, 18] if name == "transformers" else [5, 10] for name in RUNS}
 
 
 def all_runs(rank: int, names: list[str], folder: str, port: int) -> dict[str, tuple[OfRank, str]]:
-    """Of each framework what it ends with, and what it has printed; from here on as ``torchrun`` starts a process."""
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    """Of each framework what it ends with, and what it has printed."""
+    as_torchrun_starts(rank, port)
     os.environ |= {"KERAS_BACKEND": "torch", "HF_HUB_OFFLINE": "1"}
     warnings.simplefilter("ignore")
     ended = {}
@@ -69,10 +67,7 @@ def test_two_processes_measure_what_one_measures_and_stop_alike(tmp_path):
     names = [name for name in RUNS if name in found or REQUIRED]
     if not names:
         pytest.skip("no framework is installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    first_rank, second_rank = in_processes(all_runs, names, str(tmp_path), port, seconds=800)
+    first_rank, second_rank = in_processes(all_runs, names, str(tmp_path), free_port(), seconds=800)
     for name in names:
         (first, printed), (second, printed_by_second) = first_rank[name], second_rank[name]
         assert first.measured == second.measured, name

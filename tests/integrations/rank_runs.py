@@ -1,13 +1,15 @@
-"""Runs on two real CPU processes in float64, started by test_rank_runs.py; each rank writes what it measured.
+"""Runs on two real CPU processes in float64 for test_rank_runs.py; each rank writes what it measured.
 
-``python -m tests.integrations.rank_runs KIND DIRECTORY``, where KIND is a key of ``KINDS``. Afterwards rank 0, alone,
-measures the same weights.
+``python -m tests.integrations.rank_runs DIRECTORY`` starts the one of ``ddp_spawn``, which starts its own processes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import geomonitor as gm
 from geomonitor.history.records import Series
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
 from tests.options import grouped
+from tests.processes import as_torchrun_starts
 
 STOP_STEP = 6
 PER_CLASS = 13  # of 3 classes: 39 points, so the ranks get unequal parts
@@ -109,38 +112,38 @@ def trained(strategy: Any, directory: str, *, passive: bool = False, sharded: bo
         default_root_dir=directory, log_every_n_steps=1,
     )  # fmt: skip
     model = Net(sharded=sharded)
-    reporter = Reporter(geometry, passive=passive)
-    trainer.callbacks.append(reporter)  # in the processes of ddp_spawn, too
+    trainer.callbacks.append(Reporter(directory))  # in the processes of ddp_spawn, too
     trainer.fit(model, DataLoader(dataset(), batch_size=16), DataLoader(VALIDATION, batch_size=16))
 
 
 class Reporter(L.Callback):
-    """Prints at the end of the fit, in the process that has fitted."""
+    """Writes at the end of the fit, in the process that has fitted."""
 
-    def __init__(self, geometry: GeometryCallback, *, passive: bool) -> None:
-        self.geometry = geometry
-        self.passive = passive
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        assert trainer.world_size == 2
         own = next(callback for callback in trainer.callbacks if isinstance(callback, GeometryCallback))
         state = pl_module.state_dict()
         weights = {
             name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()
         }
-        told(trainer.global_rank, trainer.global_step, latest(own.monitor))
-        if trainer.global_rank == 0:
-            torch.save({name: value.detach().clone() for name, value in weights.items()}, "weights.pt")
+        told(self.directory, trainer.global_rank, trainer.global_step, latest(own.monitor), weights)
 
 
-def told(rank: int, step: int, values: dict[str, float]) -> None:
+def told(directory: str, rank: int, step: int, values: dict[str, float], weights: dict[str, Tensor]) -> None:
     # A file each: long lines of two processes run into each other on one pipe.
-    Path(f"rank_{rank}.json").write_text(json.dumps([step, values]))
+    Path(directory, f"rank_{rank}.json").write_text(json.dumps([step, values]))
+    if rank == 0:
+        torch.save({name: value.detach().clone() for name, value in weights.items()}, Path(directory, "weights.pt"))
 
 
 def fabric(directory: str) -> None:
     """A raw loop."""
     lightning = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     lightning.launch()
+    assert lightning.world_size == 2
     net = Net()
     model, optimizer = lightning.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
     loader = lightning.setup_dataloaders(DataLoader(dataset(), batch_size=16))
@@ -155,9 +158,7 @@ def fabric(directory: str) -> None:
         monitor.measure(model, step=step, epoch=epoch)
         if monitor.verdicts["penultimate"].declined:
             break
-    told(lightning.global_rank, step, latest(monitor))
-    if lightning.global_rank == 0:
-        torch.save(net.state_dict(), "weights.pt")
+    told(directory, lightning.global_rank, step, latest(monitor), net.state_dict())
 
 
 def fsdp2(directory: str) -> None:
@@ -167,14 +168,24 @@ def fsdp2(directory: str) -> None:
 KINDS: dict[str, Callable[[str], None]] = {
     "ddp": lambda directory: trained("ddp", directory),
     "ddp_passive": lambda directory: trained("ddp", directory, passive=True),
-    "ddp_spawn": lambda directory: trained("ddp_spawn", directory),
     "fsdp2": fsdp2,
     "fabric": fabric,
 }
+"""What two processes that are there run; ``ddp_spawn`` starts its own."""
+
+
+def all_kinds(rank: int, kinds: list[str], directory: str, port: int) -> dict[str, str]:
+    """What each kind has printed, one after the other in the same processes, whose imports take longer than a run."""
+    as_torchrun_starts(rank, port)
+    warnings.simplefilter("ignore")
+    printed = {}
+    for kind in kinds:
+        with contextlib.redirect_stderr(io.StringIO()) as lines:
+            KINDS[kind](f"{directory}/{kind}")
+        printed[kind] = lines.getvalue()
+    return printed
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "alone":
-        print("ALONE", json.dumps(alone(torch.load("weights.pt", weights_only=True), passive=sys.argv[2] == "passive")))
-    else:
-        KINDS[sys.argv[1]](sys.argv[2])
+    trained("ddp_spawn", sys.argv[1])

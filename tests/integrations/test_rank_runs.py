@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,39 +13,49 @@ import pytest
 import torch
 
 import geomonitor as gm
-from tests.integrations.rank_runs import KINDS, STOP_STEP
+from tests.integrations.rank_runs import KINDS, STOP_STEP, all_kinds, alone
+from tests.processes import free_port, in_processes
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 500
-"""A run takes about 20 s on two quiet cores; one that hangs is killed."""
+"""A run takes about 10 s on two quiet cores; one that hangs is killed."""
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def spawned(folder: Path) -> str:
+    """What a script has printed whose Trainer starts the processes itself."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.integrations.rank_runs", *arguments], cwd=folder,
+        [sys.executable, "-W", "ignore", "-m", "tests.integrations.rank_runs", str(folder)], cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done
+    return done.stderr
 
 
 @pytest.mark.timeout(2 * SECONDS + 20)
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_measure_what_one_measures_and_stop_alike(tmp_path, kind):
-    if kind == "fsdp2" and not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip("FSDP2 of this torch does not run on a CPU")
-    told = run(tmp_path, kind, str(tmp_path)).stderr
-    ranks = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
-    assert [step for step, _ in ranks] == [STOP_STEP, STOP_STEP]
+def test_two_processes_measure_what_one_measures_and_stop_alike(tmp_path):
+    # FSDP2 of older versions of torch does not run on a CPU.
+    kinds = [kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")]
+    for kind in [*kinds, "ddp_spawn"]:
+        (tmp_path / kind).mkdir()
+    first, second = in_processes(all_kinds, kinds, str(tmp_path), free_port(), seconds=SECONDS)
+    for kind in kinds:
+        require_one_measurement(kind, tmp_path / kind, first[kind] + second[kind])
+    require_one_measurement("ddp_spawn", tmp_path / "ddp_spawn", spawned(tmp_path / "ddp_spawn"))
+
+
+def require_one_measurement(kind: str, folder: Path, told: str) -> None:
+    """Fails unless both ranks stopped alike, having measured what this process measures of their weights."""
+    ranks = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    assert [step for step, _ in ranks] == [STOP_STEP, STOP_STEP], kind
     first, second = (values for _, values in ranks)
-    assert first == second or str(first) == str(second)  # NaN is not equal to itself
-    alone = json.loads(re.findall(r"ALONE (.*)", run(tmp_path, "alone", kind.removeprefix("ddp_")).stdout)[0])
-    assert first == pytest.approx(alone, rel=1e-8, nan_ok=True)
+    assert first == second or str(first) == str(second), kind  # NaN is not equal to itself
+    by_one = alone(torch.load(folder / "weights.pt", weights_only=True), passive=kind == "ddp_passive")
+    assert first == pytest.approx(by_one, rel=1e-8, nan_ok=True), kind
     if kind != "fabric":  # which has neither early stopping nor a file
-        assert told.count("geometry early stopping: dimension of 'penultimate'") == 1
-        (file,) = tmp_path.rglob("geometry.csv")
+        assert told.count("geometry early stopping: dimension of 'penultimate'") == 1, kind
+        (file,) = folder.rglob("geometry.csv")
         recorded = gm.History.load(file).series("penultimate", "dimension")
         assert (recorded.steps[-1], recorded.values[-1]) == (STOP_STEP, first["geometry/penultimate/dimension"])
     assert math.isfinite(first["geometry/penultimate/dimension"])
