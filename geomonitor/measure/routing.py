@@ -46,7 +46,7 @@ class RoutingBuffer:
             items: ``(B,)`` numbers of the items; an item that comes twice counts once. If there are none, the batch was
                 borrowed to keep processes in lockstep.
         """
-        rows = {path: layer.rows()[: len(items)] for path, layer in routing.items()}
+        rows = {path: layer.rows() for path, layer in routing.items()}
         self._items.add(rows, classes=torch.zeros_like(items), ids=items)
 
     def compute(self) -> dict[str, tuple[float, float]]:
