@@ -13,7 +13,7 @@ from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.layers import Layer, around_adapters, listed
 from geomonitor.features.outputs import outputs_of
 from geomonitor.features.pooling import PoolName, pooled_as
-from geomonitor.features.trace import Call, Trace, tensors_in
+from geomonitor.features.trace import Call, Operation, Trace, tensors_in
 
 _PROJECTOR = re.compile(r"proj|predictor|contrast|embed|simclr|byol|barlow|vicreg", re.IGNORECASE)
 _CLASSIFIER = re.compile(r"classif|score|logit", re.IGNORECASE)
@@ -118,6 +118,12 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     leaf = not any(True for _ in _own_children(module)) if module is not None else True
     affine = not any(operation.bends for operation in trace.operations if path in operation.within)
     fits = any(tensor.shape[-1] in (given.shape[-1], *given.shape[1:2]) for given in tensors_in(call.gives)[:1])
+    if strict and path and _adds_inputs(trace, after):
+        raise LayerError(
+            f"'penultimate' is not clear: the logits, {_shape(tensor)}, are those of {path!r} together with values of "
+            "the model's input, so that no single layer gives them. Name what to measure: "
+            f"{_suggestion(trace, modules, [path])}"
+        )
     if not fits or not (leaf or (affine and path)):
         if not strict:
             return None
@@ -133,6 +139,13 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
         )
     straight = all(operation.projects for operation in mixing)
     return _Head(path, call, straight and not any(operation.bends for operation in after))
+
+
+def _adds_inputs(trace: Trace, after: Sequence[Operation]) -> bool:
+    """Whether numbers of the model's input, not a mask or ids, reach the logits past the head, as in a skip connection."""
+    whole = trace.call_of("")
+    given = {id(tensor) for tensor in tensors_in(whole.takes)[:1] if tensor.is_floating_point()} if whole else set()
+    return any(given.intersection(operation.takes) for operation in after)
 
 
 def _own_children(module: nn.Module) -> list[nn.Module]:
