@@ -142,7 +142,7 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
 
 
 def _adds_inputs(trace: Trace, after: Sequence[Operation]) -> bool:
-    """Whether numbers of the model's input, not a mask or ids, reach the logits past the head, as in a skip connection."""
+    """Whether numbers of the model's input, no mask or ids, reach the logits past the head, as in a skip connection."""
     whole = trace.call_of("")
     given = {id(tensor) for tensor in tensors_in(whole.takes)[:1] if tensor.is_floating_point()} if whole else set()
     return any(given.intersection(operation.takes) for operation in after)
