@@ -181,6 +181,8 @@ def decisions(output: Any, router: Router, path: str) -> Decisions:
         return Decisions(scores, indices, weights, experts)
     if logits is None:
         raise MeasurementError(f"router {path!r} gave {_described(given)}: indices without weights or logits")
+    if indices.shape[1] < experts and not bool(logits.scatter(1, indices, 0.0).any()):  # weights, 0 for other experts
+        return Decisions(None, indices, _shares(_wide(logits).gather(1, indices)), experts)
     probabilities = _softmax(logits)
     return Decisions(probabilities, indices, _shares(probabilities.gather(1, indices)), experts)
 
