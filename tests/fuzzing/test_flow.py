@@ -285,3 +285,21 @@ def test_a_run_takes_an_option_or_refuses_it_and_counts(name, value, steps):
     multiples = 0 if every is None else at // every
     assert len(due) <= multiples
     assert every is not None or not due
+
+
+@PROFILE
+@given(
+    st.lists(st.lists(st.integers(-2, 3), max_size=7), max_size=12),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+    st.booleans(),
+)
+def test_points_that_are_tokens_have_labels_and_each_comes_once(labels, per_class, seed, allow_fewer):
+    items = [(torch.arange(len(row)), torch.tensor(row, dtype=torch.int64)) for row in labels]
+    probe = measured(gm.TokenProbe.from_dataset, items, per_class=per_class, seed=seed, allow_fewer=allow_fewer)
+    if probe is None:
+        return
+    chosen = list(zip(probe.indices.tolist(), probe.places.tolist(), strict=True))
+    assert len(set(chosen)) == len(chosen) == len(probe.classes) * probe.per_class
+    assert [labels[item][place] for item, place in chosen] == probe.labels.tolist()
+    assert min(probe.labels) >= 0
