@@ -130,7 +130,7 @@ QUESTIONS = {
     "bilinear head": (zoo.Bilinear, r"takes 2 inputs.*left.*right"),
     "mean of two heads": (lambda: zoo.MeanOfHeads(CLASSES), r"digit:input.*other:input"),
     "head with a skip": (zoo.SkipHead, r"from several layers.*fc:input.*skip:input"),
-    "input past the head": (zoo.InputPastHead, r"'fc' together with values of the model's input.*fc:input"),
+    "input past the head": (zoo.InputPastHead, r"values of the model's input to what 'fc' gives.*fc:input"),
     "temperature of an item": (lambda: zoo.Scaled(of_item=True), r"from several layers.*fc:input.*log_scale:input"),
     "prototypes": (lambda: zoo.Plain(zoo.Prototypes()), r"after 'body.0' without a product.*: fc:input"),
     "two heads alike": (lambda: zoo.TwoHeads(CLASSES), r"several outputs.*digit:input.*other:input"),
