@@ -120,8 +120,8 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     fits = any(tensor.shape[-1] in (given.shape[-1], *given.shape[1:2]) for given in tensors_in(call.gives)[:1])
     if strict and path and _adds_inputs(trace, after):
         raise LayerError(
-            f"'penultimate' is not clear: the logits, {_shape(tensor)}, add values of the model's input to what {path!r} "
-            "gives, so that no single layer gives them. Name what to measure: "
+            f"'penultimate' is not clear: the logits, {_shape(tensor)}, add values of the model's input to what "
+            f"{path!r} gives, so that no single layer gives them. Name what to measure: "
             f"{_suggestion(trace, modules, [path])}"
         )
     if not fits or not (leaf or (affine and path)):
