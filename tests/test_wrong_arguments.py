@@ -96,6 +96,17 @@ def captured(**arguments: Any) -> None:
         MODEL(X)
 
 
+def routed(**arguments: Any) -> None:
+    with gm.captured_routing(**arguments):
+        MODEL(X)
+
+
+def routing() -> dict[str, Any]:
+    with gm.captured_routing(MODEL, {"2": 1}, items=80) as found:
+        MODEL(X)
+    return found
+
+
 def measured_with(**options: Any) -> None:
     gm.GeometryMonitor(**{"markers": ["rankme"], "panel": None, **options}).measure(MODEL, step=1)
 
@@ -174,6 +185,11 @@ CASES: dict[str, Case] = {
     "History.load_state_dict": case(gm.History().load_state_dict, state=history().state_dict()),
     "History.plot": case(history().plot),
     "captured": case(captured, gm.captured, model=MODEL),
+    "captured_routing": case(routed, gm.captured_routing, model=MODEL, routers={"2": 1}, items=80),
+    "RoutingStatistics": case(gm.RoutingStatistics, layers=1, experts=4),
+    "RoutingStatistics.update": case(
+        lambda **k: gm.RoutingStatistics(1, 4).update(**k), gm.RoutingStatistics.update, routing=routing()
+    ),
     "manifold_geometry": case(gm.manifold_geometry, features=X, labels=Y, directions=10, untried=("ranks",)),
     "neural_collapse": case(gm.neural_collapse, features=X, labels=Y),
     **{function.__name__: case(function, features=X) for function in SPECTRUM},

@@ -18,6 +18,8 @@ from geomonitor.metrics.point_state import PointMetric
 
 _PATHWAYS = ("pathway_distance", "pathway_consistency")
 
+_AT_MOST = _options.Range(1, 2**16, ends="[]", whole=True)
+
 
 class RoutingStatistics(PointMetric):
     """Load, entropy and pathways of the routers of a mixture of experts, means over their layers.
@@ -60,9 +62,13 @@ class RoutingStatistics(PointMetric):
         weights: Sequence[Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.layers, self.experts = _options.whole("layers", layers), _options.whole("experts", experts)
+        self.layers, self.experts = (
+            int(_AT_MOST.number(name, value)) for name, value in (("layers", layers), ("experts", experts))
+        )
         super().__init__(1, per_class=_options.whole("items", items), seed=seed, **kwargs)
         self.items = self.per_class
+        if weights is not None and not isinstance(weights, (list, tuple)):
+            raise InputError(f"weights must be a list of tensors, one for each router; got {type(weights).__name__}")
         given = [given_matrix("weights", weight) for weight in weights or ()]
         if weights is not None and [None if w is None else len(w) for w in given] != [self.experts] * self.layers:
             raise InputError(f"weights must be {self.layers} tensors ({self.experts}, H), one for each router")

@@ -68,11 +68,13 @@ def test_with_views_each_item_is_a_manifold(kind):
     assert other["participation_ratio"] == found["participation_ratio"]
 
 
-def test_what_needs_every_token_is_refused_and_the_group_of_language_models_is_measured():
+def test_the_group_of_language_models_is_measured_and_has_no_token_entropy_where_there_are_no_tokens():
     probe = gm.ProbeSet.from_unlabelled(data(), samples=40)
-    with pytest.raises(gm.InputError, match="token_entropy: need every token"):
-        gm.GeometryMonitor(probe, markers=["token_entropy"])
-    found = values(probe, markers="lm", panel=None)
+    with pytest.raises(gm.InputError, match="panel=None for curves without verdicts"):
+        gm.GeometryMonitor(probe, markers="lm")
+    with pytest.warns(gm.GeomonitorWarning, match="gives no tokens"):
+        found = values(probe, markers="lm", panel=None)
+    assert math.isnan(found.pop("token_entropy"))
     assert set(found) == {"mean_cosine", "centred_mean_cosine", "top_channel_share", "rankme", "intrinsic_dimension"}
     assert all(map(math.isfinite, found.values()))
 
