@@ -1,16 +1,18 @@
 """Make the pictures of the report again, from the runs that ``make demo`` left.
 
-    pip install selenium; python docs/report_screenshots.py
+    pip install selenium; python docs/report_screenshots.py [FOLDER]
 
 Looks at a real report in headless Chromium, in light and dark, on a desktop and on a phone; needs chromium and
 chromedriver on the PATH. Ends with an error if the page requests anything from elsewhere, complains, or is wider
-than the screen.
+than the screen. With a folder also the reports of runs in each state, the page of all of them, and, once ``make docs``
+has made the site, some of its pages: these go to the folder, to be looked at.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -20,13 +22,16 @@ from typing import Any
 
 from selenium import webdriver
 
-from geomonitor.history.runs import load_run
+from geomonitor.history.history import History
+from geomonitor.history.runs import Run, load_run
 from geomonitor.report import write_report
+from geomonitor.report.many import write_runs
 
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent
 DESKTOP, PHONE = (1280, 1240), (390, 844)
 MOST_SECONDS, SETTLED_SECONDS = 60, 2
+SITE = ("index", "tutorial", "gallery", "history", "howto/wandb", "concepts/four_numbers", "troubleshooting")
 UNDRAWN = "return document.querySelectorAll('.plot:not([data-drawn])').length"
 
 
@@ -40,9 +45,40 @@ def main() -> None:
         for size, device in ((DESKTOP, ""), (PHONE, "_phone")):
             for scheme in ("light", "dark"):
                 photograph(address, DOCS / f"report{device}_{scheme}.png", size, scheme)
+        if sys.argv[1:]:
+            photograph_all(pages_of_states(healthy, faulty, Path(folder)), Path(sys.argv[1]))
 
 
-def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str) -> None:
+def pages_of_states(healthy: Run, faulty: Run, folder: Path) -> dict[str, Path]:
+    """A report of a run in each state, the page of all of them, and pages of the documentation, by name."""
+    early = sorted({record.step for record in healthy.history})[3]
+    short = History(record for record in healthy.history if record.step <= early)
+    late = [
+        record._replace(value=math.nan) if record.layer and record.step > early else record
+        for record in healthy.history
+    ]
+    runs = {
+        "declining": faulty,
+        "healthy": healthy,
+        "too_short": healthy._replace(name="too_short", history=short, id=""),
+        "blind": healthy._replace(name="blind", id="", history=History(late)),
+    }
+    pages = {name: write_report(run, folder / f"{name}.html") for name, run in runs.items()}
+    pages["many"] = write_runs(list(runs.values()), folder / "many.html")
+    site = DOCS.parent / "build/site"
+    return {**pages, **{page.replace("/", "_"): path for page in SITE if (path := site / f"{page}.html").is_file()}}
+
+
+def photograph_all(pages: dict[str, Path], folder: Path) -> None:
+    """Each page in light and dark and on a phone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in pages.items():
+        for size, device, scheme in ((DESKTOP, "", "light"), (DESKTOP, "", "dark"), (PHONE, "_phone", "light")):
+            own = path.parent.name != "site" and path.parent.parent.name != "site"
+            photograph(path.as_uri(), folder / f"{name}{device}_{scheme}.png", size, scheme, checked=own)
+
+
+def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str, *, checked: bool = True) -> None:
     """One screenshot of the top of the page, after a check of the whole."""
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "hide-scrollbars"):
@@ -56,7 +92,8 @@ def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str) 
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", chosen)
         browser.get(address)
         wait_until_drawn(browser)
-        check(browser, address, size[0])
+        if checked:  # the site has files beside its pages
+            check(browser, address, size[0])
         browser.refresh()  # folded, as a reader finds it
         time.sleep(SETTLED_SECONDS)
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})

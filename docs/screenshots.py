@@ -1,6 +1,6 @@
 """Make the pictures of docs/demo.md again, from the runs that ``make demo`` left.
 
-    pip install selenium; python docs/screenshots.py
+    pip install selenium; python docs/screenshots.py [FOLDER]
 
 Looks at a real TensorBoard page in headless Chromium; needs chromium and chromedriver on the PATH.
 """
@@ -37,6 +37,10 @@ def main() -> None:
     try:
         page = f"http://127.0.0.1:{port}"
         wait_for(f"{page}/data/runs")
+        if sys.argv[1:]:  # a folder for pictures that are not in the documentation: what a user sees first
+            folder = Path(sys.argv[1])
+            photograph(f"{page}/", folder / "tensorboard_first.png", (1500, 1120))
+            photograph(f"{page}/?darkMode=true", folder / "tensorboard_first_dark.png", (1500, 1120))
         photograph(f"{page}/#custom_scalars&_smoothingWeight=0", DOCS / "tensorboard_layout.png", (1500, 1120))
         photograph(f"{page}/#images&regexInput=faulty", DOCS / "tensorboard_figures.png", (1500, 1200))
         photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 760))

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import geomonitor as gm
-from geomonitor.alarms.words import headline
 from geomonitor_integrations.lightning import GeometryCallback, GeometryCheckpoint, GeometryEarlyStopping
 
 EPOCHS, FAULT_EPOCH, FAULT_WEIGHT_DECAY = 20, 8, 2e-2
@@ -173,7 +172,7 @@ def tell_story(data: Data, output: Path) -> None:
     print("2. The same run, but the weight decay is raised at epoch 8. Watch the validation accuracy.")
     faulty, geometry = train(data, 0, faulty=True, directory=output / "faulty")
     shown.append(("faulty", faulty))
-    print(f"  In the end: {headline(geometry.monitor.verdicts['penultimate'])}.\n")
+    print(f"  In the end: {geometry.monitor.status.headline}\n")
 
     print("3. Once more, with GeometryEarlyStopping and GeometryCheckpoint(restore=True).")
     stopped, geometry = train(data, 0, faulty=True, stop=True, directory=output / "stopped", tell=False)

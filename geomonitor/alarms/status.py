@@ -124,8 +124,8 @@ def _recorded(layer: str, step: int, epoch: int | None, healthy: SavedCheckpoint
 def _calm(history: History, layer: str, verdict: Verdict) -> Status:
     last = phrases.at(*_last(history, layer))
     details = [
-        f"Numbers: {verdict.marker} of {layer!r} is {verdict.value:.3g}, expected {verdict.reference:.3g}.",
         "No proof of health: label noise and label leaks leave the dimension high; corrupted inputs are not covered.",
+        f"Numbers: {verdict.marker} of {layer!r} is {verdict.value:.3g}, expected {verdict.reference:.3g}.",
     ]
     if over := recorded_alarms(history, layer):
         ended = f", the last one at step {over[-1].end_step}"

@@ -16,11 +16,10 @@ from geomonitor.alarms.judge import judge_history, verdicts
 from geomonitor.alarms.panel import Panel, panel_of
 from geomonitor.alarms.phrases import BY_MEANING, counted
 from geomonitor.alarms.status import status_of
-from geomonitor.alarms.status_text import BEFORE, Status
+from geomonitor.alarms.status_text import BEFORE, Status, of_change
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import explain, headline
 from geomonitor.history.history import History
-from geomonitor.history.records import ALARM, SECONDS, Series
+from geomonitor.history.records import ALARM, SECONDS, Record, Series
 from geomonitor.history.runs import Run
 from geomonitor.history.saved import SavedCheckpoint
 
@@ -90,9 +89,17 @@ def words(
     history: History, alarm: Alarm, panel: Panel, healthy: SavedCheckpoint | None = None
 ) -> tuple[str, list[str]]:
     """Title and paragraphs of an alarm; with the last checkpoint from before a decline, if the run kept one."""
-    if alarm.verdict is not None and alarm.verdict.since_step is not None:
-        text = explain(alarm.verdict, what_changed(history, alarm.verdict.since_step), healthy)
-        return headline(alarm.verdict), text.splitlines()[1:]
+    verdict = alarm.verdict
+    if verdict is not None and verdict.since_step is not None:
+        agreeing = [history.series(alarm.layer, marker) for marker in verdict.agreeing]
+        known = History(  # as it was at that alarm
+            Record(step, None, alarm.layer, series.marker, value)
+            for series in agreeing
+            for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True)
+            if step <= alarm.step
+        )
+        found = of_change(verdict, what_changed(history, verdict.since_step), healthy, known)
+        return found.headline, [*found.actions, *found.details]
     title = f"The detector of the run raised an alarm on {alarm.layer!r}"
     if panel.custom:
         return title, [

@@ -81,7 +81,10 @@ def limits(row: Row) -> tuple[str, str]:
 
 def cells(row: Row) -> list[tuple[str, bool]]:
     """The value of each run as text, and whether it left the band."""
-    return [
-        (f"{value:.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else ""), bad)
-        for (value, error), bad in zip(row.values, row.regressed, strict=True)
-    ]
+    return [(_cell(value, error), bad) for (value, error), bad in zip(row.values, row.regressed, strict=True)]
+
+
+def _cell(value: float, error: float) -> str:
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")

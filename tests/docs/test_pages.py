@@ -109,6 +109,28 @@ def test_the_tutorial_ends_with_the_decision_it_describes(tmp_path, monkeypatch,
     assert names["status"].headline in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::geomonitor.GeometryDeclineWarning")
+def test_each_line_of_the_gallery_draws(place, posted):
+    """On a smaller run than that of the tutorial, from which the page goes on."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    names = names_for(place, posted[0])
+    model = names["model"]
+    run = gm.MonitoredRun(gm.GeometryMonitor(names["probe"], panel=names["panel"]))
+    run.start(model)
+    kept: dict[int, Any] = {}
+    for epoch in range(9):
+        torch.nn.init.normal_(model.body.weight, generator=torch.Generator().manual_seed(epoch))
+        run.measure(model, step=10 * epoch, epoch=epoch)
+        kept[epoch] = {name: value.clone() for name, value in model.state_dict().items()}
+    names |= {"run": run, "kept": kept, "step": 90}
+    names["held_out"] = [(x, y) for x, y in dataset(1)] * 2
+    shown = re.findall(r"```\n\n!\[[^]]*\]\((gallery/[\w.]+)\)", (DOCS / "gallery.md").read_text(encoding="utf-8"))
+    run_page(DOCS / "gallery.md", names)
+    assert len(plt.get_fignums()) == len(shown) == 7
+    plt.close("all")
+    assert all((DOCS / picture).is_file() for picture in shown)
+
+
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"[\w/]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
     assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} == listed

@@ -15,7 +15,7 @@ import pytest
 
 from geomonitor import History, InputError, Record, Verdict
 from geomonitor.alarms.alarm import Alarm
-from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.panel import Panel, panel_of
 from geomonitor.history.runs import Run, load_run
 from geomonitor.report import figures, findings, render_report, write_report
 from tests.runs_on_disk import FAULT, MEASUREMENTS, PROTOCOL, STEPS, write_run
@@ -73,6 +73,17 @@ def test_a_decline_is_the_first_sentence_and_is_explained(faulty):
     assert f"Raised at epoch {FAULT + 1} (step {STEPS * (FAULT + 2)}), on until the end." in text
     assert "Not covered: accuracy on the training classes" in text
     assert "c2697f62aabe614c" in text
+
+
+def test_an_alarm_begins_with_the_dimension_as_it_was_then_not_with_the_marker_of_most_standard_errors(faulty):
+    (alarm,) = findings.alarms(faulty.history, panel_of(faulty.panel))
+    alarm = alarm._replace(verdict=alarm.verdict._replace(marker="utility", agreeing=("dimension",)))
+    title, paragraphs = findings.words(faulty.history, alarm, panel_of(faulty.panel))
+    assert title.startswith("The representation has lost 49 % of its dimension since epoch 12")
+    assert any(line.startswith("Numbers: utility") for line in paragraphs)
+    later = [r._replace(step=504, epoch=20, value=1.9) for r in faulty.history.latest() if r.marker == "dimension"]
+    faulty.history.append(later)  # the run recovers
+    assert findings.words(faulty.history, alarm, panel_of(faulty.panel))[0] == title
 
 
 def test_a_healthy_run_has_no_alarm_and_is_not_called_safe(healthy):
