@@ -79,7 +79,7 @@ def test_an_alarm_begins_with_the_dimension_as_it_was_then_not_with_the_marker_o
     (alarm,) = findings.alarms(faulty.history, panel_of(faulty.panel))
     alarm = alarm._replace(verdict=alarm.verdict._replace(marker="utility", agreeing=("dimension",)))
     title, paragraphs = findings.words(faulty.history, alarm, panel_of(faulty.panel))
-    assert title.startswith("The representation has lost 49 % of its dimension since epoch 12")
+    assert title.startswith("The representation has lost 50 % of its dimension since epoch 12")
     assert any(line.startswith("Numbers: utility") for line in paragraphs)
     later = [r._replace(step=504, epoch=20, value=1.9) for r in faulty.history.latest() if r.marker == "dimension"]
     faulty.history.append(later)  # the run recovers
