@@ -125,6 +125,7 @@ def test_each_line_of_the_gallery_draws(place, posted):
     names |= {"run": run, "kept": kept, "step": 90}
     names["held_out"] = [(x, y) for x, y in dataset(1)] * 2
     shown = re.findall(r"```\n\n!\[[^]]*\]\((gallery/[\w.]+)\)", (DOCS / "gallery.md").read_text(encoding="utf-8"))
+    plt.close("all")  # those of other pages
     run_page(DOCS / "gallery.md", names)
     assert len(plt.get_fignums()) == len(shown) == 7
     plt.close("all")
