@@ -22,6 +22,7 @@ from geomonitor._distributed import Group, Processes
 from geomonitor._warnings import WarnOnce
 from geomonitor.alarms.live import LiveJudge
 from geomonitor.alarms.panel import Panel
+from geomonitor.alarms.phrases import counted
 from geomonitor.alarms.status import status_of
 from geomonitor.alarms.status_text import Status
 from geomonitor.alarms.verdict import Verdict
@@ -141,7 +142,7 @@ class GeometryMonitor:
 
     def __repr__(self) -> str:
         watched = None if self.panel is None else list(self.panel.watch or ())
-        measured = f"{self.history.measurements} measurements so far: {self.status.title}"
+        measured = f"{counted(self.history.measurements, 'measurement')} so far: {self.status.title}"
         settings = f"{self.probe!r}, layers={self.layers!r}, markers={self.markers}, watch={watched}"
         return f"GeometryMonitor({settings}; {measured})"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -107,6 +109,19 @@ def test_the_tutorial_ends_with_the_decision_it_describes(tmp_path, monkeypatch,
     assert names["decision"] == "go back"
     assert (tmp_path / "runs/tutorial/geometry.html").exists()
     assert names["status"].headline in capsys.readouterr().out
+
+
+def test_the_notebook_has_the_blocks_of_the_tutorial_which_run_above():
+    script = runpy.run_path(str(DOCS / "tutorial_notebook.py"))
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    told = "run: python docs/tutorial_notebook.py"
+    assert (DOCS / "tutorial.ipynb").read_text(encoding="utf-8") == script["as_text"](page), told
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert all(set(cell) >= {"cell_type", "id", "metadata", "source"} for cell in cells)
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code == [text.strip() for language, text in BLOCK.findall(page) if language == "python"]
+    shown = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert "```python" not in shown
 
 
 @pytest.mark.filterwarnings("ignore::geomonitor.GeometryDeclineWarning")
