@@ -23,7 +23,7 @@ def monitor() -> gm.GeometryMonitor:
     [
         (lambda: gm.History(), ["History(0 measurements)"]),
         (lambda: monitor().history, ["History(1 measurements up to step 10, layers: penultimate)"]),
-        (monitor, ["layers='penultimate'", "'dimension'", "1 measurements so far: not judged yet"]),
+        (monitor, ["layers='penultimate'", "'dimension'", "1 measurement so far: not judged yet"]),
         (lambda: monitor().probe, ["ProbeSet("]),
         (
             lambda: gm.Verdict(True, "fc", "dimension", 1.2, 2.0, since_step=20),
