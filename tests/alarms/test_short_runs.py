@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -224,3 +225,29 @@ def test_the_start_of_a_run_logs_from_when_it_can_be_judged(caplog):
     assert "measurement 5 of 5" in levels[3][1]
     with pytest.raises(gm.InputError, match="epochs"):
         run.start(model, epochs=0)
+
+
+FINE_TUNING = {
+    "dimension": [2.0, 2.032, 4.316, 5.923, 6.727, 6.913, 6.879, 3.828, 3.537, 2.813, 2.117, 2.303],
+    "participation_ratio_per_class": [3.75, 3.96, 5.11, 5.37, 6.08, 7.02, 7.53, 5.0, 3.98, 2.52, 2.45, 2.25],
+    "mean_norm": [3.86, 2.5, 3.82, 7.62, 13.7, 18.4, 22.8, 95.7, 113.5, 122.1, 114.8, 99.4],
+    "accuracy": [0.111, 0.322, 0.467, 0.567, 0.722, 0.778, 0.844, 0.6, 0.311, 0.311, 0.322, 0.389],
+}
+"""EfficientNet-lite0 on digits, two measurements an epoch; from the seventh on the learning rate is sixty times as
+high, and accuracy on new classes falls from .88 to .48."""
+
+
+@pytest.mark.parametrize("recent_noise", [True, False])
+def test_a_steep_rise_at_the_start_of_fine_tuning_is_no_noise(recent_noise):
+    panel = Panel(pretrained=True).resolve([*FINE_TUNING, "numerical_rank"])
+    detector = dataclasses.replace(panel.detector, recent_noise=recent_noise)
+    judge = Judge(dataclasses.replace(panel, detector=detector, pretrained=False))  # else it would be set again
+    alarms, notices = [], []
+    for number in range(12):
+        values = {name: (levels[number], math.nan, math.nan) for name, levels in FINE_TUNING.items()}
+        values["dimension"] = (FINE_TUNING["dimension"][number], 0.07, 0.1)
+        verdict = judge.update("fc", 10 * number, number // 2, values)
+        alarms += [number] if verdict.declined else []
+        notices += [number] if verdict.noticed else []
+    assert alarms[:1] == ([9] if recent_noise else [])
+    assert min(notices) >= 7  # the fall of the norm in the first steps is none
