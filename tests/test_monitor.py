@@ -291,7 +291,7 @@ def _measure_in_parts(rank: int, per_class: int) -> dict[str, float]:
 @pytest.mark.parametrize(("per_class", "world_size"), [(15, 2), (13, 3)])
 def test_processes_share_the_probe_pass_and_agree(per_class, world_size):
     alone = _measure_in_parts(0, per_class)
-    for result in in_processes(_measure_in_parts, per_class, world_size=world_size):
+    for result in in_processes(_measure_in_parts, per_class, world_size=world_size, start="spawn"):
         assert result == pytest.approx(alone, rel=1e-6, nan_ok=True)  # float32 forward passes of other shapes
 
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import errno
 import json
-import multiprocessing
 import os
 import pickle
 import warnings
@@ -17,6 +16,7 @@ import pytest
 from geomonitor import GeomonitorWarning, History, Record
 from geomonitor.history import files, lock
 from geomonitor.history.files import make, numbered, set_aside
+from tests.processes import FORKSERVER
 
 RUNS, MEASUREMENTS, OLD = 6, 12, 99
 
@@ -48,11 +48,9 @@ def live(run: int, path: Path, start: object, ways: str, *, locks: bool) -> None
 
 
 def start_together(path: Path, ways: str = "new", *, locks: bool = True) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["geomonitor", __name__])
-    start = context.Barrier(RUNS)
+    start = FORKSERVER.Barrier(RUNS)
     processes = [
-        context.Process(target=live, args=(n, path, start, ways), kwargs={"locks": locks}) for n in range(RUNS)
+        FORKSERVER.Process(target=live, args=(n, path, start, ways), kwargs={"locks": locks}) for n in range(RUNS)
     ]
     for process in processes:
         process.start()

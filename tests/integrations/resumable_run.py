@@ -7,7 +7,6 @@ the unbroken run does, bit by bit, also where Lightning starts an epoch's data o
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import warnings
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import geomonitor as gm
 from geomonitor_integrations.lightning import GeometryCallback, GeometryEarlyStopping
 from tests.options import grouped
+from tests.processes import FORKSERVER
 
 BATCHES, EPOCHS, DECLINE_STEP, STOP_STEP = 4, 12, 26, 32
 """batches an epoch, epochs at the most, first step of the decline, where the early stopping of every epoch stops"""
@@ -126,9 +126,7 @@ def run(directory: str, plan: Plan, cut: Cut | None, **options: Any) -> None:
 
 def in_a_process(directory: Path, plan: Plan, cut: Cut | None = None, **options: Any) -> dict[str, Any]:
     """Result of ``run`` in a process of its own; empty where it was killed."""
-    context = multiprocessing.get_context("forkserver")  # imports torch and Lightning once, starts no threads
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=run, args=(str(directory), plan, cut), kwargs=options)
+    process = FORKSERVER.Process(target=run, args=(str(directory), plan, cut), kwargs=options)
     process.start()
     process.join(timeout=120)
     if process.exitcode is None:
