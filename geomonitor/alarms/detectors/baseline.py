@@ -44,7 +44,7 @@ def new_baseline(past: Past, *, follow_trend: bool, recent_noise: bool = False) 
         "slope": slope,
         "centre": centre,
         "end": now,
-        "scatter": max(scatter(window, lag, recent=recent_noise) for lag in (1, within_an_epoch(past))),
+        "scatter": max(scatter(window, lag, recent=recent_noise) for lag in {1, within_an_epoch(past)}),
         "error": past["errors"][-1 - half],
         "changes": sum(reversed(past["change_errors"][-half:])),
     }

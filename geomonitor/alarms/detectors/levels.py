@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections import Counter
 from typing import Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -154,8 +153,8 @@ def within_an_epoch(past: Past) -> int:
     Measurements of one epoch share the ups and downs of the training: their differences underestimate how far they
     wander from one epoch to the next. And the more there are, the more often one is low by chance.
     """
-    held = Counter(epoch for epoch in past["epochs"][-2 * MOST_AN_EPOCH :] if math.isfinite(epoch))
-    counts = [float(count) for count in held.values()]
+    epochs = [epoch for epoch in past["epochs"][-2 * MOST_AN_EPOCH :] if math.isfinite(epoch)]
+    counts = [epochs.count(epoch) for epoch in dict.fromkeys(epochs)]
     return min(round(median(counts[1:-1]) if len(counts) > 2 else max(counts, default=1)), MOST_AN_EPOCH)
 
 

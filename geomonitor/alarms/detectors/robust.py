@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,7 @@ def scatter(levels: Sequence[float], lag: int = 1, *, recent: bool = False) -> f
     >>> round(scatter(rising), 2), round(scatter(rising, recent=True), 2)
     (0.14, 0.02)
     """
-    differences = [abs(after - before) for before, after in zip(levels, levels[lag:], strict=False)]
+    differences = list(map(abs, map(operator.sub, levels[lag:], levels)))
     if len(differences) < 2:
         return 0.0
     whole = _deviation(differences)
