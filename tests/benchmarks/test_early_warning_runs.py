@@ -63,10 +63,11 @@ def test_runs_measured_several_times_an_epoch_are_those_of_the_bench():
     assert sum(not of.run.healthy for of in fine) >= 60
     for of in fine:
         often, ends = of.often.columns, of.often.columns["epoch"] % 1 == 0
+        name_of_run = f"{of.run.family} {of.run.task} {of.run.seed}"
         assert {*CHECKED_MARKERS, "unseen_accuracy", "val_loss"} <= set(often)
         assert len(often["epoch"]) == CHECKS * EPOCHS
         for name in ("epoch", "step", "unseen_accuracy", "val_loss", "mean_norm"):
-            np.testing.assert_array_equal(often[name][ends], of.run.columns[name], err_msg=f"{name} {of.run}")
+            np.testing.assert_array_equal(often[name][ends], of.run.columns[name], err_msg=f"{name} {name_of_run}")
 
 
 def test_healthy_runs_have_no_onset_and_no_gap(runs):

@@ -1,13 +1,8 @@
-"""A run on two CPU processes that declines and is restored, started by test_rank_checkpoint.py.
-
-``python -m tests.integrations.rank_checkpoint FOLDER EPOCHS``: goes on from ``last.ckpt`` if there is one; each rank
-writes what it ends with.
-"""
+"""Runs on two CPU processes that decline and are restored, started by test_rank_checkpoint.py."""
 
 from __future__ import annotations
 
-import json
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import geomonitor as gm
 from geomonitor_integrations.lightning import GeometryCallback, GeometryCheckpoint
+from tests.processes import as_torchrun_starts
 
 DECLINE_STEP = 9
 """The first low measurement; an epoch has three steps."""
@@ -47,8 +43,8 @@ def low_from_the_decline(series: gm.Series) -> gm.Verdict:
     return gm.Verdict(len(low) > 1, series.layer, series.marker, 1.0, 2.0, 0.1, since, None, len(low), 2)
 
 
-def main(folder: Path, epochs: int) -> None:
-    torch.set_num_threads(1)
+def fitted(folder: Path, epochs: int) -> dict[str, Any]:
+    """What this rank ends with, after a run that goes on from ``last.ckpt`` if there is one."""
     labels = torch.arange(96) % 3
     data = TensorDataset(torch.randn(96, 5, generator=torch.Generator().manual_seed(0)), labels)
     panel = gm.Panel(("participation_ratio",), low_from_the_decline)
@@ -62,10 +58,13 @@ def main(folder: Path, epochs: int) -> None:
     last = folder / "ckpt" / "last.ckpt"
     model = Net()
     trainer.fit(model, DataLoader(data, batch_size=16), ckpt_path=last if last.exists() else None)
-    weights: dict[str, Any] = {name: value.sum().item() for name, value in model.state_dict().items()}
-    result = {"weights": weights, "last_healthy": geometry.monitor.last_healthy, "step": trainer.global_step}
-    (folder / f"rank_{trainer.global_rank}.json").write_text(json.dumps(result))
+    assert trainer.world_size == 2
+    weights = {name: value.sum().item() for name, value in model.state_dict().items()}
+    return {"weights": weights, "last_healthy": geometry.monitor.last_healthy, "step": trainer.global_step}
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+def all_runs(rank: int, runs: dict[str, tuple[int, ...]], folder: str, port: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each run what its parts end with; all in the same processes, whose start takes longer than a run."""
+    as_torchrun_starts(rank, port)
+    warnings.simplefilter("ignore")
+    return {name: [fitted(Path(folder, name), epochs) for epochs in parts] for name, parts in runs.items()}
