@@ -66,7 +66,10 @@ class Processes:
     @property
     def names(self) -> list[int]:
         """Their ranks in the whole run, which messages name."""
-        return torch.distributed.get_process_group_ranks(self.group) if _distributed() else [0]
+        if not _distributed():
+            return [0]
+        # Older versions of torch do not take None for the group of all.
+        return torch.distributed.get_process_group_ranks(self.group or torch.distributed.group.WORLD)
 
     def all(self, succeeded: bool, device: torch.device) -> bool:
         """Whether all processes succeeded; without this, one that failed would leave the others waiting for ever."""

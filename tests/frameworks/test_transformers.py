@@ -212,6 +212,8 @@ def test_cadence_and_what_reporters_get(tmp_path, options, cadence, steps):
     if cadence == {"every_n_steps": 4}:
         steps = [step for step in measured.steps.tolist() if step % 4 == 0 or step in (6, 27)]
         assert {4, 8, 12, 16, 20, 24} <= set(steps)
+    if transformers.__version__.startswith("4.") and options.get("eval_strategy") == "steps":
+        steps = [step for step in steps if step != 27]  # it does not evaluate at the end
     assert measured.steps.tolist() == steps
     values = dict(zip(steps, measured.values.tolist(), strict=True))
     for step, value in values.items():
