@@ -72,6 +72,8 @@ def first(run: Run, panel: Panel, restart: int | None = None, an_epoch: int = 1)
         check, follow_up = divmod(step, 2)
         notice = check if notice is None and verdict.noticed and not follow_up else notice
         alarm = check if alarm is None and verdict.declined else alarm
+        if notice is not None and alarm is not None:
+            break
     return notice, alarm
 
 
