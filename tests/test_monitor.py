@@ -288,10 +288,10 @@ def _measure_in_parts(rank: int, per_class: int) -> dict[str, float]:
     return values(watcher.measure(network(), step=1))
 
 
-@pytest.mark.parametrize(("per_class", "world_size"), [(15, 2), (13, 3)])
-def test_processes_share_the_probe_pass_and_agree(per_class, world_size):
+@pytest.mark.parametrize(("per_class", "world_size", "start"), [(15, 2, "spawn"), (13, 3, "forkserver")])
+def test_processes_share_the_probe_pass_and_agree(per_class, world_size, start):
     alone = _measure_in_parts(0, per_class)
-    for result in in_processes(_measure_in_parts, per_class, world_size=world_size, start="spawn"):
+    for result in in_processes(_measure_in_parts, per_class, world_size=world_size, start=start):
         assert result == pytest.approx(alone, rel=1e-6, nan_ok=True)  # float32 forward passes of other shapes
 
 

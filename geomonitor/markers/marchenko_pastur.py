@@ -8,6 +8,7 @@ The covariance of ``n`` points of independent entries of variance 1 in ``N`` uni
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -111,7 +112,7 @@ def mp_distance_of(spectrum: Spectrum) -> Tensor:
     values = values / values.mean()
     r = math.sqrt(count / max(free, spectrum.units))
     shares = torch.arange(count + 1, dtype=torch.float64, device=values.device) / count
-    angles = _quantile_angles(shares, r)
+    angles = torch.tensor(_quantile_angles(count, r), dtype=torch.float64, device=values.device)
     # Within its share of the distribution an eigenvalue lies above the law's quantiles up to the angle ``own``.
     cosines = ((1 + r**2 - values) / (2 * r)).clamp(-1, 1)
     own = torch.minimum(torch.maximum(torch.acos(cosines), angles[:-1]), angles[1:])
@@ -136,11 +137,14 @@ def _first_moment(angle: Tensor) -> Tensor:
     return (angle - angle.sin() * angle.cos()) / math.pi
 
 
-def _quantile_angles(shares: Tensor, r: float) -> Tensor:
-    """Angles at which the distribution function has these values, by bisection."""
+@functools.lru_cache(maxsize=32)  # the same at all measurements of a run
+def _quantile_angles(count: int, r: float) -> list[float]:
+    """Angles at which the distribution function is ``0, 1 / count, ..., 1``, by bisection."""
+    shares = torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
     low, high = torch.zeros_like(shares), torch.full_like(shares, math.pi)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         under = _distribution(middle, r) < shares
         low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-    return (low + high) / 2
+    angles: list[float] = ((low + high) / 2).tolist()
+    return angles
