@@ -97,21 +97,7 @@ def test_a_how_to_page_runs(page, place, posted):
         assert b"geometry alarm" in body
 
 
-@pytest.mark.filterwarnings("ignore::geomonitor.GeometryDeclineWarning")
-def test_the_tutorial_ends_with_the_decision_it_describes(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("mlxtend")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    run_page(DOCS / "tutorial.md", names)
-    assert names["status"].state == "alarm"
-    assert names["status"].since_epoch == 8  # at which the page raises the weight decay
-    assert "weight_decay 0 -> 0.02" in names["status"].text
-    assert names["decision"] == "go back"
-    assert (tmp_path / "runs/tutorial/geometry.html").exists()
-    assert names["status"].headline in capsys.readouterr().out
-
-
-def test_the_notebook_has_the_blocks_of_the_tutorial_which_run_above():
+def test_the_notebook_has_the_blocks_of_the_tutorial():
     script = runpy.run_path(str(DOCS / "tutorial_notebook.py"))
     page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     told = "run: python docs/tutorial_notebook.py"
