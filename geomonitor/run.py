@@ -23,8 +23,8 @@ from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.alarms.context import CONTEXT, EXPECTABLE, TrainingContext
 from geomonitor.alarms.live import LOG
 from geomonitor.alarms.outlook import outlook
+from geomonitor.alarms.status import of_layer
 from geomonitor.alarms.verdict import Verdict
-from geomonitor.alarms.words import headline
 from geomonitor.cadence import Cadence
 from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, Record
@@ -243,14 +243,14 @@ class MonitoredRun(Cadence):
 
     @property
     def should_stop(self) -> str | None:
-        """Why to stop, if any layer is in an alarm now; else None."""
+        """Why to stop, if any layer is in an alarm now, in the words of its status; else None."""
         return self.stop_reason()
 
     def stop_reason(self, layer: str | None = None) -> str | None:
         """As :attr:`should_stop`, for one layer."""
         for alias, verdict in self.monitor.verdicts.items():
             if verdict.declined and layer in (None, alias):
-                return f"geometry early stopping: {headline(verdict)}"
+                return f"geometry early stopping: {of_layer(self.monitor.history, alias, verdict).headline}"
         return None
 
     def finish(self) -> None:

@@ -57,7 +57,7 @@ def test_it_stops_on_a_decline_if_it_was_asked_to(stop, capsys):
     with pytest.warns(gm.GeometryDeclineWarning):
         train(own, range(3))
     assert own.stopping is stop
-    assert ("geometry early stopping: dimension" in capsys.readouterr().err) is stop
+    assert (f"geometry early stopping: {own.monitor.status.headline}\n" in capsys.readouterr().err) is stop
 
 
 def test_columns_are_the_default_markers_or_those_that_were_chosen():

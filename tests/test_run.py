@@ -103,8 +103,26 @@ def test_cut_and_resumed_equals_unbroken(tmp_path):
 
     assert records(second) == records(whole)
     assert second.should_stop == whole.should_stop
-    assert second.should_stop.startswith("geometry early stopping: dimension of 'penultimate' fell")
+    assert second.should_stop == f"geometry early stopping: {whole.monitor.status.headline}"
+    assert " has lost 50 % of its dimension since " in second.should_stop
     assert whole.stop_reason("another layer") is None
+
+
+def test_the_reason_to_stop_begins_with_what_was_lost_as_the_status_does():
+    run = monitored()
+    values = [2.0] * 10 + [1.2] * 4
+    run.monitor.history.append(
+        gm.Record(10 * n, n, "penultimate", "dimension", value) for n, value in enumerate(values)
+    )
+    run.monitor.verdicts["penultimate"] = gm.Verdict(
+        True, "penultimate", "numerical_rank", 120.0, 200.0, 2.0, since_step=100, since_epoch=10, checks=3,
+        agreeing=("dimension",), calibrated=True, noticed=True,
+    )  # fmt: skip
+    begin = "The representation has lost 40 % of its dimension since epoch 10 (step 100)."
+    assert run.monitor.status.headline.startswith(begin)
+    assert (
+        run.should_stop == run.stop_reason("penultimate") == f"geometry early stopping: {run.monitor.status.headline}"
+    )
 
 
 def test_the_side_file_holds_protocol_and_panel(tmp_path):

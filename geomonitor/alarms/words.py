@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from geomonitor.alarms.phrases import numbers as headline
 from geomonitor.alarms.status import of_layer
 from geomonitor.alarms.status_text import of_change
 from geomonitor.alarms.verdict import Verdict
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history.history import History
 from geomonitor.history.saved import SavedCheckpoint
-
-__all__ = ["GeometryDeclineWarning", "explain", "explain_in", "headline"]
 
 
 class GeometryDeclineWarning(GeomonitorWarning):

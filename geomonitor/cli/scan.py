@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from geomonitor.alarms.words import headline
 from geomonitor.cli.measured import model_of, monitor_of
 from geomonitor.cli.terminal import AsJson, Progress, output_json
 from geomonitor.cli.terminal import output as show
@@ -51,7 +50,7 @@ def scan(
             for verdict in measured(monitor, network, ordered, run=name):
                 progress.advance()
                 if verdict is not None:
-                    progress.line(f"decline: {headline(verdict)}")
+                    progress.line(monitor.explain(verdict).splitlines()[0])
         written.append({"path": output / name / HISTORY_FILE, "checkpoints": len(ordered)})
         if rank == 0 and not as_json:
             show(f"{len(ordered)} checkpoints measured: {output / name / HISTORY_FILE}")

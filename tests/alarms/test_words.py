@@ -8,7 +8,8 @@ import pytest
 
 from geomonitor import History, Record, Verdict
 from geomonitor.alarms.context import what_changed
-from geomonitor.alarms.words import explain, headline
+from geomonitor.alarms.phrases import numbers
+from geomonitor.alarms.words import explain
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,10 @@ def test_a_rise_of_what_is_worse_when_lower_is_not_explained_as_a_fall():
 def test_words():
     verdict = Verdict(True, "penultimate", "dimension", 1.2, 2.0, 0.1, since_step=216, since_epoch=8, checks=3)
     text = explain(verdict)
-    for part in (headline(verdict), "40 %", "new classes", "Not covered: accuracy on the training classes", "step 216"):
+    for part in (numbers(verdict), "40 %", "new classes", "Not covered: accuracy on the training classes", "step 216"):
         assert part in text
     assert max(map(len, text.splitlines())) < 200
-    assert "low since step 216" in headline(verdict._replace(since_epoch=None))
+    assert "low since step 216" in numbers(verdict._replace(since_epoch=None))
 
 
 def changes(name, *values) -> list[str]:
@@ -84,5 +85,5 @@ def test_a_warning_says_what_changed_and_what_to_try():
 
 def test_a_rise_is_named_a_rise():
     verdict = Verdict(True, "fc", "nc1", 3.0, 2.0, 0.1, since_step=20, checks=1, direction="higher")
-    assert "nc1 of 'fc' rose by 50 %" in headline(verdict)
+    assert "nc1 of 'fc' rose by 50 %" in numbers(verdict)
     assert "Its effect on new classes is not known" in explain(verdict)

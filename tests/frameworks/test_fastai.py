@@ -179,7 +179,8 @@ def test_it_stops_on_a_decline_and_alarms_are_sent(capsys):
         made = fit(learner([callback]), 5)
     assert len(column(made)) == 2
     assert len(texts) == 1
-    assert capsys.readouterr().err.count("geometry early stopping") == 1
+    reason = texts[0].splitlines()[0].replace("geometry alarm", "geometry early stopping")
+    assert capsys.readouterr().err.count(reason) == 1
 
 
 class Autocast(Callback):

@@ -158,7 +158,8 @@ def test_it_stops_on_a_decline_and_alarms_are_sent(capsys):
         trainer, _ = train(handler, 5)
     assert trainer.state.epoch == 2
     assert len(texts) == 1
-    assert capsys.readouterr().err.count("geometry early stopping") == 1
+    reason = texts[0].splitlines()[0].replace("geometry alarm", "geometry early stopping")
+    assert capsys.readouterr().err.count(reason) == 1
 
 
 def test_a_second_run_is_a_new_series():

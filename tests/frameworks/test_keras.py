@@ -224,7 +224,8 @@ def test_it_stops_on_a_decline_and_alarms_are_sent(capsys):
         history = fit(model(), [callback], 5).history
     assert len(history["loss"]) == 2
     assert len(texts) == 1
-    assert capsys.readouterr().err.count("geometry early stopping") == 1
+    reason = texts[0].splitlines()[0].replace("geometry alarm", "geometry early stopping")
+    assert capsys.readouterr().err.count(reason) == 1
 
 
 def test_a_second_fit_of_a_new_model_is_a_new_series_and_one_of_the_same_goes_on():

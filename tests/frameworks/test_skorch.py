@@ -172,7 +172,8 @@ def test_it_stops_on_a_decline_and_alarms_are_sent(capsys):
     assert len(trained.history) == 2
     assert list(copies.weights_.by_step) == [10, 20]  # the others saw the epoch to its end
     assert len(texts) == 1
-    assert capsys.readouterr().err.count("geometry early stopping") == 1
+    reason = texts[0].splitlines()[0].replace("geometry alarm", "geometry early stopping")
+    assert capsys.readouterr().err.count(reason) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
-from geomonitor.alarms.words import headline
+from geomonitor.alarms.phrases import numbers
 from tests.fuzzing.clouds import DTYPES, PROFILE, measured
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
@@ -110,7 +110,7 @@ def test_a_detector_judges_any_series(values, error, drop, sigmas, warmup, patie
     if verdict.declined:
         assert verdict.value < verdict.reference * (1 - drop) * (1 + 1e-12)
         assert verdict.change < 0 < verdict.sigmas
-        assert "fell by" in headline(verdict)
+        assert "fell by" in numbers(verdict)
     scaled = judged(series * 2.0**-20, error * 2.0**-20)
     assert (scaled.declined, scaled.checks, scaled.since_step) == (verdict.declined, verdict.checks, verdict.since_step)
     assert not judged(np.sort(series), abs(error)).declined  # what only rises has not declined

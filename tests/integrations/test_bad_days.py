@@ -65,7 +65,9 @@ def test_two_callbacks_on_one_trainer_keep_apart_and_resume(tmp_path):
     with pytest.warns(gm.GeometryDeclineWarning, match="'hidden'"):
         trainer, _ = fit(PL, tmp_path, again, max_epochs=4, ckpt=tmp_path / "last.ckpt")
     assert trainer.global_step == 12
-    assert again[2].stopping_reason_message.startswith("geometry early stopping: dimension of 'hidden'")
+    assert again[2].stopping_reason_message.startswith(
+        "geometry early stopping: The representation of 'hidden' has lost 50 %"
+    )
     assert series_in(tmp_path / "geometry.csv") == series_in(tmp_path / "geometry_held_out.csv", "hidden") == [6, 12]
     assert sorted(p.name for p in tmp_path.glob("geometry*.csv")) == ["geometry.csv", "geometry_held_out.csv"]
 

@@ -54,7 +54,7 @@ def require_one_measurement(kind: str, folder: Path, told: str) -> None:
     by_one = alone(torch.load(folder / "weights.pt", weights_only=True), passive=kind == "ddp_passive")
     assert first == pytest.approx(by_one, rel=1e-8, nan_ok=True), kind
     if kind != "fabric":  # which has neither early stopping nor a file
-        assert told.count("geometry early stopping: dimension of 'penultimate'") == 1, kind
+        assert told.count("geometry early stopping: The representation has lost ") == 1, kind
         (file,) = folder.rglob("geometry.csv")
         recorded = gm.History.load(file).series("penultimate", "dimension")
         assert (recorded.steps[-1], recorded.values[-1]) == (STOP_STEP, first["geometry/penultimate/dimension"])

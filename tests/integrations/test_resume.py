@@ -56,7 +56,7 @@ def findings(result: dict[str, Any]) -> list[str]:
 def test_the_unbroken_runs_decline_and_stop(unbroken):
     for whole in unbroken.values():
         assert DECLINE_STEP < whole["stopped_at"] <= STOP_STEP
-        assert whole["stopped_because"].startswith("geometry early stopping: participation_ratio of 'penultimate' fell")
+        assert whole["stopped_because"].startswith("geometry early stopping: The representation has lost ")
         assert len(whole["alarms_told"]) == 1
     assert unbroken["every epoch"]["stopped_at"] == STOP_STEP
 
