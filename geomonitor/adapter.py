@@ -203,7 +203,7 @@ class Adapter:
     def measure(self, model: nn.Module, *, step: int, epoch: int | None, **how: Any) -> dict[str, float]:
         """Measure now; then ``stopping`` is whether to end the training, and the reason is printed, on rank 0."""
         values = self.monitored.measure(model, step=step, epoch=epoch, **how)
-        name_in_wandb(self.monitor.history.whereabouts(), self._warn)
+        name_in_wandb(self.monitored.name, self.monitor.history.whereabouts(), self._warn)
         reason = self.monitored.should_stop if self.stop_on_decline else None
         self.stopping = reason is not None
         if reason and self.monitor.processes.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -300,18 +301,27 @@ def in_two_processes(folder: str) -> OfRank:
     return of_rank(callback.monitor, copies.weights.by_step[18], texts)
 
 
-def test_a_wandb_run_names_the_file_and_its_id(tmp_path, monkeypatch):
+def test_a_wandb_run_names_the_files_and_ids_of_all_callbacks_once(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     for name in ("WANDB_SILENT", "WANDB_DISABLE_GIT"):
         monkeypatch.setenv(name, "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    callback = geometry()
-    training = trainer(tmp_path / "out", [callback], num_train_epochs=1, report_to=["wandb"])
+    written: list[str] = []
+    config = importlib.import_module("wandb.sdk.wandb_config").Config
+    update = config.update
+    monkeypatch.setattr(
+        config, "update", lambda self, d, *more, **how: (written.extend(d), update(self, d, *more, **how))
+    )
+    callbacks = [geometry(), geometry(name="again")]
+    training = trainer(tmp_path / "out", callbacks, num_train_epochs=3, report_to=["wandb"])
     try:
         training.train()
-        named = dict(wandb.run.config["geometry_run"])
+        found = {name: dict(wandb.run.config[name]) for name in ("geometry_run", "geometry_again_run")}
     finally:
         wandb.finish()
-    run = load_run(tmp_path / "out")
-    assert named == {"id": run.id, "history": str(run.path)}
+    assert [name for name in written if name.startswith("geometry")] == list(found)
+    for callback, named in zip(callbacks, found.values(), strict=True):
+        assert callback.monitor.history.measurements == 3
+        run = load_run(tmp_path / "out" / named["id"])  # as `geomonitor status out/<id>` finds it
+        assert named == {"id": callback.monitor.history.run_id, "history": str(run.path)}
