@@ -7,17 +7,22 @@ from pathlib import Path
 
 from geomonitor.cli.terminal import message
 from geomonitor.errors import InputError
-from geomonitor.history.runs import Run, find_runs, read_run
+from geomonitor.history.runs import Run, find_runs, named, others_beside, read_run
 
 
 def loaded(paths: Sequence[Path]) -> list[Run]:
     """Read all runs, each once; of several, one that cannot be read is left out with a warning.
+
+    A directory that a run lies in stands for its latest run; what else is there is named on standard error.
 
     Raises:
         InputError: no run, or none that can be read.
     """
     files = list(dict.fromkeys(file for path in paths for file in find_runs(path)))
     if len(files) == 1:
+        if paths[0].is_dir() and (others := others_beside(files[0])):
+            listed = ", ".join(named(file) for file in others[:5]) + (", ..." if others[5:] else "")
+            message("note", f"also in {files[0].parent}: {listed}")
         return [read_run(files[0])]
     found = []
     for file in files:

@@ -36,7 +36,8 @@ def status(
 
 def _output_all(found: list[tuple[Run, Status]]) -> None:
     """The first line of each run, and of those in an alarm what to do."""
+    from geomonitor.history.runs import named
+
     for run, status in found:
-        name = f"{run.path.parent} (run {run.id})" if run.id else f"{run.path.parent}"
         lines = status.actions if status.state in ("alarm", "blind") else ()
-        output("\n  ".join((name, f"{status.title}: {status.headline}", *lines)))
+        output("\n  ".join((named(run.path), f"{status.title}: {status.headline}", *lines)))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import os
 import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from geomonitor.history.run_id import id_in, new_run_id
 
 
 class State(NamedTuple):
@@ -72,14 +75,18 @@ def make(path: Path, data: bytes) -> Handle:
 
 
 def set_aside(path: Path) -> None:
-    """Move a file and its side file to a free number, if they exist."""
-    free = free_name(path)
+    """Move a file and its side file, if they exist, to a folder of their run beside it, named by its id."""
+    run_id = id_in(side_of(path)) or new_run_id()
     while path.exists() or side_of(path).exists():
+        free = free_place(path, run_id)
+        free.parent.mkdir(exist_ok=True)
         try:
             _move(path, free)
             _move(side_of(path), side_of(free))
-        except FileExistsError:  # another run has just taken the number
-            free = free_name(path)
+        except FileExistsError:  # another run has just taken the place
+            continue
+        with contextlib.suppress(OSError):
+            free.parent.rmdir()  # empty where another run was faster
 
 
 def _move(source: Path, target: Path) -> None:
@@ -103,21 +110,16 @@ def _move(source: Path, target: Path) -> None:
         raise
 
 
-def free_name(path: Path) -> Path:
-    """``name.1.csv``, or the first number that neither a history nor a side file has."""
-    numbers = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    return next(file for file in numbers if not file.exists() and not side_of(file).exists())
+def free_place(path: Path, run_id: str) -> Path:
+    """``<id>/name.csv``, or with the first of ``<id>-2``, ... that has neither such a history nor a side file."""
+    folders = itertools.chain([run_id], (f"{run_id}-{number}" for number in itertools.count(2)))
+    places = (path.parent / folder / path.name for folder in folders)
+    return next(file for file in places if not file.exists() and not side_of(file).exists())
 
 
-def numbered(path: Path) -> list[Path]:
-    """The files ``name.1.csv``, ``name.2.csv``, ... that other runs have moved away, the latest first."""
-    try:
-        found = [file for file in path.parent.iterdir() if file.suffix == path.suffix]
-    except FileNotFoundError:
-        return []
-    numbers = {file: file.stem.removeprefix(f"{path.stem}.") for file in found if file.stem.startswith(f"{path.stem}.")}
-    whole = {file: int(number) for file, number in numbers.items() if number.isascii() and number.isdigit()}
-    return sorted(whole, key=lambda file: -whole[file])
+def moved_from(path: Path, run_id: str = "") -> list[Path]:
+    """Files of this name in folders beside it, to which runs are moved; of one run, or of all of them."""
+    return sorted(path.parent.glob(f"{run_id}*/{glob.escape(path.name)}"))
 
 
 def written_beside(path: Path, data: bytes) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from geomonitor import _options
 from geomonitor.errors import GeomonitorWarning, InputError
 from geomonitor.history.columns import Column
-from geomonitor.history.files import numbered
+from geomonitor.history.files import moved_from
 from geomonitor.history.lines import HEADER, lines_of, read_records
 from geomonitor.history.records import SECONDS, Record, Series
 from geomonitor.history.run_file import RunFile
@@ -99,7 +99,7 @@ class History:
         """Write to ``path`` from now on, starting with what is in memory.
 
         What the same run left there is replaced, with all that came after its checkpoint. Any other file that is in the
-        way, such as the history of another run, is kept as ``<name>.<n>.csv``.
+        way, such as the history of another run, is moved to a folder that is named by the id of its run.
 
         Args:
             path: of the CSV file; its directory is made.
@@ -108,7 +108,8 @@ class History:
             panel: what is judged and how (``Panel.to_dict()``); goes there too, so that a report judges as the run did.
         """
         self._side = None if protocol is None else {"protocol": protocol, "panel": panel, "run_id": self.run_id}
-        self._file = RunFile(_options.path("path", path), None if self._side is None else _side_text(self._side))
+        side = None if self._side is None else _side_text(self._side)
+        self._file = RunFile(_options.path("path", path), side, self.run_id)
         self._make_whole(self._file.path)
         self._file.take(self._text, self._is_continued_from)
 
@@ -260,7 +261,9 @@ class History:
         latest = self.latest()
         last = max((record.step for record in latest), default=-1)
         self._is_whole = True
-        left = next((found for file in (path, *numbered(path)) if (found := self._continued(file))), None)
+        left = next(
+            (found for file in (path, *moved_from(path, self.run_id)) if (found := self._continued(file))), None
+        )
         if left is None and latest:
             warnings.warn(
                 f"the history up to step {last} is neither in the checkpoint (checkpoint_history=False) nor in "

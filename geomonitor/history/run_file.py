@@ -10,21 +10,23 @@ from pathlib import Path
 
 from geomonitor.errors import GeomonitorWarning
 from geomonitor.history import files
-from geomonitor.history.files import Handle, State, free_name, make, numbered, remove, set_aside, side_of, write_all
+from geomonitor.history.files import Handle, State, free_place, make, moved_from, remove, set_aside, side_of, write_all
 from geomonitor.history.lock import locked
+from geomonitor.history.run_id import new_run_id
 
 
 class RunFile:
     r"""Adds lines to a file of its own; trouble with the disk is logged once, with a warning, never an error.
 
     A file is made under a name that is free, and never renamed over another one. A run that finds its name taken moves
-    the file away to a free number, with the side file that belongs to it; the run that writes to that file finds it
-    there. If the file is gone, was cut off, or an earlier addition failed, all is written anew, so that a disk that has
-    room again gets everything.
+    the file, with its side file, to a folder that is named by the id of its run; the run that writes to that file, and
+    one that goes on from its checkpoint, find it there. If the file is gone, was cut off, or an earlier addition
+    failed, all is written anew, so that a disk that has room again gets everything.
 
     Args:
         path: of the file; its side file has the ending ``.json``.
         side: text of the side file; None for no side file.
+        run_id: names the folder beside ``path`` that the file is in if another run has the name.
 
     >>> import tempfile
     >>> file = RunFile(Path(tempfile.mkdtemp(), "lines.csv"))
@@ -34,8 +36,9 @@ class RunFile:
     'a\nb\n'
     """
 
-    def __init__(self, path: Path, side: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, side: str | None = None, run_id: str = "") -> None:
+        self.path = self._asked = path
+        self._run_id = run_id or new_run_id()
         self._side = side
         self._side_is_due = side is not None
         self._left: State | None = None
@@ -53,8 +56,10 @@ class RunFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
-                if self.path.is_file() and is_continued(self.path):
-                    self._left = State.of(self.path)
+                places = (self.path, *moved_from(self.path, self._run_id))
+                mine = next((path for path in places if path.is_file() and is_continued(path)), None)
+                if mine is not None:
+                    self.path, self._left = mine, State.of(mine)
                     self._write_anew(everything())
                 else:
                     self._create(everything(), take_over=True)
@@ -117,11 +122,11 @@ class RunFile:
         if self._is_own(self.path):
             return
         taken = self.path
-        moved = next((path for path in numbered(taken) if self._is_own(path)), None)
+        moved = next((path for path in moved_from(self._asked) if self._is_own(path)), None)
         if moved is None and not taken.exists():
             self._left = None
             return
-        self.path = moved or free_name(taken)
+        self.path = moved or free_place(self._asked, self._run_id)
         if self._left is not None:
             self._warn(f"another run has taken {taken}; the geometry history of this one goes on in {self.path}")
         if moved is None:
@@ -153,6 +158,7 @@ class RunFile:
     def _create(self, text: str, *, take_over: bool) -> None:
         """Make the file under its name, or under a free one if the name is taken and must not be taken over."""
         while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             if take_over:
                 set_aside(self.path)
             try:
@@ -160,7 +166,7 @@ class RunFile:
                 break
             except FileExistsError:
                 if not take_over:
-                    self.path = free_name(self.path)
+                    self.path = free_place(self._asked, self._run_id)
         self._written(handle)
 
     def _written(self, handle: Handle) -> None:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from geomonitor.errors import InputError
 from geomonitor.history.files import side_of
 from geomonitor.history.history import History
-from geomonitor.history.run_id import is_run_id
+from geomonitor.history.run_id import id_in, is_run_id
 from geomonitor.history.saved import SavedCheckpoint
 
 HISTORY_FILE = "geometry.csv"
 """Name of the history in the directory of a run; the protocol stands beside it in ``geometry.json``."""
+NAMED_FILES = "geometry_*.csv"
+"""Histories of callbacks that have a name."""
 
 RUNS_FOLDER = "geomonitor_runs"
 """Holds a folder for each run, named by its id, if neither a directory nor a logger keeps runs apart."""
@@ -54,7 +56,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """
     files = find_runs(path)
     if len(files) > 1:
-        listed = ", ".join(_named(file) for file in files[:5]) + (", ..." if len(files) > 5 else "")
+        listed = ", ".join(named(file) for file in files[:5]) + (", ..." if len(files) > 5 else "")
         raise InputError(f"{path} holds {len(files)} runs; name one of them: {listed}")
     return read_run(files[0])
 
@@ -76,7 +78,7 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
         )
     if (path / HISTORY_FILE).is_file():
         return [path / HISTORY_FILE]
-    below = sorted(path.rglob(HISTORY_FILE))
+    below = sorted(path.rglob(HISTORY_FILE)) or [f for f in sorted(path.rglob(NAMED_FILES)) if side_of(f).is_file()]
     if not below:
         raise InputError(f"there is no {HISTORY_FILE} in {path} or below it: give the directory of a run")
     return below
@@ -96,7 +98,7 @@ def read_run(file: Path) -> Run:
         raise InputError(f"{file} holds no measurement yet: train until the first one is made")
     name = file.resolve().parent.name if file.name == HISTORY_FILE else file.stem
     side = side_of(file)
-    return Run(name, file, history, *read_side_file(side), _id_in(side))
+    return Run(name, file, history, *read_side_file(side), id_in(side))
 
 
 def _of_id(folder: Path, run_id: str) -> list[Path]:
@@ -104,22 +106,20 @@ def _of_id(folder: Path, run_id: str) -> list[Path]:
     if not is_run_id(run_id):
         return []
     sides = [side for depth in range(_SEARCHED + 1) for side in folder.glob("*/" * depth + "geometry*.json")]
-    return sorted(file for side in sides if _id_in(side) == run_id and (file := side.with_suffix(".csv")).is_file())
+    return sorted(file for side in sides if id_in(side) == run_id and (file := side.with_suffix(".csv")).is_file())
 
 
-def _named(file: Path) -> str:
-    run_id = _id_in(side_of(file))
-    return f"{file.parent}" + (f" (run {run_id})" if run_id else "")
+def others_beside(file: Path) -> list[Path]:
+    """Histories of other callbacks in the folder of a run, and of other runs in folders below it."""
+    folder = file.parent
+    found = [*sorted(folder.glob(NAMED_FILES)), *sorted(folder.glob("*/geometry*.csv"))]
+    return [other for other in found if other != file and id_in(side_of(other))]
 
 
-def _id_in(side: Path) -> str:
-    """The id in a side file; "" if there is none, as in those of older versions."""
-    try:
-        found = json.loads(side.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    run_id = found.get("run_id") if isinstance(found, dict) else None
-    return str(run_id) if is_run_id(run_id) else ""
+def named(file: Path) -> str:
+    """A run for a person: its folder, or the file of a callback that has a name, and its id."""
+    run_id, where = id_in(side_of(file)), file.parent if file.name == HISTORY_FILE else file
+    return f"{where}" + (f" (run {run_id})" if run_id else "")
 
 
 def read_side_file(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, SavedCheckpoint | None]:

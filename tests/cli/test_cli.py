@@ -137,7 +137,8 @@ def test_a_scan_is_read_by_report_and_compare(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "compare", scanned, scanned, "--min", "dimension=100%") == 0
     assert run(monkeypatch, "scan", *targets, "--layer", "body", "--marker", "nc1", "--output", scanned, *paths) == 0
     assert History.load(tmp_path / "scanned/geometry.csv").markers("body") == ("nc1", "nonfinite_rows")
-    assert (tmp_path / "scanned/geometry.1.csv").is_file()
+    (first,) = (tmp_path / "scanned").glob("*/geometry.csv")
+    assert History.load(first).series("penultimate", "rankme").steps.tolist() == [10, 20]
     capsys.readouterr()
 
 

@@ -82,12 +82,15 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
 
 
 def test_a_new_run_does_not_overwrite_an_old_file(tmp_path):
+    expected = {}
     for value in (1.0, 2.0, 3.0):
         history = History()
-        history.open(tmp_path / "geometry.csv")
+        history.open(tmp_path / "geometry.csv", {"seed": 0})
         history.append([Record(1, 0, "fc", "dimension", value)])
-    kept = {p.name: History.load(p).series("fc", "dimension").values.tolist() for p in tmp_path.glob("*.csv")}
-    assert kept == {"geometry.csv": [3.0], "geometry.1.csv": [1.0], "geometry.2.csv": [2.0]}
+        expected[history.run_id] = [value]
+    expected[tmp_path.name] = expected.pop(history.run_id)  # the latest one has the name
+    kept = {p.parent.name: History.load(p).series("fc", "dimension").values.tolist() for p in tmp_path.rglob("*.csv")}
+    assert kept == expected
 
 
 def test_state_survives_a_weights_only_checkpoint(tmp_path):
@@ -213,14 +216,16 @@ def test_a_resume_does_not_overwrite_the_file_of_another_run(tmp_path):
     stranger = History([record._replace(time=99.0) for record in measurement(1)])
     stranger.open(path)
     assert len(History.load(path)) == 40
-    assert len(History.load(tmp_path / "h.1.csv")) == 80
+    (moved,) = tmp_path.glob("*/h.csv")
+    assert len(History.load(moved)) == 80
 
 
 def test_what_is_no_history_is_kept_when_a_run_resumes(tmp_path):
     (tmp_path / "h.csv").write_bytes(b"\xff\x00 something else")
     resumed = History(measurement(1))
     resumed.open(tmp_path / "h.csv")
-    assert (tmp_path / "h.1.csv").read_bytes() == b"\xff\x00 something else"
+    (moved,) = tmp_path.glob("*/h.csv")
+    assert moved.read_bytes() == b"\xff\x00 something else"
     assert len(History.load(tmp_path / "h.csv")) == 40
 
 

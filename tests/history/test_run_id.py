@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import geomonitor as gm
-from geomonitor.history.runs import find_runs, load_run
+from geomonitor.history.runs import find_runs, load_run, others_beside
 from geomonitor.run import MonitoredRun
 from tests.runs_on_disk import write_run
 from tests.scan_targets import model, probe
@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_without_a_checkpoint_keeps_its_id_and_a_new_one_does
         ids.append(run.monitor.history.run_id)
     assert ids[0] == ids[1] != ids[2]
     assert {path.name for path in tmp_path.iterdir()} == set(ids)
-    assert not list(tmp_path.rglob("geometry.1.csv"))
+    assert all(path.name in ("geometry.csv", "geometry.json") for path in tmp_path.glob("*/*"))
 
 
 def test_the_id_of_a_logger_is_taken(tmp_path):
@@ -93,10 +93,14 @@ def test_a_run_is_found_by_its_id_and_several_are_listed_with_theirs(tmp_path, m
         load_run("0123abcd")
 
 
-def test_a_run_that_another_one_has_moved_aside_is_found_by_its_id(tmp_path):
-    old = id_in(write_run(tmp_path))
-    write_run(tmp_path, faulty=True)
-    assert load_run(tmp_path / old).path.name == "geometry.1.csv"
+def test_a_run_that_another_one_has_moved_aside_is_found_by_its_id(tmp_path, monkeypatch):
+    old = id_in(write_run(tmp_path / "run"))
+    write_run(tmp_path / "run", faulty=True)
+    monkeypatch.chdir(tmp_path)
+    for given in (tmp_path / "run" / old, old):
+        assert load_run(given).path.absolute() == tmp_path / "run" / old / "geometry.csv"
+    assert load_run("run").id == id_in(tmp_path / "run") != old
+    assert [load_run(file).id for file in others_beside(find_runs("run")[0])] == [old]
 
 
 def test_a_side_file_without_an_id_is_read(tmp_path):

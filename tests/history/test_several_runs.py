@@ -15,7 +15,7 @@ import pytest
 
 from geomonitor import GeomonitorWarning, History, Record
 from geomonitor.history import files, lock
-from geomonitor.history.files import make, numbered, set_aside
+from geomonitor.history.files import make, moved_from, set_aside
 from tests.processes import FORKSERVER
 
 RUNS, MEASUREMENTS, OLD = 6, 12, 99
@@ -62,7 +62,7 @@ def start_together(path: Path, ways: str = "new", *, locks: bool = True) -> None
 def found(directory: Path) -> dict[int, list[int]]:
     """Steps by run, each of which must be in one file; with the side file of that run beside it."""
     steps: dict[int, list[int]] = {}
-    for file in directory.glob("*.csv"):
+    for file in directory.rglob("*.csv"):
         history = History.load(file)
         owners = {int(record.value) for record in history}
         assert len(owners) == 1
@@ -74,7 +74,7 @@ def side_files(directory: Path) -> dict[int, int]:
     """By the run of a history, the run of the side file beside it."""
     return {
         int(next(iter(History.load(file))).value): json.loads(file.with_suffix(".json").read_text())["protocol"]["run"]
-        for file in directory.glob("*.csv")
+        for file in directory.rglob("*.csv")
     }
 
 
@@ -88,15 +88,17 @@ def test_six_runs_that_start_at_once_lose_nothing(tmp_path, repetition, locks):
     assert found(tmp_path) == expected
     if locks:
         assert side_files(tmp_path) == {run: run for run in expected}
-    assert {file.suffix for file in tmp_path.iterdir()} == {".csv", ".json"}  # no lock, no temporary file
-    assert len(list(tmp_path.iterdir())) == 2 * (RUNS + 1) or not locks
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name for file in written} == {"geometry.csv", "geometry.json"}  # no lock, no temporary file
+    assert len(written) == 2 * (RUNS + 1) or not locks
+    assert all(any(folder.iterdir()) for folder in tmp_path.iterdir() if folder.is_dir())
 
 
 def test_six_runs_that_resume_one_checkpoint_at_once_all_keep_their_records(tmp_path):
     path = tmp_path / "geometry.csv"
     finished(path)
     start_together(path, "resumed")
-    of_runs = [History.load(file) for file in tmp_path.glob("*.csv")]
+    of_runs = [History.load(file) for file in tmp_path.rglob("*.csv")]
     for run in range(RUNS):
         mine = [history for history in of_runs if any(record.value == run for record in history)]
         assert len(mine) == 1
@@ -113,8 +115,8 @@ def test_a_run_whose_file_was_moved_goes_on_in_it(tmp_path):
         with pytest.warns(GeomonitorWarning, match="another run has taken"):
             history.append(records(run, range(2, 4)))
         history.append(records(run, range(4, 6)))  # one warning
-    assert [history.path.name for history in (first, second, third)] == [
-        "geometry.1.csv", "geometry.2.csv", "geometry.csv",
+    assert [history.path.parent for history in (first, second, third)] == [
+        tmp_path / first.run_id, tmp_path / second.run_id, tmp_path,
     ]  # fmt: skip
     assert found(tmp_path) == {0: list(range(6)), 1: list(range(6)), 2: list(range(2))}
     assert side_files(tmp_path) == {0: 0, 1: 1, 2: 2}
@@ -170,10 +172,9 @@ def test_a_run_holds_one_file_open_and_a_forgotten_one_none(tmp_path):
 
 def test_a_side_file_without_a_history_is_moved_not_overwritten(tmp_path):
     (tmp_path / "geometry.json").write_text("of the user")
-    (tmp_path / "geometry.1.json").write_text("also")
     finished(tmp_path / "geometry.csv")
-    assert (tmp_path / "geometry.1.json").read_text() == "also"
-    assert (tmp_path / "geometry.2.json").read_text() == "of the user"
+    (kept,) = tmp_path.glob("*/geometry.json")
+    assert kept.read_text() == "of the user"
     assert side_files(tmp_path) == {OLD: OLD}
 
 
@@ -216,29 +217,33 @@ class TestMake:
         """Another run takes the number just before the renaming."""
         path = tmp_path / "geometry.csv"
         path.write_text("old")
+        path.with_suffix(".json").write_text('{"run_id": "old"}')
         opened = Path.open
 
         def taken(self: Path, mode: str = "r", **options: object) -> object:
-            if self.name == "geometry.1.csv" and mode == "xb":
+            if self == tmp_path / "old/geometry.csv" and mode == "xb":
                 with contextlib.suppress(FileExistsError), opened(self, "x") as file:
                     file.write("of another run")
             return opened(self, mode, **options)
 
         monkeypatch.setattr(Path, "open", taken)
         set_aside(path)
-        assert (tmp_path / "geometry.1.csv").read_text() == "of another run"
-        assert (tmp_path / "geometry.2.csv").read_text() == "old"
+        assert (tmp_path / "old/geometry.csv").read_text() == "of another run"
+        assert (tmp_path / "old-2/geometry.csv").read_text() == "old"
 
 
 def refuse(*args: object, **options: object) -> None:
     raise OSError(errno.EPERM, "Operation not permitted")
 
 
-def test_numbers_are_found_the_latest_first(tmp_path):
-    for name in ("a.1.csv", "a.10.csv", "a.2.csv", "a.x.csv", "a.².csv", "b.1.csv", "a.csv", "a.3.json"):
+def test_moved_files_are_found_by_the_id_of_their_run(tmp_path):
+    for name in ("ab12/a[1].csv", "ab12-2/a[1].csv", "cd34/a[1].csv", "ab12/b.csv", "a[1].csv", "ab12/a1.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in numbered(tmp_path / "a.csv")] == ["a.10.csv", "a.2.csv", "a.1.csv"]
-    assert numbered(tmp_path / "nowhere" / "a.csv") == []
+    own = [tmp_path / "ab12/a[1].csv", tmp_path / "ab12-2/a[1].csv"]
+    assert moved_from(tmp_path / "a[1].csv", "ab12") == own
+    assert moved_from(tmp_path / "a[1].csv") == [*own, tmp_path / "cd34/a[1].csv"]
+    assert moved_from(tmp_path / "nowhere" / "a.csv") == []
 
 
 class TestLock:

@@ -175,13 +175,16 @@ class TestWithoutTheHistory:
     def test_the_file_is_found_if_another_run_has_moved_it(self, tmp_path):
         path = tmp_path / "geometry.csv"
         history = History()
-        history.open(path)
+        history.open(path, {"seed": 0})
         for step in (1, 2):
             history.append(measurement(step, 3, 2))
-        History(measurement(9, 3, 2)).open(path)
-        resumed = through_a_checkpoint(history, whole=False)
-        resumed.open(path)
-        assert resumed.series("layer0", "marker0").steps.tolist() == [1, 2]
+        (newer := History(measurement(9, 3, 2))).open(path, {"seed": 0})
+        for whole in (False, True):
+            resumed = through_a_checkpoint(history, whole=whole)
+            resumed.open(path, {"seed": 0})
+            assert resumed.series("layer0", "marker0").steps.tolist() == [1, 2]
+            assert resumed.path == tmp_path / history.run_id / "geometry.csv"  # and goes on there
+            assert as_text(History.load(path)) == as_text(newer)
 
     def test_a_file_that_is_gone_is_logged(self, tmp_path):
         resumed = through_a_checkpoint(History(measurement(2, 3, 2)), whole=False)

@@ -168,8 +168,9 @@ def test_options_of_the_trainer(tmp_path, options, steps):
 def test_a_second_fit_in_the_same_directory_keeps_the_file_of_the_first(tmp_path):
     geometry = callback(PL)
     fit(PL, tmp_path, [geometry], max_epochs=2)
+    first = geometry.monitor.history.run_id
     fit(PL, tmp_path, [geometry], max_epochs=1)
-    assert series_in(tmp_path / "geometry.1.csv") == [6, 12]
+    assert series_in(tmp_path / first / "geometry.csv") == [6, 12]
     assert series_in(tmp_path / "geometry.csv") == measured_steps(geometry.monitor) == [6]
 
 
@@ -198,7 +199,8 @@ def test_another_protocol_on_resume_is_refused_or_starts_a_new_series(tmp_path):
     allowed = callback(PL, directions=31, allow_protocol_change=True)
     fit(PL, tmp_path, [allowed], max_epochs=2, ckpt=last)
     assert series_in(tmp_path / "geometry.csv") == measured_steps(allowed.monitor) == [12]
-    assert series_in(tmp_path / "geometry.1.csv") == [6]
+    (refused,) = tmp_path.glob("*/geometry.csv")
+    assert series_in(refused) == [6]
 
 
 def test_a_class_that_has_vanished_is_refused():

@@ -44,7 +44,7 @@ def resume(directory: Path, name: str, unbroken: dict[str, Any]) -> dict[str, An
     for what in ("records", "verdicts", "stopped_at", "stopped_because"):
         assert result[what] == whole[what], what
     assert rows(directory / "geometry.csv") == whole["records"]
-    assert not (directory / "geometry.1.csv").exists()
+    assert list(directory.rglob("geometry.csv")) == [directory / "geometry.csv"]
     return result
 
 
