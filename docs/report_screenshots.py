@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from screenshots import with_few_colors
 from selenium import webdriver
 
 from geomonitor.history.history import History
@@ -97,7 +98,7 @@ def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str, 
         browser.refresh()  # folded, as a reader finds it
         time.sleep(SETTLED_SECONDS)
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
-        picture.write_bytes(base64.b64decode(shot["data"]))
+        picture.write_bytes(with_few_colors(base64.b64decode(shot["data"])))
     print(picture)
 
 

@@ -7,6 +7,7 @@ Looks at a real TensorBoard page in headless Chromium; needs chromium and chrome
 
 from __future__ import annotations
 
+import io
 import shutil
 import socket
 import subprocess
@@ -14,12 +15,21 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
+from PIL import Image
 from selenium import webdriver
 
 RUNS = Path("runs/mnist_collapse")
 DOCS = Path(__file__).parent
 SETTLED_SECONDS = 30
+COLORS = 128
+"""of a picture in the repository: enough for text and curves, and a third of the bytes"""
+PINNED = (
+    '?pinnedCards=[{"plugin":"scalars","tag":"geometry/penultimate/dimension"},'
+    '{"plugin":"scalars","tag":"geometry/penultimate/alarm"}]#timeseries'
+)
+"""The address of docs/howto/lightning.md, at which curves of the geometry come first."""
 
 
 def main() -> None:
@@ -41,6 +51,7 @@ def main() -> None:
             folder = Path(sys.argv[1])
             photograph(f"{page}/", folder / "tensorboard_first.png", (1500, 1120))
             photograph(f"{page}/?darkMode=true", folder / "tensorboard_first_dark.png", (1500, 1120))
+            photograph(f"{page}/{quote(PINNED, safe='?=&#')}", folder / "tensorboard_pinned.png", (1500, 1120))
         photograph(f"{page}/#custom_scalars&_smoothingWeight=0", DOCS / "tensorboard_layout.png", (1500, 1120))
         photograph(f"{page}/#images&regexInput=faulty", DOCS / "tensorboard_figures.png", (1500, 1200))
         photograph(f"{page}/#text", DOCS / "tensorboard_alarm.png", (1500, 760))
@@ -71,8 +82,17 @@ def photograph(address: str, picture: Path, size: tuple[int, int]) -> None:
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         browser.get(address)
         time.sleep(SETTLED_SECONDS)
-        browser.save_screenshot(str(picture))
+        picture.write_bytes(with_few_colors(browser.get_screenshot_as_png()))
     print(picture)
+
+
+def with_few_colors(png: bytes) -> bytes:
+    """A smaller picture of the same look."""
+    smaller = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(
+        smaller, "PNG", optimize=True
+    )
+    return smaller.getvalue()
 
 
 if __name__ == "__main__":
