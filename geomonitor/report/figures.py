@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,24 +137,33 @@ def value_range(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Lowest and highest value that an axis shows.
 
     All values, unless those of the first ``EARLY`` of the measurements, while the classes form, would make up more than
-    ``MOST_EARLY`` of the axis: these are beyond it then.
+    ``MOST_EARLY`` of the axis: these are beyond it then. The bands of the others are shown whole.
 
     >>> [round(limit, 2) for limit in value_range([{"y": [9.0, 5.0, *[2.0, 1.9, 1.8, 1.0] * 3], "meta": {}}])]
     [0.95, 2.05]
     """
     known = [value for trace in traces for value in trace["y"] if value is not None]
-    late = [value for trace in traces if not trace["meta"].get("band") for value in trace_end(trace["y"])]
     if not known:
         return 0.0, 1.0
     low, high = min(known), max(known)
+    ends = [_end(trace) for trace in traces if not trace["meta"].get("band")]
+    start = min((x for end in ends for x, _ in end), default=math.inf)
+    bands = [_points(trace) for trace in traces if trace["meta"].get("band")]
+    late = [y for end in ends for _, y in end] + [y for band in bands for x, y in band if x >= start]
     if late and (max(late) - min(late)) < (1 - MOST_EARLY) * (high - low):
         low, high = min(late), max(late)
     return _padded(low, high, 0.05)
 
 
-def trace_end(values: Sequence[float | None]) -> list[float]:
-    """The defined values after the first ``EARLY`` of a curve; all of them if there are fewer than ``LEAST``."""
-    known = [value for value in values if value is not None]
+def _points(trace: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The defined points of a trace."""
+    places = trace.get("x", range(len(trace["y"])))
+    return [(x, y) for x, y in zip(places, trace["y"], strict=True) if y is not None]
+
+
+def _end(trace: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The points after the first ``EARLY`` of a curve; all of them if there are fewer than ``LEAST``."""
+    known = _points(trace)
     return known[math.ceil(EARLY * len(known)) :] if len(known) >= LEAST else known
 
 

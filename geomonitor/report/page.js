@@ -17,7 +17,7 @@ function ticks(low, high, count) {
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw);
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push(n * step);
-  return found;
+  return found.length > 2 || count > 12 ? found : ticks(low, high, count + 2);
 }
 
 const label = (value) => String(Number(value.toPrecision(4)));

@@ -29,10 +29,15 @@ def rendered(template: str, **values: Any) -> str:
         raise ImportError(f'reports need jinja2 ({error}): pip install "geomonitor[report]"') from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        finalize=lambda value: _shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     style = Markup((PAGE / "page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, **values)
+
+
+def _shown(text: str) -> str:
+    """Printable, and no line ends between a number and its "%"."""
+    return printable(text).replace(" %", "\u00a0%")
 
 
 def checked_path(path: str | os.PathLike[str], example: str) -> Path:

@@ -126,7 +126,7 @@ def test_the_change_is_that_since_before_the_decline(faulty):
     before, last = findings.reference(faulty.history.series("penultimate", "dimension"), STEPS * (FAULT + 1))
     assert before == np.median(values[FAULT - 3 : FAULT])
     assert last == values[-1]
-    assert f"{last / before - 1:+.1%}".replace("%", " %") in render_report(faulty)
+    assert f"{last / before - 1:+.1%}".replace("%", "\u00a0%") in render_report(faulty)
     later = findings.reference(faulty.history.series("penultimate", "dimension"), None)[0]
     assert later == np.median(values[9:19])
 
@@ -143,6 +143,16 @@ def test_first_values_do_not_rule_an_axis_but_a_fall_at_the_end_does():
     assert axis([None]) == (0.0, 1.0)
     assert axis([3.0, 2.0, 1.9, *[None] * 20])[1] > 3.0  # too few to leave one out, however many failed
     assert axis([2.0, 2.0])[0] < 2.0 < axis([2.0, 2.0])[1]
+
+
+def test_an_axis_that_leaves_out_first_values_shows_the_bands_of_the_others():
+    """Else noise looks like a signal."""
+    steps, values = list(range(20)), [9.0, 5.0, 3.0, *[2.0, 1.9] * 8, 2.0]
+    upper, lower = [value + 0.3 for value in values], [value - 0.3 for value in reversed(values)]
+    band = {"x": [*steps, *reversed(steps)], "y": [*upper, *lower], "meta": {"band": True}}
+    low, high = figures.value_range([band, {"x": steps, "y": values, "meta": {}}])
+    assert low < 1.6
+    assert 2.3 < high < 3.0
 
 
 def test_an_alarm_of_another_detector_is_named_as_such(tmp_path):
