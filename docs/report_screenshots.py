@@ -76,11 +76,14 @@ def photograph_all(pages: dict[str, Path], folder: Path) -> None:
     for name, path in pages.items():
         for size, device, scheme in ((DESKTOP, "", "light"), (DESKTOP, "", "dark"), (PHONE, "_phone", "light")):
             own = path.parent.name != "site" and path.parent.parent.name != "site"
-            photograph(path.as_uri(), folder / f"{name}{device}_{scheme}.png", size, scheme, checked=own)
+            beside = () if own else ("file:",)
+            photograph(path.as_uri(), folder / f"{name}{device}_{scheme}.png", size, scheme, beside=beside)
 
 
-def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str, *, checked: bool = True) -> None:
-    """One screenshot of the top of the page, after a check of the whole."""
+def photograph(
+    address: str, picture: Path, size: tuple[int, int], scheme: str, *, beside: tuple[str, ...] = ()
+) -> None:
+    """One screenshot of the top of the page, after a check of the whole; ``beside``: what it may ask for."""
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
@@ -93,8 +96,7 @@ def photograph(address: str, picture: Path, size: tuple[int, int], scheme: str, 
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", chosen)
         browser.get(address)
         wait_until_drawn(browser)
-        if checked:  # the site has files beside its pages
-            check(browser, address, size[0])
+        check(browser, address, size[0], beside)
         browser.refresh()  # folded, as a reader finds it
         time.sleep(SETTLED_SECONDS)
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
@@ -111,11 +113,13 @@ def wait_until_drawn(browser: Any) -> None:
     time.sleep(SETTLED_SECONDS)
 
 
-def check(browser: Any, address: str, width: int) -> None:
+def check(browser: Any, address: str, width: int, beside: tuple[str, ...]) -> None:
     """Nothing asked for elsewhere, no complaint of the browser, no figure undrawn, no page wider than the screen."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    problems = [f"asks for {url}" for url in asked if url != address and not url.startswith(("data:", "blob:"))]
+    problems = [
+        f"asks for {url}" for url in asked if url != address and not url.startswith(("data:", "blob:", *beside))
+    ]
     problems += [entry["message"] for entry in browser.get_log("browser")]
     if browser.execute_script("return document.documentElement.scrollWidth") > width:
         problems.append(f"is wider than {width} pixels")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -131,6 +132,16 @@ def test_each_line_of_the_gallery_draws(place, posted):
     assert len(plt.get_fignums()) == len(shown) == 7
     plt.close("all")
     assert all((DOCS / picture).is_file() for picture in shown)
+
+
+def test_the_search_from_disk_fetches_no_script():
+    plugin = pytest.importorskip("material.plugins.offline.plugin").OfflinePlugin()
+    plugin.load_config({})
+    (script,) = re.findall(r"polyfills: \[([^]]+)\]", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"))
+    config = SimpleNamespace(extra={"polyfills": [script]})
+    plugin.on_config(config)
+    assert config.extra["polyfills"] == [script]
+    assert (DOCS / script).is_file()
 
 
 def test_every_page_is_in_the_navigation():
