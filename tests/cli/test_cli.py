@@ -140,6 +140,10 @@ def test_a_scan_is_read_by_report_and_compare(monkeypatch, capsys, tmp_path):
     (first,) = (tmp_path / "scanned").glob("*/geometry.csv")
     assert History.load(first).series("penultimate", "rankme").steps.tolist() == [10, 20]
     capsys.readouterr()
+    assert run(monkeypatch, "status", scanned) == run(monkeypatch, "status", str(first.parent)) == 0
+    (line,) = capsys.readouterr().err.splitlines()  # of the directory alone
+    assert line == f"note: also in {scanned}: {first.parent} (run {first.parent.name})"
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
