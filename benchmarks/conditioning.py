@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.cases import Features, collapsed, trained
 from geomonitor.errors import GeomonitorWarning
-from geomonitor.features.outputs import Head
+from geomonitor.features.linear_head import Head
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.result import EffectiveGeometry
 from geomonitor.markers.table import COUNTS, MARKER_GROUPS

@@ -253,7 +253,9 @@ def _read_by(head: _Head, logits: Tensor, mask: Tensor | None) -> str:
     )
 
 
-def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, output: Any, rank: int = 2) -> str | None:
+def place_of(
+    trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, output: Any, rank: int = 2, *, straight: bool = False
+) -> str | None:
     """Which output comes out of the head that a layer feeds, by the names of ``outputs_of``; None if none does.
 
     Args:
@@ -262,10 +264,11 @@ def place_of(trace: Trace, modules: Mapping[str, nn.Module], layer: Layer, outpu
         layer: whose side is "input", or it feeds no head.
         output: what the model returned.
         rank: dimensions of logits: three if points are tokens.
+        straight: the head is a product with weights, and no activation or normalisation comes after it.
     """
     for name, tensor in outputs_of(output).items() if layer.side == "input" else ():
         head = _head(trace, modules, tensor, strict=False)
-        if head is not None and head.path == layer.path and tensor.ndim == rank:
+        if head is not None and head.path == layer.path and tensor.ndim == rank and (head.clean or not straight):
             return name
     return None
 

@@ -1,23 +1,11 @@
-"""What else a forward pass gives: the logits in what the model returned, and the linear head that a layer feeds."""
+"""What else a forward pass gives: the logits in what the model returned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from geomonitor.features.layers import Layer, plain_modules
-
-
-class Head(NamedTuple):
-    """The rows of a linear head for the probe's classes; ``weight`` is None if there is no such head."""
-
-    weight: Tensor | None = None
-    """``(P, N)``"""
-    bias: Tensor | None = None
-    """``(P,)``"""
 
 
 def outputs_of(output: Any) -> dict[str, Tensor]:
@@ -25,6 +13,7 @@ def outputs_of(output: Any) -> dict[str, Tensor]:
 
     Of an object or mapping that has ``logits`` these alone.
 
+    >>> import torch
     >>> list(outputs_of((torch.zeros(2, 3), None, torch.zeros(2, 5)))), list(outputs_of({"logits": torch.zeros(2, 3)}))
     (['0', '2'], ['logits'])
     """
@@ -57,6 +46,7 @@ def logits_in(output: Any, labels: Sequence[int], place: str | None = None) -> T
     Returns:
         ``(B, C)``, at least two columns; None if there are no such logits, or several tensors fit equally well.
 
+    >>> import torch
     >>> logits_in({"logits": torch.zeros(2, 3)}, labels=[0, 2]).shape
     torch.Size([2, 3])
     >>> logits_in((torch.zeros(2, 8), torch.zeros(2, 4)), labels=[0, 3]).shape
@@ -72,27 +62,3 @@ def logits_in(output: Any, labels: Sequence[int], place: str | None = None) -> T
     exact = [tensor for tensor in flat if tensor.shape[1] == max(labels) + 1]
     chosen = exact or flat[:1]
     return chosen[0] if len(chosen) == 1 and min(labels) >= 0 else None
-
-
-def head_of(model: nn.Module, layer: Layer, labels: Sequence[int]) -> Head:
-    """The head behind a layer: the layer is the input of an ``nn.Linear`` that has one row for each label.
-
-    Weights that are spread over processes as ``DTensor`` (FSDP2) are gathered, so all processes have to call this;
-    weights that FSDP1 has flattened give no head.
-    """
-    module = plain_modules(model)[layer.path]
-    if layer.side != "input" or not isinstance(module, nn.Linear):
-        return Head()
-    if module.weight.shape != (module.out_features, module.in_features):
-        return Head()
-    if not labels or min(labels) < 0 or max(labels) >= module.out_features:
-        return Head()
-    weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
-    rows = torch.tensor(labels, device=weight.device)
-    return Head(weight[rows], None if bias is None else bias[rows])
-
-
-def _gathered(parameter: Tensor) -> Tensor:
-    with torch.no_grad():
-        whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
-        return whole

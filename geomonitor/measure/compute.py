@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomonitor._distributed import ALL_PROCESSES, Processes
-from geomonitor.features.outputs import Head
+from geomonitor.features.linear_head import Head
 from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup

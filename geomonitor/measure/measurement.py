@@ -6,7 +6,7 @@ The points come from a pass of the probe set through the model, or from the forw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor.errors import InputError, MeasurementError
-from geomonitor.features.outputs import Head, logits_in
+from geomonitor.features.linear_head import Head
+from geomonitor.features.outputs import logits_in
 from geomonitor.features.routers import RouterNames
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.glue.options import GeometryOptions
@@ -34,6 +35,13 @@ NONFINITE_ROWS = "nonfinite_rows"
 """Marker name of how many points of the probe have NaN or infinite features; those points are left out."""
 FEWEST_POINTS = 2
 """Finite points that each class has to keep for a layer to be measured: a class of one point has no variance."""
+
+
+OF_THE_HEAD = ("nc3", "nc4", COHERENCE)
+"""Markers that need the linear head that a layer feeds."""
+
+ReadHeads = Callable[[Mapping[str, int]], Mapping[str, Head]]
+"""From the width of each layer to the linear head that it feeds."""
 
 
 class ElsewhereError(MeasurementError):
@@ -76,25 +84,27 @@ class Measurement:
 
     Args:
         plan: what to measure.
-        heads: the linear head that a layer feeds, by alias of the layer; its keys are the layers.
+        layers: aliases.
         references: features to which the drift is measured, by layer.
         device: of the model.
         warn: warns the user: takes the message and a key of its cause, the same key for the same cause.
         logits: which output holds the logits, by the names of ``outputs_of``; None: by the rule of ``logits_in``.
         has_logits: False: no output is known as the logits of the layers' head.
+        read_heads: gives the linear heads that the layers feed; called if markers need them. None: there are none.
         processes: that measure together.
     """
 
     def __init__(
         self,
         plan: Plan,
-        heads: Mapping[str, Head],
+        layers: Collection[str],
         references: Mapping[str, Tensor],
         device: torch.device,
         warn: Callable[[str, str], None],
         *,
         logits: str | None = None,
         has_logits: bool = True,
+        read_heads: ReadHeads | None = None,
         processes: Processes = ALL_PROCESSES,
     ) -> None:
         self.plan = plan
@@ -114,7 +124,8 @@ class Measurement:
         self.batch_matters = False
         """whether the features of a point depend on the others of its batch, if that was looked at"""
         self._where = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        self._heads = heads
+        self._layers = tuple(layers)
+        self._read_heads = read_heads
         self._references = references
         self._classes = torch.tensor(plan.classes)
         self._features = PointBuffer(self._where, processes)
@@ -138,7 +149,7 @@ class Measurement:
             MeasurementError: not one row of features for each point.
         """
         classes = torch.searchsorted(self._classes, labels)
-        rows = {layer: _of_batch(features[layer], layer, len(classes)) for layer in self._heads}
+        rows = {layer: _of_batch(features[layer], layer, len(classes)) for layer in self._layers}
         self._features.add(rows, classes=classes, ids=ids)
         statistics: dict[str, Tensor] = {}
         residuals: dict[str, Tensor] = {}
@@ -192,26 +203,44 @@ class Measurement:
         seen = torch.bincount(features.classes, minlength=len(self.plan.classes)).tolist()
         if empty := [label for label, points in zip(self.plan.classes, seen, strict=True) if not points]:
             raise InputError(f"every class needs at least one point; classes without any: {empty}")
-        finite = {layer: features.rows[layer].isfinite().all(dim=1).cpu() for layer in self._heads}
+        finite = {layer: features.rows[layer].isfinite().all(dim=1).cpu() for layer in self._layers}
         values: dict[str, dict[str, tuple[float, float]]] = {}
         entropies = self._entropies.gather().rows if TOKEN_ENTROPY in self.plan.markers else {}
         of_routers = self.routing.compute() if self.plan.routed else {}
         groups = None if self.plan.sequences is None else self.plan.sequences[features.ids]
+        heads = self._heads_of(features.rows)
         with threads_for(len(self.plan.classes) * self.plan.per_class, self.device):
             of_logits = self._of_logits(logits) if self._needs_logits else {}
             for layer, kept in finite.items():
                 rows, classes = features.rows[layer][kept.to(self._where)], features.classes[kept]
                 measured = self._enough(layer, classes, left_out=features.classes[~kept])
                 own = groups if groups is None else groups[kept]
-                found = self._of_layer(layer, rows, classes, own, whole=bool(kept.all())) if measured else {}
+                head, whole = heads.get(layer, Head()), bool(kept.all())
+                found = self._of_layer(layer, rows, classes, own, head, whole=whole) if measured else {}
                 of_tokens = self._of_tokens(layer, entropies[layer]) if layer in entropies else {}
                 if measured and residuals:
-                    of_head = rows, residuals[""][kept.to(self._where)], self._heads[layer]
-                    found[COHERENCE] = coherence_in_head(*of_head, groups=own)
+                    of_points = residuals[""][kept.to(self._where)]
+                    found[COHERENCE] = coherence_in_head(rows, of_points, head, groups=own)
                 left_out = (float((~kept).sum()), math.nan)
                 found = {**of_logits, **of_routers, **found, **of_tokens}
                 values[layer] = {**self._undefined, **found, NONFINITE_ROWS: left_out}
         return values
+
+    def _heads_of(self, rows: Mapping[str, Tensor]) -> Mapping[str, Head]:
+        """Heads by layer, if markers need them; warns of a head that is not linear."""
+        asked = [name for name in OF_THE_HEAD if name in self.plan.markers]
+        if not asked or self._read_heads is None:
+            return {}
+        heads = self._read_heads({layer: rows[layer].shape[1] for layer in self._layers})
+        for layer, head in heads.items():
+            if head.reason:
+                self.warn(
+                    f"layer {layer!r} feeds the logits, but not through a linear head: {head.reason}. "
+                    f"{', '.join(asked)} of it are NaN. Leave them out, or make the last step to the logits a linear "
+                    "layer of its own.",
+                    f"no linear head behind {layer}",
+                )
+        return heads
 
     def _of_tokens(self, layer: str, entropies: Tensor) -> dict[str, tuple[float, float]]:
         found = mean_entropy(entropies[:, 0])
@@ -224,7 +253,7 @@ class Measurement:
         return {TOKEN_ENTROPY: found}
 
     def _of_layer(
-        self, layer: str, rows: Tensor, classes: Tensor, groups: Tensor | None, *, whole: bool
+        self, layer: str, rows: Tensor, classes: Tensor, groups: Tensor | None, head: Head, *, whole: bool
     ) -> dict[str, tuple[float, float]]:
         """The markers of one layer from its finite points; ``whole``: they are all of the probe's."""
         self.points[layer] = rows, classes
@@ -236,7 +265,7 @@ class Measurement:
             rows,
             classes,
             self.plan.markers,
-            head=self._heads[layer],
+            head=head,
             reference=reference,
             geometry_options=self.plan.geometry.as_dict(),
             dtype=self.dtypes.get(layer, "float32"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geomonitor._random import preserved_rng
 from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import undisturbed
-from geomonitor.features.outputs import head_of
+from geomonitor.features.linear_head import Head, head_of
 from geomonitor.features.routers import find_routers
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.measure.agreement import Agreement
@@ -105,11 +105,17 @@ def take_measurement(
         else:
             found = where.in_place(model)
         columns = source.logit_columns if isinstance(source, ProbeSet) else plan.classes
-        with undisturbed(model, warn):  # reading a parametrised weight runs code of the model
-            heads = {alias: head_of(model, layer, columns) for alias, layer in found.items()}
+
+        def read_heads(widths: Mapping[str, int]) -> dict[str, Head]:
+            with undisturbed(model, warn):  # also reading a parametrised weight runs code of the model
+                return {
+                    alias: head_of(model, layer, columns, width=widths[alias], gives_logits=alias in where.heads)
+                    for alias, layer in found.items()
+                }
+
         measurement = Measurement(
-            plan, heads, known.references, device, warn, logits=where.logits,
-            has_logits=where.has_logits and bool(columns), processes=processes,
+            plan, found, known.references, device, warn, logits=where.logits,
+            has_logits=where.has_logits and bool(columns), read_heads=read_heads, processes=processes,
         )  # fmt: skip
         if plan.routed:
             measurement.routing.take_weights(find_routers(model, plan.routers))

@@ -14,7 +14,6 @@ from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.features.capture import Layer, Pool
-from geomonitor.features.outputs import Head
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.transfer import TRUTH, few_shot_is_right, neighbors_are_right, ridge_is_right, share
 from geomonitor.measure.measurement import Measurement, Plan
@@ -107,7 +106,7 @@ def points_of(
         Without layers in which a class has fewer than two points with finite features.
     """
     plan = Plan(probe.classes, probe.per_class, (), (), GeometryOptions())
-    measurement = Measurement(plan, dict.fromkeys(layers, Head()), {}, device, warn, processes=processes)
+    measurement = Measurement(plan, layers, {}, device, warn, processes=processes)
     run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={})
     measurement.compute_after(lambda: run(model, layers, probe, measurement))
     return measurement.points

@@ -56,13 +56,19 @@ class Where:
         """whether a measurement of the series was made"""
         self.logits: str | None = None
         """which output holds the logits; None: by the rule of ``logits_in``"""
+        self.heads: frozenset[str] = frozenset()
+        """aliases of layers whose module is known to give the logits"""
         self.has_logits = True
         """whether an output is known or may be the logits of the classes"""
 
     def in_place(self, model: nn.Module) -> dict[str, Layer]:
         """The layers without a forward pass of the probe set: found before, or by the order of registration."""
         modules = plain_modules(model)
-        return self._found if self._known(modules) else resolve_in(modules, self._layers)
+        if self._known(modules):
+            return self._found
+        found = resolve_in(modules, self._layers)
+        self.heads = _by_rule(found)
+        return found
 
     def find(
         self, model: nn.Module, probe: ProbeSet, *, forward: Forward, batch_size: int, warn: Callable[[str, str], None]
@@ -109,6 +115,7 @@ class Where:
         if by_rule and located is None and not names_its_head and self._processes.rank == 0:
             last = next(layer for alias, layer in found.items() if layer.automatic)
             LOG.warning("'penultimate' is %s by the order of registration, not by a run of the model: %s", last, cause)
+        self.heads = _by_rule(found)
         if traced is not None:
             self._choose_logits(located, found, modules, traced, per_token=isinstance(probe, TokenProbe))
             self._found, self._model = found, _signature(modules)
@@ -132,11 +139,14 @@ class Where:
         *,
         per_token: bool,
     ) -> None:
+        rank = 3 if per_token else 2
+        passed = traced.trace, modules
+        straight = {n: place_of(*passed, layer, traced.output, rank, straight=True) for n, layer in found.items()}
+        self.heads = frozenset(alias for alias, place in straight.items() if place is not None)
         if located is not None:
             self.logits, self.has_logits = located.logits, located.logits is not None
             return
-        rank = 3 if per_token else 2
-        places = {place_of(traced.trace, modules, layer, traced.output, rank) for layer in found.values()} - {None}
+        places = {place_of(*passed, layer, traced.output, rank) for layer in found.values()} - {None}
         self.logits, self.has_logits = (places.pop() if len(places) == 1 else None), len(places) < 2
 
     def _report(self, located: Located, found: Mapping[str, Layer], warn: Callable[[str, str], None]) -> None:
@@ -153,6 +163,10 @@ class Where:
                     "another layer",
                 )
         self.resolved = resolved
+
+
+def _by_rule(found: Mapping[str, Layer]) -> frozenset[str]:
+    return frozenset(alias for alias, layer in found.items() if layer.automatic)
 
 
 def _some(probe: ProbeSet, points: int) -> Tensor:

@@ -178,3 +178,44 @@ def test_next_tokens_of_a_language_model(side: str) -> None:
     norm = monitor.history.series("block 0", "mean_norm").values[-1]
     assert norm == pytest.approx(float(out.hidden_states[1][rows].norm(dim=1).mean()), rel=1e-4)
     assert all(math.isfinite(monitor.history.series(layer, "token_entropy").values[-1]) for layer in layers)
+
+
+def of_the_head(model: nn.Module, points: Tensor, labels: Tensor) -> dict[str, float]:
+    names = ("nc3", "nc4", "coherence")
+    probe = gm.ProbeSet.from_dataset(torch.utils.data.TensorDataset(points, labels), per_class=PER_CLASS)
+    monitor = gm.GeometryMonitor(probe, markers=names, panel=None, on_error="raise")
+    return {r.marker: r.value for r in monitor.measure(model, step=0) if r.marker in names}
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "peft", "keras"])
+def test_a_head_of_a_library_is_measured_as_an_nn_linear(kind: str) -> None:
+    torch.manual_seed(0)
+    points, labels = torch.randn(ITEMS, 6), torch.arange(ITEMS) % zoo.CLASSES
+    same = nn.Linear(12, zoo.CLASSES)
+    body = nn.Sequential(nn.Linear(6, 12), nn.ReLU())
+    model: nn.Module = nn.Sequential(*body, same)
+    if kind == "Conv1D":
+        from transformers.pytorch_utils import Conv1D
+
+        model = nn.Sequential(body, Conv1D(zoo.CLASSES, 12))
+        weight, bias = model[1].weight.T, model[1].bias
+    elif kind == "peft":
+        model = zoo.lora(model, "2", [])
+        head = model.base_model.model[2]
+        weight = head.base_layer.weight + head.get_delta_weight("default")
+        bias = head.base_layer.bias
+    else:
+        import keras
+
+        from geomonitor_integrations._keras_layers import KerasLayers
+
+        made = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(12, "relu"), keras.layers.Dense(4)])
+        made.layers[0].set_weights([body[0].weight.detach().numpy().T, body[0].bias.detach().numpy()])
+        made.layers[1].enable_lora(2)
+        made.layers[1].lora_kernel_b.assign(torch.randn(2, 4))
+        model, weight, bias = KerasLayers(made), made.layers[1].kernel.T, made.layers[1].bias.value + 0.0
+    found = of_the_head(model, points, labels)
+    plain = nn.Sequential(body, nn.Linear(12, zoo.CLASSES))
+    with torch.no_grad():
+        plain[1].weight.copy_(weight), plain[1].bias.copy_(bias)
+    assert found == pytest.approx(of_the_head(plain, points, labels), abs=1e-6)
