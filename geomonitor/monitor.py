@@ -38,6 +38,7 @@ from geomonitor.history.saved import SavedCheckpoint
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.estimate import Estimate, estimated, log_cost
 from geomonitor.measure.measurement import Plan
+from geomonitor.measure.network_coherence import checked_coherence_probe
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
 from geomonitor.measure.protocol import same_protocol
@@ -76,6 +77,9 @@ class GeometryMonitor:
         routers: paths of the routers of a mixture of experts, for the markers ``"moe"``, or path to experts per token;
             by default found, see :func:`geomonitor.captured_routing`.
         truth: labelled points of new classes, on which transfer is measured beside the markers; never judged.
+        coherence_probe: training points, of which ``network_coherence`` is measured beside the markers, see
+            :func:`geomonitor.measure.network_coherence.network_coherence`: two backward passes of 64 points; never
+            judged.
         max_overhead: seconds of measuring allowed per second of training, beyond the first minute of measuring in a
             run. If measurements cost more, :meth:`due` lets every k-th request pass, with a warning. None: no limit.
         on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
@@ -108,6 +112,7 @@ class GeometryMonitor:
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         routers: RouterNames = None,
         truth: TransferProbe | None = None,
+        coherence_probe: ProbeSet | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
@@ -124,10 +129,10 @@ class GeometryMonitor:
         shifted, self._warn = tuple(self.shifts), WarnOnce()
         views = probe.views if isinstance(probe, ProbeSet) else None
         sequences = probe.item_numbers if isinstance(probe, TokenProbe) else None
-        self.routers = checked_routers(routers)
+        self.routers, self.coherence_probe = checked_routers(routers), checked_coherence_probe(coherence_probe)
         self._plan = Plan(
             probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences,
-            self.routers,
+            self.routers, self.coherence_probe,
         )  # fmt: skip
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")
@@ -224,7 +229,8 @@ class GeometryMonitor:
         Returns:
             The new records, which are also in ``history``. Besides the markers, for each layer: ``nonfinite_rows``,
             the points with NaN or infinite features; ``alarm`` and ``notice`` (0 or 1; NaN if the measurement failed);
-            ``judged`` (0 while it is too early). Once: ``seconds`` and ``overhead``, those of the slowest process.
+            ``judged`` (0 while it is too early). Once: ``seconds`` and ``overhead``, those of the slowest process, and
+            ``network_coherence`` if there is a ``coherence_probe``.
 
         Raises:
             InputError: at the first measurement, a layer that does not exist or is ambiguous.
@@ -258,6 +264,7 @@ class GeometryMonitor:
             for router, of_router in taken.routing.items()
             for marker, found in of_router.items()
         ]
+        markers += [Record(step, epoch, "", marker, *found, now) for marker, found in taken.whole.items()]
         known = [Record(step, epoch, "", name, float(value), time=now) for name, value in context.items()]
         self.history.append([*markers, *known])
         alarms = [r._replace(time=now) for r in self.judge.update(step, epoch, taken.values, changes, self.history)]

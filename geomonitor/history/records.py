@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from geomonitor.markers.coherence import NETWORK_COHERENCE
+
 ALARM = "alarm"
 """Marker name of the verdict: 1 during an alarm, 0 otherwise, NaN if the measurement or the detector failed."""
 NOTICE = "notice"
@@ -49,8 +51,12 @@ class Record(NamedTuple):
     def key(self) -> str:
         """Name under which loggers get the value: ``geometry/<layer>/<marker>``, ``geometry_cost/seconds``.
 
+        What is measured of the whole network has no layer: ``geometry/network_coherence``.
+
         What a measurement costs is in a group of its own, which TensorBoard shows after the geometry.
         """
+        if self.marker == NETWORK_COHERENCE:
+            return f"geometry/{self.marker}"
         return f"geometry/{self.layer}/{self.marker}" if self.layer else f"{COST_GROUP}/{self.marker}"
 
 

@@ -17,6 +17,8 @@ from geomonitor.markers.estimate import Estimate, error_of
 from geomonitor.markers.inputs import feature_matrix, on_float64_device, require_labels, require_matrix
 
 COHERENCE = "coherence"
+NETWORK_COHERENCE = "network_coherence"
+"""Of all parameters that are trained; it belongs to a whole measurement, not to a layer."""
 
 FITTED = 1e-12
 """Mean square of the residuals below which they are rounding of the logits, and no gradient is left."""

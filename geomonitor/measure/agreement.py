@@ -129,8 +129,9 @@ class Agreement:
                     f"{both[0]!r} is a router and the name of a layer: give the layer another name, "
                     f"layers={{'logits': {both[0]!r}}}"
                 )
-        if setup.truth is not None:
-            setup.truth.probe.check_content()
+        for beside in (None if setup.truth is None else setup.truth.probe, setup.plan.coherence_probe):
+            if beside is not None:
+                beside.check_content()
         if isinstance(setup.probe, ProbeSet):
             setup.probe.check_content()
             now = points_at_once(setup.probe, setup.batch_size, self.processes.size)

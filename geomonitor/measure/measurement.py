@@ -67,6 +67,8 @@ class Plan(NamedTuple):
     """``(Q,)`` the sequence to which a point belongs, by id, if points are tokens"""
     routers: RouterNames = None
     """of a mixture of experts; None: found"""
+    coherence_probe: ProbeSet | None = None
+    """training points, whose gradients with respect to all parameters are compared"""
 
     @property
     def routed(self) -> bool:

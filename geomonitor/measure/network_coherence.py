@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from geomonitor import _options
+from geomonitor._warnings import cause_of
 from geomonitor.errors import InputError
+from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import plain_modules
 from geomonitor.features.outputs import logits_in
-from geomonitor.markers.coherence import coherence_of_products
+from geomonitor.markers.coherence import NETWORK_COHERENCE, coherence_of_products
 from geomonitor.markers.estimate import Estimate
 from geomonitor.measure.probe_pass import Forward, call, device_of, dtype_of, to_device, to_dtype
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.reservoir import priority
+from geomonitor.probe.token_probe import TokenProbe
 
 POINTS = 64
 AT_ONCE = 8
@@ -77,6 +81,59 @@ def network_coherence(
     at_once = min(_options.whole("at_once", at_once), points)
     run = call if forward is None else _options.function("forward", forward, "model, inputs")
     own = None if loss is None else _options.function("loss", loss, "output, label")
+    return _measured(model, probe, points=points, loss=own, forward=run, at_once=at_once)
+
+
+def coherence_beside(
+    model: nn.Module, probe: ProbeSet, *, forward: Forward, warn: Callable[[str, str], None]
+) -> tuple[float, float]:
+    """Coherence and its standard error beside the markers of a measurement; a failure is NaN and a warning.
+
+    Args:
+        model: left exactly as it was.
+        probe: the points.
+        forward: runs the model on a batch.
+        warn: takes a warning and a key of its cause.
+    """
+    try:
+        found = _measured(model, probe, points=min(POINTS, len(probe)), forward=forward, warn=warn)
+    except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
+        warn(f"{NETWORK_COHERENCE} cannot be measured, it is NaN. {type(error).__name__}: {error}", cause_of(error))
+        return math.nan, math.nan
+    return float(found.value), float(found.standard_error)
+
+
+def checked_coherence_probe(probe: Any) -> ProbeSet | None:
+    """The probe set of :func:`coherence_beside` of a monitor, or None.
+
+    Raises:
+        InputError: something else, or points that have no label of their own.
+    """
+    if probe is None:
+        return None
+    if not isinstance(probe, ProbeSet) or isinstance(probe, TokenProbe):
+        raise InputError(
+            "coherence_probe takes a ProbeSet of training points, such as ProbeSet.from_dataset(train_dataset); got "
+            f"{type(probe).__name__}"
+        )
+    if not probe.labelled or not probe.logit_columns:
+        raise InputError(
+            "coherence_probe needs labels that are columns of the logits, for the cross-entropy of each point; got a "
+            "probe set without"
+        )
+    return probe
+
+
+def _measured(
+    model: nn.Module,
+    probe: ProbeSet,
+    *,
+    points: int,
+    forward: Forward,
+    loss: Loss | None = None,
+    at_once: int = AT_ONCE,
+    warn: Callable[[str, str], None] | None = None,
+) -> Estimate:
     model = plain_modules(model)[""]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model is trained: there is no gradient")
@@ -84,8 +141,8 @@ def network_coherence(
         raise InputError("the parameters are spread over processes (FSDP); measure a model that is whole")
     chosen = torch.argsort(priority(torch.arange(len(probe)), probe.seed), stable=True)[:points].sort().values
     parts = torch.split(chosen, at_once)
-    with undisturbed(model), torch.enable_grad():
-        gradients = _Gradients(model, probe, run, own or partial(_cross_entropy, classes=probe.classes))
+    with undisturbed(model, warn), hooks_run(), torch.enable_grad():
+        gradients = _Gradients(model, probe, forward, loss or partial(_cross_entropy, classes=probe.classes))
         total: Parameters = {}
         for found in gradients.of(parts):
             total = {name: part.sum(dim=0) + total.get(name, 0) for name, part in found.items()}

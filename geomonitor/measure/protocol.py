@@ -28,13 +28,14 @@ def protocol_of(
         probe: which points.
         layers: from which features are taken.
         pool: how they become one row a point.
-        plan: what is measured: the geometry's own protocol, input shifts, the transfer probe.
+        plan: what is measured: the geometry's own protocol, input shifts, the probes beside it.
         forward: runs the model; None: as it is usually called.
     """
     named: Any = layers
     if not isinstance(layers, str):
         named = dict(layers) if isinstance(layers, Mapping) else list(layers)
     shifts, new = sorted(plan.shifts), None if plan.truth is None else plan.truth.probe.content
+    trained = plan.coherence_probe
     views = getattr(probe, "views", None)
     how = None if views is None else views.how_viewed
     made_from = getattr(probe, "made_from", None)
@@ -53,6 +54,8 @@ def protocol_of(
         **({} if how is None else {"views": how.as_protocol()}),
         **({} if views is None or views.content is None else {"views content": views.content}),
         **({} if new is None else {"truth content": new}),
+        **({} if trained is None else {"coherence": trained.fingerprint}),
+        **({} if trained is None or trained.content is None else {"coherence content": trained.content}),
         **({} if plan.routers is None else {"routers": checked_routers(plan.routers)}),
     }
 
@@ -99,7 +102,10 @@ def same_protocol(now: Mapping[str, Any], saved: Mapping[str, Any], *, required:
     return not changed
 
 
-KNOWN_LATER = ("targets", "resolved", "content", "truth content", "views content", "forward", "dtypes", "batch_size")
+KNOWN_LATER = (
+    *("targets", "resolved", "forward", "dtypes", "batch_size"),
+    *("content", "truth content", "views content", "coherence content"),
+)
 """What older versions, some probe sets, and runs that have not measured yet do not have."""
 # Protocols that do not name a ridge were measured without one.
 _DEFAULTS: Mapping[str, Any] = GeometryOptions(ridge=0.0).as_dict()

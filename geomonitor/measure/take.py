@@ -13,11 +13,13 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.linear_head import Head, head_of
 from geomonitor.features.routers import find_routers
+from geomonitor.markers.coherence import NETWORK_COHERENCE
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.measure.agreement import Agreement
 from geomonitor.measure.buffers import buffers_of_first
 from geomonitor.measure.identity import Identity, agreed, points_at_once
 from geomonitor.measure.measurement import ElsewhereError, Measurement, Plan
+from geomonitor.measure.network_coherence import coherence_beside
 from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, device_of, probe_pass
 from geomonitor.measure.tokens import TokenLength
@@ -45,6 +47,8 @@ class Taken(NamedTuple):
     """what later measurements have to share; None if nothing was measured"""
     routing: dict[str, dict[str, tuple[float, float]]]
     """marker and standard error, by path of the router and name"""
+    whole: dict[str, tuple[float, float]]
+    """marker and standard error of the whole network by name"""
 
 
 class Known(NamedTuple):
@@ -152,6 +156,9 @@ def take_measurement(
                 pool=how.pool, device=device, warn=warn, processes=processes,
             )  # fmt: skip
             values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
+    whole: dict[str, tuple[float, float]] = {}
+    if plan.coherence_probe is not None:
+        whole[NETWORK_COHERENCE] = coherence_beside(model, plan.coherence_probe, forward=how.forward, warn=warn)
     identity = known.identity
     if not agreement.complete:
         at_once = points_at_once(source, how.batch_size, processes.size) if isinstance(source, ProbeSet) else 0
@@ -164,6 +171,7 @@ def take_measurement(
         source.points if isinstance(source, ValidationPass) else None,
         identity,
         measurement.routing.by_layer,
+        whole,
     )
 
 
@@ -172,4 +180,5 @@ def nothing_taken(aliases: Sequence[str], plan: Plan, known: Known, routers: Seq
     undefined = dict.fromkeys(plan.names, (math.nan, math.nan))
     of_router = {name: undefined[name] for name in plan.names if name in ROUTING_MARKERS}
     routing = dict.fromkeys(routers, of_router)
-    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, known.identity, routing)
+    whole = {} if plan.coherence_probe is None else {NETWORK_COHERENCE: (math.nan, math.nan)}
+    return Taken(dict.fromkeys(aliases, undefined), {}, {}, {}, known.fingerprint, known.identity, routing, whole)

@@ -73,6 +73,7 @@ class GeometryHooks:
         batch_size: int = 128,
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         truth: TransferProbe | None = None,
+        coherence_probe: ProbeSet | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
@@ -82,7 +83,8 @@ class GeometryHooks:
         given: dict[str, Any] = {
             "layers": layers, "markers": markers, "panel": panel, "geometry": geometry, "pool": pool,
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
-            "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
+            "coherence_probe": coherence_probe, "max_overhead": max_overhead, "on_error": on_error,
+            "process_group": process_group,
         }  # fmt: skip
         per_class = _options.whole("per_class", per_class)
         self._late: Late | None = None

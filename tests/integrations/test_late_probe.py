@@ -71,6 +71,22 @@ def test_it_is_the_probe_set_that_was_given_by_hand(tmp_path, probe):
     assert len(series(late)) == 2
 
 
+@pytest.mark.parametrize("probe", ["val", None])
+def test_a_coherence_probe_is_passed_on(tmp_path, probe):
+    training = gm.ProbeSet.from_dataset(Subset(dataset(), range(48)), per_class=10)
+    held = probe or gm.ProbeSet.from_dataset(Subset(dataset(), range(48, 96)), per_class=12)
+    ends = []
+    for more in ({}, {"coherence_probe": training}):
+        callback = GeometryCallback(held, per_class=12, **OPTIONS, **more)
+        trainer = fit(tmp_path / str(len(more)), [callback])
+        ends.append(list(trainer.lightning_module.state_dict().values()))
+    assert all(map(torch.equal, *ends))
+    values = callback.monitor.history.series("", "network_coherence").values.tolist()
+    assert len(values) == 2
+    assert trainer.callback_metrics["geometry/network_coherence"] == pytest.approx(values[-1])
+    assert all(-1 / 19 <= value <= 1 for value in values)
+
+
 def test_cut_and_resumed_equals_unbroken(tmp_path):
     whole, second = (GeometryCallback("val", per_class=12, **OPTIONS) for _ in range(2))
     fit(tmp_path / "whole", [whole], epochs=4)

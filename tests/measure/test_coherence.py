@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import geomonitor as gm
+from geomonitor.history.runs import load_run
 from geomonitor.markers.coherence import coherence
 from geomonitor.measure import network_coherence as measured_by
 from geomonitor.measure.network_coherence import network_coherence
@@ -227,8 +228,8 @@ def test_wrong_labels_lower_it_on_the_points_that_have_them(seed):
     assert right - low > 3 * math.hypot(error, error_low)
 
 
-def latest(monitor: gm.GeometryMonitor, layer: str = "penultimate") -> tuple[float, float]:
-    found = monitor.history.series(layer, "coherence")
+def latest(monitor: gm.GeometryMonitor, layer: str = "penultimate", marker: str = "coherence") -> tuple[float, float]:
+    found = monitor.history.series(layer, marker)
     return float(found.values[-1]), float(found.standard_errors[-1])
 
 
@@ -293,4 +294,115 @@ def _measured(rank: int) -> tuple[float, float]:
 def test_two_processes_measure_what_one_does():
     expected = _measured(0)
     for found in in_processes(_measured):
+        assert found == pytest.approx(expected, rel=1e-10)
+
+
+def watched(**options) -> gm.GeometryMonitor:
+    defaults = {"coherence_probe": probe(24), "markers": ["mean_norm"], "panel": None, "on_error": "raise"}
+    return gm.GeometryMonitor(probe(), **defaults | options)
+
+
+def of_network(monitor: gm.GeometryMonitor) -> tuple[float, float]:
+    return latest(monitor, "", "network_coherence")
+
+
+def test_a_monitor_measures_the_whole_network_on_its_coherence_probe():
+    model, monitor = network(), watched()
+    records = {r.marker: r for r in monitor.measure(model, step=1)}
+    expected = network_coherence(model, probe(24))
+    assert of_network(monitor) == tuple(float(v) for v in expected)
+    assert records["network_coherence"].key == "geometry/network_coherence"
+    assert monitor.history.layers == ("penultimate",)
+    plain = watched(coherence_probe=None)
+    plain.measure(model, step=1)
+    assert "network_coherence" not in plain.history.markers("")
+    assert latest(plain, "penultimate", "mean_norm") == pytest.approx(
+        latest(monitor, "penultimate", "mean_norm"), nan_ok=True
+    )
+
+
+def test_gradients_that_are_being_accumulated_and_training_are_the_same_bits():
+    ends = []
+    for options in ({}, {"coherence_probe": None}):
+        model, monitor = network().train(), watched(**options)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.manual_seed(5)
+        for step in range(4):
+            x = torch.randn(8, 1, 6, 6, dtype=torch.float64)
+            nn.functional.cross_entropy(model(x), torch.randint(CLASSES, (8,))).backward()
+            held, before = [p.grad for p in model.parameters()], [p.grad.clone() for p in model.parameters()]
+            monitor.measure(model, step=step)  # between two micro-batches, and before a step
+            assert all(p.grad is grad for p, grad in zip(model.parameters(), held, strict=True))
+            assert all(map(torch.equal, before, held))
+            if step % 2:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+        ends.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_coherence_probe_that_cannot_be_measured_is_nan_and_a_warning():
+    model, monitor = network().requires_grad_(False), watched()
+    with pytest.warns(gm.GeomonitorWarning, match=r"network_coherence cannot be measured.*no parameter"):
+        monitor.measure(model, step=1)
+    monitor.measure(model, step=2)  # a second warning would be an error
+    assert all(math.isnan(value) for value in of_network(monitor))
+    assert math.isfinite(latest(monitor, "penultimate", "mean_norm")[0])
+
+
+def test_a_measurement_that_fails_is_nan_for_the_network_also():
+    monitor = watched(on_error="warn")
+    monitor.measure(network(), step=1)
+    with pytest.warns(gm.GeomonitorWarning, match="could not be measured"):
+        monitor.measure(nn.Sequential(*network()[:-1], nn.Linear(3, CLASSES).double()), step=2)
+    assert monitor.history.series("", "network_coherence").steps.tolist() == [1, 2]
+    assert math.isnan(of_network(monitor)[0])
+
+
+def test_what_is_no_coherence_probe_is_refused_before_training():
+    unlabelled = gm.ProbeSet.from_unlabelled(torch.randn(30, 4), samples=20)
+    for wrong, message in ((unlabelled, "needs labels"), ([1], r"takes a ProbeSet.*got list"), ("train", "got str")):
+        with pytest.raises(gm.InputError, match=message):
+            watched(coherence_probe=wrong)
+
+
+def test_the_protocol_knows_the_points_of_the_coherence_probe():
+    first = watched()
+    first.measure(network(), step=1)
+    watched().load_state_dict(first.state_dict())
+    for other in (None, probe(21)):
+        with pytest.raises(gm.InputError, match="coherence"):
+            watched(coherence_probe=other).load_state_dict(first.state_dict())
+
+
+def test_points_that_change_in_a_run_end_it():
+    data = TensorDataset(torch.randn(80, 1, 6, 6, dtype=torch.float64), torch.arange(80) % CLASSES)
+    monitor, model = watched(coherence_probe=gm.ProbeSet.from_dataset(data, per_class=20)), network()
+    monitor.measure(model, step=1)
+    data.tensors[0].mul_(2)
+    with pytest.raises(gm.MeasurementError, match=r"other data|changed"):
+        monitor.measure(model, step=2)
+
+
+def test_a_callback_passes_it_on_and_logs_it(tmp_path):
+    from geomonitor.adapter import Adapter
+
+    callback = Adapter(probe(), coherence_probe=probe(24), markers=["mean_norm"], panel=None, directory=tmp_path)
+    model = network()
+    callback.begin(model, step=0)
+    logged = callback.measure(model, step=1, epoch=0)
+    assert logged["geometry/network_coherence"] == float(network_coherence(model, probe(24)).value)
+    read = load_run(tmp_path).history.series("", "network_coherence")
+    assert read.values.tolist() == [logged["geometry/network_coherence"]]
+
+
+def _of_network(rank: int) -> tuple[float, float]:
+    monitor = watched()
+    monitor.measure(network(), step=1)
+    return of_network(monitor)
+
+
+def test_two_processes_measure_the_network_as_one_does():
+    expected = _of_network(0)
+    for found in in_processes(_of_network):
         assert found == pytest.approx(expected, rel=1e-10)
