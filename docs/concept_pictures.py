@@ -50,17 +50,19 @@ class Picture(NamedTuple):
     values: Sequence[float]
     make: Clouds
     shown: tuple[float, float]
+    title: str
+    """of a panel with clouds, with a place for the value"""
 
 
 PICTURES = (
     Picture("dimension", "directions in which a class varies", (1, 2, 3, 4, 6, 8, 12, 16, 24),
-            lambda value: clouds(directions=value), (1, 12)),
+            lambda value: clouds(directions=value), (1, 12), "directions: {}"),
     Picture("radius", "size of a class, centres at distance 1", np.linspace(0.3, 3, 9),
-            lambda value: clouds(size=value), (0.3, 1.5)),
+            lambda value: clouds(size=value), (0.3, 1.5), "size {}"),
     Picture("utility", "size of a class, centres at distance 1", np.linspace(0.3, 2.5, 9),
-            lambda value: clouds(size=value, directions=12), (0.3, 2)),
+            lambda value: clouds(size=value, directions=12), (0.3, 2), "size {}"),
     Picture("capacity", "distance of the centres, classes of size 1", np.linspace(0.1, 3, 9),
-            lambda value: clouds(distance=value), (0.5, 3.0)),
+            lambda value: clouds(distance=value), (0.5, 3.0), "distance {}"),
 )  # fmt: skip
 
 
@@ -76,7 +78,14 @@ def draw(picture: Picture, path: Path) -> None:
     for axis, value, points in zip((small, large), picture.shown, planes, strict=True):
         for number, color in enumerate(COLORS):
             axis.scatter(*points[number].T, s=9, color=color, alpha=0.75, linewidths=0)
-        axis.set(title=f"{value:g}", xticks=[], yticks=[], xlim=(-most, most), ylim=(-most, most), aspect="equal")
+        axis.set(
+            title=picture.title.format(f"{value:g}"),
+            xticks=[],
+            yticks=[],
+            xlim=(-most, most),
+            ylim=(-most, most),
+            aspect="equal",
+        )
     curve.fill_between(picture.values, numbers - 2 * errors, numbers + 2 * errors, alpha=0.25, linewidth=0)
     curve.plot(picture.values, numbers, "o-", markersize=3.5)
     curve.axvline(picture.shown[0], color="0.7", linewidth=0.8, linestyle=":")

@@ -36,8 +36,10 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    """Printable, and no line ends between a number and its "%"."""
-    return printable(text).replace(" %", "\u00a0%")
+    """Printable and escaped; no line ends between a number and its "%"."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(printable(text))).replace(" %", "&nbsp;%"))
 
 
 def checked_path(path: str | os.PathLike[str], example: str) -> Path:

@@ -56,7 +56,7 @@ def test_the_page_begins_with_the_status_of_each_run_the_most_urgent_one_first(r
     assert states(page) == ORDER
     for run in every:
         assert re.search(rf"<h2>{run.name}: [a-z ]+ <small>run {run.id}</small>", page)
-    assert "has lost 49\u00a0% of its dimension" in page  # in one line on a phone
+    assert "has lost 49&nbsp;% of its dimension" in page  # in one line on a phone
     assert "Last healthy checkpoint: one from before step" in page
     assert "Measurements of" in page
     assert "Judged from measurement" in page

@@ -126,7 +126,7 @@ def test_the_change_is_that_since_before_the_decline(faulty):
     before, last = findings.reference(faulty.history.series("penultimate", "dimension"), STEPS * (FAULT + 1))
     assert before == np.median(values[FAULT - 3 : FAULT])
     assert last == values[-1]
-    assert f"{last / before - 1:+.1%}".replace("%", "\u00a0%") in render_report(faulty)
+    assert f"{last / before - 1:+.1%}".replace("%", "&nbsp;%") in render_report(faulty)
     later = findings.reference(faulty.history.series("penultimate", "dimension"), None)[0]
     assert later == np.median(values[9:19])
 
