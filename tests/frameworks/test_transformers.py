@@ -325,3 +325,14 @@ def test_a_wandb_run_names_the_files_and_ids_of_all_callbacks_once(tmp_path, mon
         assert callback.monitor.history.measurements == 3
         run = load_run(tmp_path / "out" / named["id"])  # as `geomonitor status out/<id>` finds it
         assert named == {"id": callback.monitor.history.run_id, "history": str(run.path)}
+
+
+def test_an_output_dir_that_is_used_twice_has_the_latest_run_and_the_other_by_its_id(tmp_path):
+    ids = []
+    for _ in range(2):
+        trainer(tmp_path, [callback := geometry()], num_train_epochs=1).train()
+        ids.append(callback.monitor.history.run_id)
+    assert [load_run(tmp_path / ids[0]).id, load_run(tmp_path).id] == ids
+    assert sorted(tmp_path.rglob("geometry*.csv")) == sorted(
+        [tmp_path / "geometry.csv", tmp_path / ids[0] / "geometry.csv"]
+    )
