@@ -232,6 +232,13 @@ class TestPooling:
         assert_close(pooled(value), expected)
         assert_close(pooled(value, pool="mean"), expected)
 
+    def test_only_auto_knows_that_the_length_of_a_convolution_is_last(self) -> None:
+        model, x = nn.Sequential(nn.Conv1d(2, 7, 3)), torch.randn(3, 2, 9)
+        for pool, dim in (("auto", 2), ("mean", 1)):
+            with captured(model, {"z": "0"}, pool=pool) as features:
+                out = model(x)
+            assert_close(features["z"], out.detach().mean(dim=dim))
+
     @pytest.mark.parametrize(
         ("pool", "expected"),
         [

@@ -266,13 +266,14 @@ def only_ones(x: Tensor) -> Tensor:
 NOT_LINEAR = {
     "tanh": (lambda: Function(torch.tanh), "no affine function"),
     "relu": (lambda: Function(torch.relu), "no affine function"),
-    "soft cap far above the usual logits": (lambda: Function(lambda z: 30 * torch.tanh(z / 30)), "no affine function"),
+    "cap far above small logits": (lambda: Function(lambda z: 1000 * torch.tanh(z / 1000)), "no affine function"),
     "norm": (lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 4)), "no affine function"),
     "weights not finite": (lambda: Function(lambda z: z * math.nan), "no affine function"),
     "mixes rows": (lambda: Function(lambda z: z - z.mean(0)), "no affine function"),
     "convolution of several places": (lambda: nn.Conv2d(5, 4, 3, padding=1), "Conv2d in it looks at more than one"),
     "strides": (lambda: nn.Conv2d(5, 4, 1, stride=2), "more than one place"),
     "padding": (lambda: nn.Conv1d(5, 4, 1, padding=1), "more than one place"),
+    "padding on one side": (lambda: nn.Conv2d(5, 4, 1, padding=(1, 0)), "more than one place"),
     "largest place": (lambda: nn.Sequential(nn.Conv2d(5, 4, 1), nn.AdaptiveMaxPool2d(1)), "AdaptiveMaxPool2d in it"),
     "three dimensions": (lambda: Function(lambda z: z[None]), "one row of logits"),
     "several rows": (lambda: Function(lambda z: torch.cat([z, z])), "one row of logits"),
@@ -286,6 +287,7 @@ NOT_LINEAR = {
 @pytest.mark.parametrize("name", NOT_LINEAR)
 def test_a_head_that_is_not_linear_has_a_reason(name: str) -> None:
     make, reason = NOT_LINEAR[name]
+    torch.manual_seed(0)
     head = head_of(make(), Layer("", "input"), [0, 2], width=5, gives_logits=True)
     assert (head.weight, head.bias) == (None, None)
     assert reason in head.reason
@@ -305,6 +307,10 @@ def test_a_monitor_warns_once_of_a_head_that_is_not_linear():
     assert len(caught) == 1
     found = {r.marker: r.value for r in monitor.measure(model, step=1)}  # a second warning would be an error
     assert (math.isnan(found["nc3"]), math.isnan(found["nc4"]), math.isfinite(found["mean_norm"])) == (True,) * 3
+
+
+def test_a_linear_head_before_an_activation_does_not_give_the_logits():
+    assert all(map(math.isnan, measured(zoo.Images(relu=True)).values()))
 
 
 def test_without_markers_of_the_head_it_does_not_run():

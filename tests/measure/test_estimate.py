@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import geomonitor as gm
+from geomonitor.measure import estimate
 
 
 def monitor(**options) -> gm.GeometryMonitor:
@@ -31,6 +33,20 @@ def test_an_estimate_leaves_monitor_and_model_as_they_were() -> None:
     assert cost.points_bytes == 80 * 16 * 8
     assert cost.seconds > cost.forward_seconds > 0
     assert f"{cost.seconds:.2g} s" in repr(cost)
+
+
+def test_the_forward_pass_alone_is_timed_over_all_points_and_not_counted_twice(monkeypatch) -> None:
+    clock, runs = iter((0.0, 1.0, 5.0, 25.0)), []
+    monkeypatch.setattr(estimate, "perf_counter", lambda: next(clock))
+
+    def forward(model, inputs):
+        runs.append((len(inputs), inputs.dtype, model.training))
+        return model(inputs)
+
+    cost = monitor(forward=forward, batch_size=30).estimate(network().double().train())
+    assert (cost.forward_seconds, cost.seconds, cost.share) == (1, 20, 20)
+    assert sum(points for points, _, _ in itertools.islice(runs, 3)) == 80
+    assert {(dtype, training) for _, dtype, training in runs} == {(torch.float64, False)}
 
 
 def test_several_layers_hold_more() -> None:

@@ -104,6 +104,7 @@ OTHERS = {
         lambda: zoo.Plain(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12))),
         "fc:input",
     ),
+    "normalised, of one layer": (lambda: zoo.Plain(nn.Linear(16, 12), nn.functional.normalize), "fc:input"),
     "BYOL": (lambda: zoo.BYOL(both=False), "projector:input"),
     "encoder": (zoo.Residual, ":output"),
     "encoder as wide as there are half the classes": (lambda: zoo.Residual(width=2), ":output"),
@@ -165,6 +166,28 @@ def test_the_accuracy_is_that_of_the_head_that_the_layer_feeds() -> None:
 def test_more_columns_than_classes_are_still_logits_of_a_classifier() -> None:
     found, values = taken(zoo.Plain(nn.Linear(16, 100)))
     assert (found, math.isfinite(values["accuracy"])) == ("fc:input", True)
+
+
+def test_of_two_outputs_the_one_with_enough_columns_is_the_logits() -> None:
+    model = zoo.TwoHeads(1)
+    model.digit = nn.Linear(16, 9)
+    found, values = taken(model)
+    assert (found, math.isfinite(values["accuracy"])) == ("digit:input", True)
+
+
+def test_ids_that_choose_among_the_logits_are_no_skip_connection() -> None:
+    class OfIds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(9, 16), nn.Linear(16, CLASSES)
+
+        def forward(self, ids):
+            logits = self.fc(self.embed(ids).mean(1))
+            return logits.masked_fill(ids[:, :1] == 9, 0.0)
+
+    stream = torch.Generator().manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randint(9, (80, 5), generator=stream), torch.arange(80) % CLASSES)
+    assert taken(OfIds(), probe=gm.ProbeSet.from_dataset(data, per_class=10))[0] == "fc:input"
 
 
 def test_what_was_found_is_logged_once_and_stands_in_the_protocol(caplog, tmp_path) -> None:
