@@ -85,7 +85,7 @@ class Adapter:
         directory: str | os.PathLike[str] | None = None,
         allow_protocol_change: bool = False,
         checkpoint_history: bool = True,
-        on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
+        on_alarm: Sequence[OnAlarm] | OnAlarm | None = None,
         stop_on_decline: bool = False,
         pool: Pool = "auto",
         forward: Forward | None = None,

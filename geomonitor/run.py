@@ -85,7 +85,7 @@ class MonitoredRun(Cadence):
         checkpoint_history: bool = True,
         confirm: bool = True,
         expect: Sequence[str] = (),
-        on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
+        on_alarm: Sequence[OnAlarm] | OnAlarm | None = None,
     ) -> None:
         if not isinstance(monitor, GeometryMonitor):
             raise InputError(f"monitor must be a GeometryMonitor; got {type(monitor).__name__}")

@@ -67,7 +67,7 @@ class GeometryHooks:
         figures_every_n: int | None = None,
         confirm: bool = True,
         expect: Sequence[str] = (),
-        on_alarm: OnAlarm | Sequence[OnAlarm] | None = None,
+        on_alarm: Sequence[OnAlarm] | OnAlarm | None = None,  # the sequence first: else the CLI saves no list of them
         pool: Pool = "auto",
         forward: Forward | None = None,
         batch_size: int = 128,
