@@ -293,16 +293,9 @@ def test_another_backend_is_refused_with_the_way_out():
 
 
 def parallel_model() -> Any:
-    """Keras numbers what has no name through the whole process: weights of one model fit another by names only."""
     layers = keras.layers
     made = keras.Sequential(
-        [
-            layers.Input((64,)),
-            layers.Dense(32, "relu", name="hidden"),
-            layers.Dropout(0.1),
-            layers.Dense(10, name="head"),
-        ],
-        name="classifier",
+        [layers.Input((64,)), layers.Dense(32, "relu"), layers.Dropout(0.1), layers.Dense(10, name="head")]
     )
     made.compile(keras.optimizers.SGD(0.05))
     return made
