@@ -132,7 +132,7 @@ class GeometryMonitor:
         self.routers, self.coherence_probe = checked_routers(routers), checked_coherence_probe(coherence_probe)
         self._plan = Plan(
             probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences,
-            self.routers, self.coherence_probe,
+            self.routers, self.coherence_probe, attributes_of(probe),
         )  # fmt: skip
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")

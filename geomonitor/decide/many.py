@@ -13,7 +13,7 @@ from geomonitor.errors import InputError
 from geomonitor.history.records import ALARM, JUDGED
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKERS
-from geomonitor.markers.transfer import TRUTH
+from geomonitor.markers.table import BESIDE
 from geomonitor.measure.protocol import differences
 
 FEWEST = 3
@@ -122,7 +122,7 @@ def regressions(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
 
 
 def _worse(marker: str) -> str | None:
-    row = MARKERS.get(marker) or TRUTH.get(marker)
+    row = MARKERS.get(marker) or BESIDE.get(marker)
     return None if row is None else row.worse
 
 

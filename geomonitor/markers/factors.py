@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from geomonitor.errors import InputError
+from geomonitor.markers.estimate import Estimate
 from geomonitor.markers.inputs import feature_matrix, require_labels
 from geomonitor.markers.moments import Moments, moments_of
 
@@ -74,6 +75,117 @@ def linear_factors(features: Tensor, first: Tensor, second: Tensor) -> LinearFac
     return factors_of(moments_of(x, places[0] * shape[1] + places[1], shape[0] * shape[1]), shape)
 
 
+def factor_estimates(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> dict[str, Estimate]:
+    r"""Score and orthogonality of :func:`linear_factors` with standard errors over the points.
+
+    The errors are of the jackknife by cell, :math:`\sum_c \frac{M_c - 1}{M_c} \sum_{i \in c} (v_{(i)} - \bar v_c)^2`,
+    with :math:`v_{(i)}` the value without point ``i``, exactly, :math:`\bar v_c` its mean over the cell.
+
+    Args:
+        features: ``(Q, N)``.
+        cells: ``(Q,)`` the number ``a * B + b`` of the cell of each point.
+        shape: ``(A, B)``.
+
+    Returns:
+        By name; a standard error is NaN if a cell has a single point.
+
+    Raises:
+        InputError: as :func:`linear_factors`.
+
+    Source: Efron 1982; by stratum, Jones 1974.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]).repeat(3, 1) + 0.1 * torch.randn(12, 2)
+    >>> found = factor_estimates(x, torch.arange(4).repeat(3), (2, 2))["linear_factor_score"]
+    >>> bool(found.standard_error > 0)
+    True
+    """
+    x = feature_matrix(features)
+    require_labels(cells, len(x))
+    cells = cells.to(x.device)
+    moments = moments_of(x, cells, shape[0] * shape[1])
+    found = factors_of(moments, shape)
+    scores, orthogonalities = _left_out(moments, cells, shape)
+    counts = moments.counts[cells]
+    return {
+        "linear_factor_score": Estimate(found.linear_factor_score, _by_cell(scores, cells, counts)),
+        "factor_orthogonality": Estimate(found.factor_orthogonality, _by_cell(orthogonalities, cells, counts)),
+    }
+
+
+def _by_cell(left_out: Tensor, cells: Tensor, counts: Tensor) -> Tensor:
+    """Jackknife error of values ``(Q,)`` that each leave a point out, within the cells."""
+    means = torch.zeros_like(left_out).index_add(0, cells, left_out / counts)[cells]  # rows of a cell share the number
+    return ((counts - 1) / counts * (left_out - means).square()).sum().sqrt()
+
+
+def _left_out(moments: Moments, cells: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Score and orthogonality without each of the points, ``(Q,)``, from how much the mean of its cell moves."""
+    own = _Cells.of(moments, shape)
+    rows, counts = moments.factor / own.scale, moments.counts[cells]
+    moves = -rows / (counts - 1)[:, None]  # (Q, N) of the mean of the cell; 0 / 0 is NaN
+    square = moves.square().sum(dim=1)
+    inside, whole = (shape[0] - 1) * (shape[1] - 1), shape[0] * shape[1] - 1
+    within = rows.square().sum() - rows.square().sum(dim=1) * counts / (counts - 1)
+    inverse = (1 / moments.counts).mean() + (1 / (counts - 1) - 1 / counts) / len(moments.counts)
+    noise = within / (len(cells) - 1 - len(moments.counts)) * inverse
+    flat_cells, flat_rest = own.cells.flatten(0, 1), own.rest.flatten(0, 1)
+    between = flat_cells.square().sum() + 2 * (moves * flat_cells[cells]).sum(dim=1)
+    between = between + square * whole / (whole + 1) - whole * noise
+    interaction = flat_rest.square().sum() + 2 * (moves * flat_rest[cells]).sum(dim=1)
+    interaction = interaction + square * inside / (whole + 1) - inside * noise
+    chance = (sum(shape) - 2) / whole
+    r2 = torch.where(between > 0, 1 - interaction / between, torch.nan)
+    return (r2 - chance) / (1 - chance), _orthogonality_left_out(own, moves, square, cells, shape)
+
+
+def _orthogonality_left_out(
+    own: _Cells, moves: Tensor, square: Tensor, cells: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    # The mean of cell (a, b) moves by m: part a of the first moves by m/B - m/AB, each other part by -m/AB.
+    everything = shape[0] * shape[1]
+    own_first, own_second = (
+        (places[:, None] == torch.arange(size, device=cells.device)).to(moves.dtype)
+        for places, size in ((cells // shape[1], shape[0]), (cells % shape[1], shape[1]))
+    )
+    one, other = own_first / shape[1] - 1 / everything, own_second / shape[0] - 1 / everything  # (Q, A), (Q, B)
+    along_first, along_second = moves @ own.first.T, moves @ own.second.T  # (Q, A), (Q, B)
+    products = (
+        own.first @ own.second.T + one[:, :, None] * along_second[:, None] + along_first[:, :, None] * other[:, None]
+    )
+    products = products + one[:, :, None] * other[:, None] * square[:, None, None]  # (Q, A, B)
+    lengths = [
+        (part.square().sum(dim=1) + 2 * share * along + share.square() * square[:, None]).sqrt()
+        for part, share, along in ((own.first, one, along_first), (own.second, other, along_second))
+    ]
+    return (products.abs() / lengths[0][:, :, None] / lengths[1][:, None]).flatten(1).nanmean(dim=1)
+
+
+class _Cells(NamedTuple):
+    """Means of the cells around their mean, in a unit in which no square overflows."""
+
+    cells: Tensor
+    """``(A, B, N)``"""
+    first: Tensor
+    """``(A, N)`` parts of the first attribute"""
+    second: Tensor
+    """``(B, N)`` of the second"""
+    rest: Tensor
+    """``(A, B, N)`` what the two leave"""
+    scale: Tensor
+    """0-dim, the unit"""
+
+    @classmethod
+    def of(cls, moments: Moments, shape: tuple[int, int]) -> _Cells:
+        """From the moments of the cells."""
+        cells = moments.means.reshape(*shape, -1)
+        cells = cells - cells.mean(dim=(0, 1))
+        scale = cells.abs().amax()
+        scale = torch.where(scale > 0, scale, 1.0)
+        cells = cells / scale
+        first, second = cells.mean(dim=1), cells.mean(dim=0)
+        return cls(cells, first, second, cells - first[:, None] - second[None], scale)
+
+
 def factors_of(moments: Moments, shape: tuple[int, int]) -> LinearFactors:
     """The numbers of :func:`linear_factors` from counts, means and scatter of the cells.
 
@@ -92,20 +204,15 @@ def factors_of(moments: Moments, shape: tuple[int, int]) -> LinearFactors:
             f"every combination of the attributes needs a point; the value number {cell // shape[1]} of the first has "
             f"none with the value number {cell % shape[1]} of the second"
         )
-    cells = moments.means.reshape(*shape, -1)
-    cells = cells - cells.mean(dim=(0, 1))
-    scale = cells.abs().amax()
-    scale = torch.where(scale > 0, scale, 1.0)
-    cells = cells / scale  # no square overflows
-    by_first, by_second = cells.mean(dim=1), cells.mean(dim=0)
-    interaction = (cells - by_first[:, None] - by_second[None]).square().sum()
+    own = _Cells.of(moments, shape)
+    interaction = own.rest.square().sum()
     free = moments.counts.sum() - moments.counts.numel()
-    noise = (moments.factor / scale).square().sum() / free * (1 / moments.counts).mean()  # 0 / 0 is NaN
+    noise = (moments.factor / own.scale).square().sum() / free * (1 / moments.counts).mean()  # 0 / 0 is NaN
     inside, whole = (shape[0] - 1) * (shape[1] - 1), shape[0] * shape[1] - 1
-    between = cells.square().sum() - whole * noise
+    between = own.cells.square().sum() - whole * noise
     r2 = torch.where(between > 0, 1 - (interaction - inside * noise) / between, torch.nan)
     chance = (sum(shape) - 2) / whole
-    cosines = _unit(by_first) @ _unit(by_second).T
+    cosines = _unit(own.first) @ _unit(own.second).T
     return LinearFactors((r2 - chance) / (1 - chance), r2, cosines.abs().nanmean())
 
 

@@ -7,13 +7,11 @@ the same points, folds and few-shot tasks are used each time.
 from __future__ import annotations
 
 import math
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from geomonitor.markers.inputs import feature_matrix
-from geomonitor.markers.table import Marker
 
 FOLDS = 5
 PENALTIES = 13
@@ -24,25 +22,6 @@ TEMPERATURE = 0.07
 EPISODES, WAYS, SHOTS, QUERIES = 500, 5, 5, 15
 SMALLEST_EIGENVALUE = 1e-12
 """Relative to the largest: below it, directions of the Gram matrix are rounding errors."""
-
-TRUTH = MappingProxyType(
-    {
-        "transfer_accuracy": Marker(
-            "accuracy of ridge regression on new classes, five folds", "truth", "forward", "lower", "geomonitor"
-        ),
-        "transfer_few_shot": Marker(
-            "accuracy of the nearest centroid of five shots on new classes",
-            "truth", "forward", "lower", "Sorscher et al. 2022, PNAS",
-        ),
-        "transfer_knn": Marker(
-            "accuracy of the 20 nearest neighbours on new classes", "truth", "forward", "lower", "Wu et al. 2018"
-        ),
-        "knn_accuracy": Marker(
-            "accuracy of the 20 nearest neighbours on the probe set", "truth", "medium", "lower", "Wu et al. 2018"
-        ),
-    }
-)  # fmt: skip
-"""What a ``TransferProbe`` measures; in no group of markers, and never judged by a panel."""
 
 
 def ridge_is_right(features: Tensor, labels: Tensor, *, folds: int = FOLDS) -> Tensor:

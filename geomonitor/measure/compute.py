@@ -15,9 +15,11 @@ from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.markers.coherence import coherence_of
+from geomonitor.markers.factors import factor_estimates
 from geomonitor.markers.formulas import ESTIMATES, feature_markers
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LOGIT_FORMULAS
+from geomonitor.markers.rows import FACTORS
 from geomonitor.measure.resolution import VARIATION_MARKERS, variation_is_rounding
 from geomonitor.probe.shifts import SHIFT_MARKER
 
@@ -43,6 +45,7 @@ def compute_markers(
     geometry_options: Mapping[str, Any],
     dtype: str = "float32",
     groups: Tensor | None = None,
+    attributes: tuple[int, int] | None = None,
     processes: Processes = ALL_PROCESSES,
 ) -> LayerMarkers:
     """The markers of one layer among ``markers``, and no others.
@@ -56,6 +59,7 @@ def compute_markers(
         geometry_options: of :func:`geomonitor.manifold_geometry`.
         dtype: in which the layer computed; float32 is the finest that counts.
         groups: ``(Q,)`` which points belong together, for standard errors over points; None: each is independent.
+        attributes: numbers of values ``(A, B)`` of two attributes, of which class ``a * B + b`` has values a and b.
         processes: which share the work.
 
     Raises:
@@ -70,6 +74,10 @@ def compute_markers(
     plain = [name for name in markers if name not in ESTIMATES]
     values = {name: (float(value), math.nan) for name, value in feature_markers(points, plain).items()}
     estimates = {name: ESTIMATES[name](points.features, groups) for name in markers if name in ESTIMATES}
+    factors = [name for name in markers if name in FACTORS]
+    if factors and attributes is not None:
+        found = factor_estimates(points.features, classes, attributes)
+        estimates |= {name: found[name] for name in factors}
     values |= {name: (float(found.value), float(found.standard_error)) for name, found in estimates.items()}
     hidden = tuple(name for name in values if name in VARIATION_MARKERS)
     hidden = hidden if hidden and variation_is_rounding(points, dtype) else ()

@@ -23,7 +23,8 @@ from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.coherence import COHERENCE, residuals_of
 from geomonitor.markers.logits import LOGIT_FORMULAS, point_statistics
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
-from geomonitor.markers.transfer import TRUTH, share
+from geomonitor.markers.table import TRUTH
+from geomonitor.markers.transfer import share
 from geomonitor.measure.compute import coherence_in_head, compute_logit_markers, compute_markers
 from geomonitor.measure.points import PointBuffer
 from geomonitor.measure.routing import RoutingBuffer
@@ -69,6 +70,8 @@ class Plan(NamedTuple):
     """of a mixture of experts; None: found"""
     coherence_probe: ProbeSet | None = None
     """training points, whose gradients with respect to all parameters are compared"""
+    attributes: tuple[int, int] | None = None
+    """numbers of values ``(A, B)`` of two attributes, whose combinations are the classes"""
 
     @property
     def routed(self) -> bool:
@@ -272,6 +275,7 @@ class Measurement:
             geometry_options=self.plan.geometry.as_dict(),
             dtype=self.dtypes.get(layer, "float32"),
             groups=groups,
+            attributes=self.plan.attributes,
             processes=self.processes,
         )
         if markers.hidden:

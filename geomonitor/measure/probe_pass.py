@@ -18,6 +18,7 @@ from geomonitor.features.pooling import TokensAt
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.names import marker_names
+from geomonitor.markers.rows import FACTORS
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.markers.table import LABEL_FREE
 from geomonitor.measure.dropout_views import dropping
@@ -178,17 +179,20 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
     """The markers that a probe can give: what a group names besides is left out, what a user names is refused.
 
     Raises:
-        InputError: a marker that needs labels, logits, views or tokens, without these.
+        InputError: a marker that needs labels, logits, views, attributes or tokens, without these.
     """
     labelled = getattr(probe, "labelled", True)
-    viewed = getattr(probe, "views", None) is not None
+    viewed, crossed = getattr(probe, "views", None) is not None, attributes_of(probe) is not None
     whole = asked if isinstance(asked, str) else asked[0] if len(asked) == 1 else ""
     if whole in ("default", "all") and viewed:  # a pass of views was asked for with the probe set
         names = tuple(dict.fromkeys([*names, *(name for name in MARKERS if MARKERS[name].state == "views")]))
+    if whole in ("default", "all") and crossed:  # and attributes likewise
+        names = tuple(dict.fromkeys([*names, *FACTORS]))
     without_labels = [name for name in names if name not in LABEL_FREE] if not labelled else []
     made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
     without_logits = [name for name in names if made and needs_logits(name)]
     without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
+    without_attributes = [name for name in names if name in FACTORS and not crossed]
     if TOKEN_ENTROPY in names and not isinstance(probe, ProbeSet):
         raise InputError(f"{TOKEN_ENTROPY} needs every token of a sequence, which a ValidationProbe does not hold")
     if not isinstance(probe, ProbeSet) and (routed := [name for name in names if name in ROUTING_MARKERS]):
@@ -209,7 +213,12 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
                 f"{', '.join(without_views)}: need views of the points. Leave them out, or give "
                 "ProbeSet.from_unlabelled(dataset, views=...)"
             )
-    return tuple(name for name in names if name not in {*without_labels, *without_logits, *without_views})
+        if without_attributes:
+            raise InputError(
+                f"{', '.join(without_attributes)}: need two attributes of each point. Leave them out, or give "
+                'ProbeSet.from_dataset(dataset, label_key=("shape", "colour")), the names of two of its fields'
+            )
+    return tuple(name for name in names if name not in {*without_labels, *without_logits, *without_views, *without_attributes})
 
 
 def needs_logits(name: str) -> bool:

@@ -15,7 +15,8 @@ from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.features.capture import Layer, Pool
 from geomonitor.glue.options import GeometryOptions
-from geomonitor.markers.transfer import TRUTH, few_shot_is_right, neighbors_are_right, ridge_is_right, share
+from geomonitor.markers.table import TRUTH
+from geomonitor.markers.transfer import few_shot_is_right, neighbors_are_right, ridge_is_right, share
 from geomonitor.measure.measurement import Measurement, Plan
 from geomonitor.measure.probe_pass import Forward, probe_pass
 from geomonitor.probe.probe_set import ProbeSet

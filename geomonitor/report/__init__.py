@@ -20,7 +20,7 @@ from geomonitor.history.printable import printable
 from geomonitor.history.records import ALARM, JUDGED, NOTICE
 from geomonitor.history.runs import Run
 from geomonitor.markers import MARKER_GROUPS, MARKERS
-from geomonitor.markers.transfer import TRUTH
+from geomonitor.markers.table import BESIDE, TRUTH
 from geomonitor.measure.protocol import differences
 from geomonitor.report import findings
 from geomonitor.report.template import PAGE, checked_path, rendered, write_page
@@ -33,7 +33,7 @@ MOST_CURVES, MOST_MARKERS, MOST_ALARMS, MOST_SETTINGS = 60, 100, 50, 200
 FIBERS_FILE, MOST_FIBERS = "fibers.png", 4 * 2**20
 """Picture beside the history that ``geomonitor fibers`` writes, and its bytes at most: a page holds it whole."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TABLE = MappingProxyType({**TRUTH, **MARKERS})
+_TABLE = MappingProxyType({**BESIDE, **MARKERS})
 _ARROWS = MappingProxyType({"lower": "↓", "higher": "↑"})
 _SHOWN = (*TRUTH, *MARKER_GROUPS["default"])
 """Markers whose curves are open when the page is opened; the truth, if it was measured, comes first."""

@@ -11,7 +11,8 @@ from torch.utils.data import Subset, TensorDataset
 
 import geomonitor as gm
 from geomonitor.alarms.judge import replay
-from geomonitor.markers.transfer import TRUTH, neighbors_are_right, ridge_is_right
+from geomonitor.markers.table import TRUTH
+from geomonitor.markers.transfer import neighbors_are_right, ridge_is_right
 from tests.options import grouped
 
 

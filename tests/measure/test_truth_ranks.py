@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import geomonitor as gm
-from geomonitor.markers.transfer import TRUTH
+from geomonitor.markers.table import TRUTH
 from tests.processes import in_processes
 
 KNOWN, NEW = [0, 1, 2], [3, 4, 5, 6]
