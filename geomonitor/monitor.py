@@ -35,12 +35,13 @@ from geomonitor.glue.options import GeometryOptions
 from geomonitor.history.history import History
 from geomonitor.history.records import OVERHEAD, SECONDS, Record
 from geomonitor.history.saved import SavedCheckpoint
+from geomonitor.measure.asked_markers import markers_and_shifts
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.estimate import Estimate, estimated, log_cost
 from geomonitor.measure.measurement import Plan
 from geomonitor.measure.network_coherence import checked_coherence_probe
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
-from geomonitor.measure.probe_pass import Forward, call, device_of, markers_and_shifts
+from geomonitor.measure.probe_pass import Forward, call, device_of
 from geomonitor.measure.protocol import same_protocol
 from geomonitor.measure.series import MeasurementSeries
 from geomonitor.measure.snapshot import Snapshot, take_snapshots
@@ -128,11 +129,12 @@ class GeometryMonitor:
         self.geometry, self.truth = GeometryOptions.of(geometry), checked_truth(truth, probe)
         shifted, self._warn = tuple(self.shifts), WarnOnce()
         views = probe.views if isinstance(probe, ProbeSet) else None
+        attributes = probe.attributes if isinstance(probe, ProbeSet) else None
         sequences = probe.item_numbers if isinstance(probe, TokenProbe) else None
         self.routers, self.coherence_probe = checked_routers(routers), checked_coherence_probe(coherence_probe)
         self._plan = Plan(
             probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences,
-            self.routers, self.coherence_probe, attributes_of(probe),
+            self.routers, self.coherence_probe, attributes,
         )  # fmt: skip
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")

@@ -87,9 +87,10 @@ def locate(
     others = tuple(f"{path}:output" for path in _candidates(modules))
     if head is None or (not exact and not head.clean):
         return Located(representation, None, f"the output, of {_shape(tensor)}: no layer gives it as logits", others)
-    if not exact and _is_projector(head.path, modules, tensor, width):
+    if not exact and _is_projector(head.path, modules, tensor, width) and _follows_layers(trace, modules, head):
         path = _before_projector(trace, modules, head)
-        why = f"the representation before the projector: an output of {_shape(tensor)} is no logits of {width} classes"
+        unlike = f"is no logits of {width} classes" if width else "has no columns for classes of the probe set"
+        why = f"the representation before the projector: an output of {_shape(tensor)} {unlike}"
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
     _refuse_several_inputs(trace, modules, head)
     pool = _read_by(head, tensor, mask)
@@ -219,6 +220,12 @@ def _projector_of(path: str, modules: Mapping[str, nn.Module]) -> str:
         if _PROJECTOR.search(above.rpartition(".")[2]) or isinstance(modules[above], nn.Sequential):
             best = above
     return best
+
+
+def _follows_layers(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> bool:
+    """Whether layers come before a projector; a network that is one block as a whole would give its own input."""
+    call = trace.call_of(_projector_of(head.path, modules))
+    return call is None or any(trace.sources(tensor)[0] for tensor in tensors_in(call.takes))
 
 
 def _before_projector(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> str:

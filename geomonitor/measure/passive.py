@@ -23,7 +23,7 @@ from geomonitor.features.capture import Features, Pool, captured
 from geomonitor.features.layers import Layer, linear_paths, plain_modules
 from geomonitor.measure.measurement import Measurement
 from geomonitor.probe.choice import SEED, checked_classes
-from geomonitor.probe.datasets import LabelKey, checked_label_key, split_label
+from geomonitor.probe.label_key import LabelKey, checked_label_key, split_label
 from geomonitor.probe.reservoir import EMPTY, Reservoir, add_points, empty_reservoir, merge_reservoirs, priority
 
 LOGITS = ":logits"

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from geomonitor import _options
 from geomonitor.errors import InputError
-from geomonitor.probe.datasets import LabelKey, split_label
 from geomonitor.probe.handles import in_worker
+from geomonitor.probe.label_key import LabelKey, split_label
 
 Collate = Callable[[list[Any]], Any]
 MOST_WORKERS = _options.Range(0, 1024, ends="[]", whole=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,7 @@ def choose(
     *,
     seed: int,
     allow_fewer: bool,
+    name: Callable[[int], str] = str,
 ) -> Choice:
     """Choose points; what is chosen in a class depends on the seed and that class alone.
 
@@ -70,6 +71,7 @@ def choose(
         per_class: points of each class.
         seed: of both choices.
         allow_fewer: take fewer points of all classes if one has too few.
+        name: of a class, for messages.
 
     Raises:
         InputError: fewer than two classes, classes that do not exist, or too few points in one.
@@ -77,9 +79,9 @@ def choose(
     Warns:
         GeomonitorWarning: not all classes, or fewer points, were taken.
     """
-    taken = _choose_classes(labels, classes, seed)
+    taken = choose_classes(labels, classes, seed)
     candidates = {label: _distinct(np.flatnonzero(labels == label), rows) for label in taken}
-    per_class = _available(candidates, per_class, allow_fewer)
+    per_class = _available({name(label): len(candidates[label]) for label in taken}, per_class, allow_fewer)
     of_class = [_choose_points(candidates[label], label, per_class, seed) for label in taken]
     return Choice(taken, per_class, np.concatenate(of_class))
 
@@ -96,7 +98,15 @@ def choose_unlabelled(rows: Indices, samples: int, *, seed: int) -> Indices:
     return _choose_points(positions, 0, samples, seed)
 
 
-def _choose_classes(labels: Indices, classes: int | tuple[int, ...] | None, seed: int) -> tuple[int, ...]:
+def choose_classes(labels: Indices, classes: int | tuple[int, ...] | None, seed: int) -> tuple[int, ...]:
+    """Labels of the classes, ascending: those that are given, so many chosen by seed, or all, or ``MOST_CLASSES``.
+
+    Raises:
+        InputError: classes that do not exist, or fewer than two.
+
+    Warns:
+        GeomonitorWarning: not all classes were taken.
+    """
     known: list[int] = np.unique(labels).tolist()
     if classes is None and len(known) > MOST_CLASSES:
         warnings.warn(
@@ -131,11 +141,11 @@ def _distinct(positions: Indices, rows: Indices) -> Indices:
     return positions[first]
 
 
-def _available(candidates: dict[int, Indices], per_class: int, allow_fewer: bool) -> int:
-    counts = {label: len(positions) for label, positions in candidates.items()}
-    short = {label: count for label, count in counts.items() if count < per_class}
-    if not short:
+def _available(counts: Mapping[str, int], per_class: int, allow_fewer: bool) -> int:
+    few = {label: count for label, count in counts.items() if count < per_class}
+    if not few:
         return per_class
+    short = "{" + ", ".join(f"{label}: {count}" for label, count in few.items()) + "}"
     if not allow_fewer:
         raise InputError(
             f"per_class={per_class}, but some classes have fewer points (class: points): {short}. Choose "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 from geomonitor.errors import InputError
 from geomonitor.probe.apart import read
+from geomonitor.probe.label_key import LABEL_NAMES, LabelKey, attributes_of, holds, split_label
 
-LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 # Attributes in which torchvision-like datasets keep the labels of all items.
 _STORED_IN = ("targets", "labels")
 # Under these names a wrapper, such as one that adds a transform, keeps the dataset that it wraps.
@@ -27,7 +26,6 @@ _ITEMS_AT_ONCE = 256
 Indices = NDArray[np.int64]
 Targets = NDArray[Any]
 """One number an item, ``(n,)``; several, ``(n, k)``; or ``(n,)`` tuples as objects, if their lengths differ."""
-LabelKey = str | int | None
 
 
 def map_style(data: Any) -> Any:
@@ -54,61 +52,6 @@ def map_style(data: Any) -> Any:
 def _kind(data: Any) -> str:
     name = data.__name__ if isinstance(data, type) else type(data).__name__
     return f"the class {name} instead of an object" if isinstance(data, type) else name
-
-
-def checked_label_key(key: Any) -> LabelKey:
-    """The field or position of a label; NumPy's integers become Python's.
-
-    Raises:
-        InputError: neither.
-    """
-    if key is None or isinstance(key, str):
-        return key
-    if not isinstance(key, Integral) or isinstance(key, bool):
-        raise InputError(f"label_key is the name of a field, or a position such as -1 for the last; got {key!r}")
-    return int(key)
-
-
-def split_label(item: Any, label_key: LabelKey = None) -> tuple[Any, Any]:
-    """Take an item, or a batch, apart into what goes to the model and the label.
-
-    Args:
-        item: a pair (x, y); a longer tuple; a mapping with one of ``LABEL_NAMES``; or an input alone.
-        label_key: the place of the label if it is not the usual one: a field, or a position in a tuple.
-
-    Returns:
-        Inputs and label; inputs are what is left: a mapping, a tuple, or the item itself if only one is left.
-        The label is None if the item has none.
-
-    Raises:
-        InputError: a tuple of more than two without a ``label_key``, or a ``label_key`` that is not there.
-
-    Example:
-        >>> split_label({"pixels": [0.5], "label": 3})
-        ({'pixels': [0.5]}, 3)
-        >>> split_label(("left", "right", 3), label_key=-1)
-        (('left', 'right'), 3)
-    """
-    if isinstance(item, Mapping):
-        # A collate function may have renamed the field (Hugging Face: label -> labels).
-        names = [name for name in (label_key, *LABEL_NAMES) if name in item]
-        if not names:
-            return item, None
-        return {name: value for name, value in item.items() if name != names[0]}, item[names[0]]
-    if not isinstance(item, (tuple, list)):
-        return item, None
-    if label_key is None and len(item) > 2:
-        raise InputError(
-            f"an item has {len(item)} parts, and which is the label is not known: give its position, such as "
-            "label_key=-1 for the last"
-        )
-    position = 1 if label_key is None else label_key
-    if not isinstance(position, int) or not -len(item) <= position < len(item):
-        if label_key is None:
-            return item[0], None
-        raise InputError(f"label_key={label_key!r} is not a position in an item of {len(item)} parts")
-    rest = [part for place, part in enumerate(item) if place != position % len(item)]
-    return rest[0] if len(rest) == 1 else tuple(rest), item[position]
 
 
 def labels_of(dataset: Any, label_key: LabelKey = None) -> Indices:
@@ -174,9 +117,10 @@ def _stored_targets(dataset: Any, label_key: LabelKey) -> Targets | None:
         return np.concatenate(known) if len(known) == len(parts) else None
     tensors = getattr(dataset, "tensors", None)
     if isinstance(tensors, tuple):
-        label = split_label(tensors, label_key)[1]
-        return None if label is None else _as_targets(label)
+        return _stored_in(tensors, label_key)
     columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, (list, tuple)) and isinstance(label_key, tuple):
+        return _side_by_side([list(dataset[name]) for name in label_key if name in columns])
     if isinstance(columns, (list, tuple)):
         name = next((name for name in (label_key, *LABEL_NAMES) if name in columns), None)
         return None if name is None else _as_targets(list(dataset[name]))
@@ -184,6 +128,20 @@ def _stored_targets(dataset: Any, label_key: LabelKey) -> Targets | None:
     if inner_dataset is not None:
         return _stored_targets(inner_dataset, label_key)
     return None if label_key is not None else _label_attribute(dataset)
+
+
+def _stored_in(tensors: tuple[Any, ...], label_key: LabelKey) -> Targets | None:
+    label = split_label(tensors, label_key)[1]
+    if label is None or not isinstance(label_key, tuple):
+        return None if label is None else _as_targets(label)
+    if holds(tensors, label_key):
+        return _side_by_side(label)
+    return _side_by_side([label[:, key] for key in label_key if isinstance(key, int) and label.ndim == 2])
+
+
+def _side_by_side(columns: Any) -> Targets | None:
+    """Two attributes ``(n,)`` as ``(n, 2)``; None if there are not two."""
+    return np.stack([_as_targets(column) for column in columns], axis=1) if len(columns) == 2 else None
 
 
 def _label_attribute(dataset: Any) -> Targets | None:
@@ -226,14 +184,21 @@ class _NoLabelError(InputError):
 def _loaded_targets(dataset: Any, indices: Any, label_key: LabelKey) -> Targets:
     found = []
     for index in indices:
+        if isinstance(label_key, tuple):
+            found.append(tuple(map(_plain, attributes_of(dataset[index], label_key))))
+            continue
         label = split_label(dataset[index], label_key)[1]
         if label is None:
             raise _NoLabelError(
                 f"item {index} of {type(dataset).__name__} has no label: expected (x, y), or a mapping "
                 f"with one of {', '.join(LABEL_NAMES)}; otherwise give its place as label_key"
             )
-        found.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
+        found.append(_plain(label))
     return _as_targets(found)
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
 
 
 def _as_targets(values: Any) -> Targets:

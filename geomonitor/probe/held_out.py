@@ -16,7 +16,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
 from geomonitor.probe.content import UnknownContentError, digest
-from geomonitor.probe.datasets import Indices, map_style, split_label, wrapped
+from geomonitor.probe.datasets import Indices, map_style, wrapped
+from geomonitor.probe.label_key import split_label
 
 
 class Origins(NamedTuple):

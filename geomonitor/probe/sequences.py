@@ -14,8 +14,9 @@ from geomonitor.errors import InputError
 from geomonitor.probe.apart import read
 from geomonitor.probe.batches import collate_of
 from geomonitor.probe.choice import SEED, choose_unlabelled
-from geomonitor.probe.datasets import Indices, LabelKey, checked_label_key, map_style, split_label
+from geomonitor.probe.datasets import Indices, map_style
 from geomonitor.probe.held_out import origins
+from geomonitor.probe.label_key import LabelKey, checked_label_key, split_label
 
 
 class TokenSequence(NamedTuple):

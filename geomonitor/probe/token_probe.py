@@ -17,8 +17,8 @@ from geomonitor.errors import InputError
 from geomonitor.probe.batches import ProbeBatch, TokensOf, dealt
 from geomonitor.probe.choice import MOST_CLASSES, checked_classes, choose
 from geomonitor.probe.content import content_of
-from geomonitor.probe.datasets import LabelKey
 from geomonitor.probe.held_out import fingerprint_of, refuse_overlap
+from geomonitor.probe.label_key import LabelKey
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.reservoir import priority
 from geomonitor.probe.sequences import (

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from geomonitor.errors import InputError
-from geomonitor.probe.datasets import LabelKey
 from geomonitor.probe.held_out import origins, overlap
+from geomonitor.probe.label_key import LabelKey, checked_label_key
 from geomonitor.probe.probe_set import ProbeSet
 
 FEWEST_POINTS = 10
@@ -64,6 +64,7 @@ class TransferProbe:
         >>> TransferProbe.from_dataset(data, per_class=20).probe.classes
         (0, 1, 2, 3)
         """
+        label_key = checked_label_key(label_key)
         probe = ProbeSet.from_dataset(
             dataset, per_class=per_class, classes=classes, seed=seed, allow_fewer=allow_fewer, label_key=label_key,
             collate_fn=collate_fn,

@@ -17,7 +17,7 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
 from geomonitor.probe.apart import read
 from geomonitor.probe.choice import SEED
-from geomonitor.probe.datasets import LabelKey, split_label
+from geomonitor.probe.label_key import LabelKey, label_places, split_label
 
 CROP_AREA = (0.5, 1.0)
 """Share of the area of an image that a crop keeps."""
@@ -170,12 +170,13 @@ def _with_inputs(item: Any, inputs: Any, label_key: LabelKey) -> Any:
         return {**item, **inputs} if isinstance(inputs, Mapping) else inputs
     if not isinstance(item, (tuple, list)):
         return inputs
-    position = (1 if label_key is None else int(label_key)) % max(len(item), 2)
-    if position >= len(item):
+    places = sorted(place % max(len(item), 2) for place in label_places(item, label_key))
+    if places[0] >= len(item):
         return (inputs,)
-    label = item[position]
-    parts = list(inputs) if len(item) > 2 else [inputs]
-    return (*parts[:position], label, *parts[position:])
+    parts = list(inputs) if len(item) - len(places) > 1 else [inputs]
+    for place in places:
+        parts.insert(place, item[place])
+    return tuple(parts)
 
 
 def _floats(inputs: Any) -> dict[Any, Tensor]:

@@ -21,7 +21,8 @@ from torch.utils.data import (
 )
 
 from geomonitor.errors import InputError
-from geomonitor.probe.datasets import labels_of, map_style, split_label
+from geomonitor.probe.datasets import labels_of, map_style
+from geomonitor.probe.label_key import split_label
 from tests.loads import Loads
 
 LABELS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
