@@ -130,7 +130,19 @@ MARKERS_ORDER = (
     *("inputs", "estimate", "moments", "singular_values", "marchenko_pastur", "spectrum", "factors"),
     *("collapse", "activity", "distances"),
     *("unit_vectors", "instances", "tokens", "routing", "pathways", "routing_layers", "neighbors", "drift"),
-    *("logits", "coherence", "layer_points", "formulas", "table", "transfer", "logme", "__init__", "names"),
+    *(
+        "logits",
+        "coherence",
+        "layer_points",
+        "formulas",
+        "marker",
+        "rows",
+        "table",
+        "transfer",
+        "logme",
+        "__init__",
+        "names",
+    ),
 )
 """Files of ``markers/``: first what is shared, then the formulas of each kind, then the tables of them all."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from geomonitor.markers import MARKER_GROUPS, MARKERS
-from geomonitor.markers.table import Marker
+from types import MappingProxyType
+
+from geomonitor.markers import BESIDE, MARKER_GROUPS, MARKERS
 
 _COLUMNS = ("marker", "what it is", "state", "cost", "worse", "groups", "source")
+
+_OPTIONS = MappingProxyType({"truth": "`truth=`", "gradients": "`coherence_probe=`"})
+"""Of the monitor, by the state of what they measure."""
 
 _INTRODUCTION = """\
 # Markers
@@ -17,18 +21,21 @@ The formulas stand in the docstrings of `geomonitor/markers/`.
   `ClassStructure`, `points` `PointStatistics`, `logits` `LogitStatistics`; `shifts` the latter on shifted inputs;
   `views` `InstanceStructure`, and `ManifoldGeometry` of pairs of instances, on views of each item; `tokens` a function;
   `head` `GradientCoherence`, of features and logits of the same points;
-  `routing` `RoutingStatistics`, of the routers of a mixture of experts.
+  `routing` `RoutingStatistics`, of the routers of a mixture of experts; `factors` `FactorStructure`, of a probe set
+  with two attributes; `truth` and `gradients` functions.
 - **cost**: `low` sums over the features; `medium` a decomposition or all pairs of points, shared by the markers of a
-  state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set.
+  state; `high` an optimisation problem for each sampled direction; `forward` one more forward pass of the probe set;
+  `backward` a forward and a backward pass for each of 64 points, twice.
 - **worse**: the direction that is associated with worse transfer to *new classes*, or that is plainly worse (accuracy);
   a dash if neither is, or it is not known. It does not cover corrupted images of known classes: measure those with
   `GeometryMonitor(..., shifts=["noise", "blur"])`.
 - **groups**: what `markers="default"`, `"paper"`, `"ssl"`, `"lm"` and `"moe"` take. `"all"` takes everything but
   cost `forward` and states `tokens` and `routing`. Without labels, `"default"` and `"all"` are what needs none, with
-  the views'.
+  the views'; of two attributes they have the factors. `truth=` and `coherence_probe=` are options of the monitor: what
+  they measure is in no group, cannot be asked for by name, and is never judged.
 - Left out, since they are the same as another one: IsoScore is `(participation_ratio - 1) / (N - 1)`, SelfCluster the
   participation ratio of unit rows, NESum the stable rank of centred features, dataset entropy `rankme`.
-- The pathways of mixtures of experts have the direction of their source, which is not confirmed here.
+- Pathways of mixtures of experts and linear factors have the direction of their source, which is not confirmed here.
 - NaN means undefined: no logits in the model's output, no linear head behind the layer, all features equal.
 """
 
@@ -40,7 +47,7 @@ def markers_page() -> str:
     True
     """
     lines = [_INTRODUCTION, f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
-    for name, marker in MARKERS.items():
+    for name, marker in (MARKERS | BESIDE).items():
         cells = [f"`{name}`", *_cells(name, marker)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -53,6 +60,6 @@ def _cells(name: str, marker: Marker) -> list[str]:
         marker.state,
         marker.cost,
         marker.worse or "-",
-        ", ".join(groups) or "-",
+        ", ".join(groups) or _OPTIONS.get(marker.state if name in BESIDE else "", "-"),
         marker.source,
     ]

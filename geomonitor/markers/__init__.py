@@ -5,6 +5,6 @@ To add a marker: a function in the file of its kind (``spectrum``, ``collapse``,
 test.
 """
 
-from geomonitor.markers.table import COUNTS, MARKER_GROUPS, MARKERS, Cost, Marker, State
+from geomonitor.markers.table import BESIDE, COUNTS, MARKER_GROUPS, MARKERS, Cost, Marker, State
 
-__all__ = ["COUNTS", "MARKERS", "MARKER_GROUPS", "Cost", "Marker", "State"]
+__all__ = ["BESIDE", "COUNTS", "MARKERS", "MARKER_GROUPS", "Cost", "Marker", "State"]

@@ -92,6 +92,8 @@ def factor_estimates(features: Tensor, cells: Tensor, shape: tuple[int, int]) ->
     Raises:
         InputError: as :func:`linear_factors`.
 
+    For parts that add up exactly the error is too large, by a factor of up to :math:`\sqrt 2`.
+
     Source: Efron 1982; by stratum, Jones 1974.
 
     >>> x = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]).repeat(3, 1) + 0.1 * torch.randn(12, 2)
@@ -176,7 +178,7 @@ class _Cells(NamedTuple):
 
     @classmethod
     def of(cls, moments: Moments, shape: tuple[int, int]) -> _Cells:
-        """From the moments of the cells."""
+        """From counts, means and scatter of the cells."""
         cells = moments.means.reshape(*shape, -1)
         cells = cells - cells.mean(dim=(0, 1))
         scale = cells.abs().amax()

@@ -1,4 +1,4 @@
-"""What a row of the table of markers says."""
+"""A row of the table of markers."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def choose_unlabelled(rows: Indices, samples: int, *, seed: int) -> Indices:
 
 
 def choose_classes(labels: Indices, classes: int | tuple[int, ...] | None, seed: int) -> tuple[int, ...]:
-    """Labels of the classes, ascending: those that are given, so many chosen by seed, or all, or ``MOST_CLASSES``.
+    """Labels of the classes, ascending: those given, as many as given (chosen by seed), or all up to ``MOST_CLASSES``.
 
     Raises:
         InputError: classes that do not exist, or fewer than two.

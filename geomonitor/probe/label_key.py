@@ -1,4 +1,4 @@
-"""Where the label of an item is, and what is left of the item without it."""
+"""The place of the label in an item, and what is left of the item without it."""
 
 from __future__ import annotations
 

@@ -76,9 +76,9 @@ class ProbeSet(ChosenPoints):
             ``from_unlabelled`` with ``samples = 2 * per_class``.
 
         Raises:
-            InputError: not a map-style dataset; labels missing or no numbers; under two classes; an unknown class; too
-                few points in a class, or a combination without any; points that are in ``train``, or a
-                ``train`` that cannot be compared; targets that the options for these do not suit.
+            InputError: not a map-style dataset; labels missing or no numbers; fewer than two classes; an unknown
+                class; too few points in a class, or a combination of attributes without any; points that are in
+                ``train``, or a ``train`` that cannot be compared; targets that the options for these do not suit.
 
         Warns:
             GeomonitorWarning: when targets were left out, only 20 classes were taken, or M was lowered; when items are

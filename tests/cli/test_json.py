@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from geomonitor import MARKERS
 from geomonitor.cli.app import run
+from geomonitor.markers import BESIDE, MARKERS
 from tests.runs_on_disk import write_run
 
 
@@ -27,7 +27,7 @@ def runs(tmp_path) -> dict[str, str]:
 
 def test_markers(capsys):
     assert run(["markers", "--json"]) == 0
-    assert list(object_of(capsys)["markers"]) == list(MARKERS)
+    assert list(object_of(capsys)["markers"]) == [*MARKERS, *BESIDE]
 
 
 def test_status_and_report(runs, capsys):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomonitor import FactorStructure, InputError
-from geomonitor.markers.factors import linear_factors
+from geomonitor.markers.factors import factor_estimates, linear_factors
 from tests.processes import in_processes
 
 A, B, WIDTH = 4, 5, 60
@@ -185,3 +185,55 @@ def test_two_processes_give_what_one_gives():
     expected = [v.item() for v in linear_factors(*code("half", 6))]
     for found in in_processes(_part):
         assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_errors_are_those_of_leaving_points_out():
+    x, first, second = code("half", 5, noise=2.0)
+    kept = torch.ones(len(x), dtype=torch.bool)
+    kept[[3, 40]] = False  # cells of several sizes
+    x, first, second = x[kept] + 7, first[kept], second[kept]
+    cells = first * B + second
+    found = factor_estimates(x, cells, (A, B))
+    without = [
+        torch.stack(linear_factors(*(part[torch.arange(len(x)) != i] for part in (x, first, second))))
+        for i in range(len(x))
+    ]
+    for name, place in (("linear_factor_score", 0), ("factor_orthogonality", 2)):
+        values = torch.stack(without)[:, place]
+        square = sum(
+            (n - 1) / n * (values[cells == c] - values[cells == c].mean()).square().sum().item()
+            for c, n in enumerate(torch.bincount(cells).tolist())
+        )
+        assert found[name].standard_error.item() == pytest.approx(square**0.5, rel=1e-9)
+        assert found[name].value.item() == linear_factors(x, first, second)._asdict()[name].item()
+
+
+@pytest.mark.parametrize(("kind", "most"), [("half", 1.25), ("none", 1.25), ("additive", 1.6)])
+def test_errors_are_the_spread_over_other_points(kind, most):
+    # Where the parts add up exactly, the score is at its largest: no term of first order is left, and the jackknife of
+    # one of second order is too large by the square root of 2.
+    cells, spread, claimed = torch.arange(A * B).repeat(20), [], []
+    means = code(kind, 1, noise=0.0)
+    order = torch.argsort(means[1] * B + means[2])
+    for seed in range(120):
+        noise = torch.randn(len(cells), WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found = factor_estimates(means[0][order][cells] + noise, cells, (A, B)).values()
+        spread.append(torch.stack([each.value for each in found]))
+        claimed.append(torch.stack([each.standard_error for each in found]))
+    ratio = torch.stack(claimed).square().mean(dim=0).sqrt() / torch.stack(spread).std(dim=0)
+    assert ((ratio > 0.85) & (ratio < most)).all(), ratio
+
+
+def test_errors_do_not_depend_on_unit_origin_or_rotation_and_a_cell_of_one_point_has_none():
+    x, first, second = code("half", 4)
+    cells = first * B + second
+    turned = 1e-180 * (x @ torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64)).Q) + 1e-180
+    for name, found in factor_estimates(x, cells, (A, B)).items():
+        other = factor_estimates(turned, cells, (A, B))[name]
+        assert other.standard_error.item() == pytest.approx(found.standard_error.item(), rel=1e-6)
+    kept = torch.ones(len(x), dtype=torch.bool)
+    kept[torch.nonzero(cells == 4)[1:, 0]] = False
+    for found in factor_estimates(x[kept], cells[kept], (A, B)).values():
+        assert math.isfinite(found.value)
+        assert math.isnan(found.standard_error)
+    assert math.isnan(factor_estimates(torch.ones(40, 3), torch.arange(20).repeat(2), (A, B))["linear_factor_score"][1])
