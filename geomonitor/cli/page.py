@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from geomonitor.markers import BESIDE, MARKER_GROUPS, MARKERS
+from geomonitor.markers import BESIDE, MARKER_GROUPS, MARKERS, Marker
 
 _COLUMNS = ("marker", "what it is", "state", "cost", "worse", "groups", "source")
 
