@@ -6,6 +6,7 @@ import html
 import math
 import re
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def test_the_notebook_prints_what_the_tutorial_promises(ran, capsys):
     assert status in warned  # the text is the same in a warning
     known = [float(number) for number in accuracies.split()]
     error = (known[7] * (1 - known[7]) / 300) ** 0.5
-    assert known[-1] > known[7] - 2 * error  # which does not show it
+    before, since = statistics.fmean(known[4:8]), statistics.fmean(known[8:])
+    assert since > before - 2 * error  # on average; single epochs differ by more, from one processor to the next also
     gone_on, error_on, gone_back, error_back = (float(number) for number in re.findall(r"0\.\d+", decision))
     assert gone_back - gone_on > 2 * math.hypot(error_on, error_back)
     for kind, text in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
