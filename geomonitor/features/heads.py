@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomonitor.errors import InputError, MeasurementError
+from geomonitor.errors import InputError
 from geomonitor.features.layers import Layer, around_adapters, listed
 from geomonitor.features.outputs import outputs_of
-from geomonitor.features.pooling import PoolName, pooled_as
+from geomonitor.features.pooling import is_length_last
+from geomonitor.features.reading import RULES, Traced, reading_of
 from geomonitor.features.trace import Call, Operation, Trace, tensors_in
 
 _PROJECTOR = re.compile(r"proj|predictor|contrast|embed|simclr|byol|barlow|vicreg", re.IGNORECASE)
 _CLASSIFIER = re.compile(r"classif|score|logit", re.IGNORECASE)
-# Rules to turn logits of tokens or places into those of a point; the one that gives the model's own logits is taken.
-_READ_BY: tuple[PoolName, ...] = ("last", "first", "mean")
 
 
 class LayerError(InputError):
@@ -45,23 +44,21 @@ class _Head(NamedTuple):
 
 
 def locate(
-    trace: Trace,
+    traced: Traced,
     modules: Mapping[str, nn.Module],
-    output: Any,
     labels: Sequence[int],
-    mask: Tensor | None = None,
     *,
     per_token: bool = False,
+    pooled: bool = False,
 ) -> Located | None:
     """What "penultimate" is, from one traced forward pass.
 
     Args:
-        trace: of the pass.
+        traced: the pass.
         modules: of the model by path.
-        output: what the model returned.
         labels: of the probe's classes; empty if the points have none.
-        mask: ``(B, L)``, nonzero at tokens.
         per_token: points are tokens, so logits are ``(B, L, classes)``.
+        pooled: the user gives the rule by which tokens become rows, so that of the model need not be known.
 
     Returns:
         None if the pass does not show it (a tensor that no recorded operation made).
@@ -69,7 +66,7 @@ def locate(
     Raises:
         LayerError: several heads or towers, or a head that is no module.
     """
-    outputs = outputs_of(output)
+    trace, outputs = traced.trace, outputs_of(traced.output)
     width = max(labels, default=-1) + 1 if min(labels, default=-1) >= 0 else 0
     rank = 3 if per_token else 2
     flat = {name: tensor for name, tensor in outputs.items() if tensor.ndim == rank}
@@ -93,7 +90,13 @@ def locate(
         why = f"the representation before the projector: an output of {_shape(tensor)} {unlike}"
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
     _refuse_several_inputs(trace, modules, head)
-    pool = _read_by(head, tensor, mask)
+    gives, pool = tensors_in(head.call.gives)[0], ""
+    if tensor.ndim == 2 and gives.ndim > 2 and not pooled:
+        reading = reading_of(traced, modules, head.path, name)
+        tokens = gives.ndim == 3 and not is_length_last(modules[head.path])
+        if reading is None and (tokens or (exact and head.clean)):
+            _refuse_reading(head, gives, tokens=tokens)
+        pool = reading.rule if reading is not None else ""
     layer = Layer(head.path, "input", pool=pool)
     if tensor.ndim == rank and 1 < width <= tensor.shape[-1]:
         return Located(layer, name, f"what feeds the logits, {_shape(tensor)}")
@@ -241,22 +244,12 @@ def _before_projector(trace: Trace, modules: Mapping[str, nn.Module], head: _Hea
     return path
 
 
-def _read_by(head: _Head, logits: Tensor, mask: Tensor | None) -> str:
-    """How the model itself turns the rows that a head gives for tokens or places into one for each point."""
-    given = tensors_in(head.call.gives)
-    if logits.ndim != 2 or not given or given[0].ndim != 3:
-        return ""
-    for rule in _READ_BY:
-        try:
-            found = pooled_as(given[0], rule, mask)
-        except MeasurementError:  # tokens that the mask does not cover
-            continue
-        if found.shape == logits.shape and torch.allclose(found.float(), logits.float(), rtol=1e-4, atol=1e-5):
-            return rule
+def _refuse_reading(head: _Head, gives: Tensor, *, tokens: bool) -> None:
+    rules = f"{', '.join(RULES)} over the tokens of the mask" if tokens else "the mean over places"
     raise LayerError(
-        f"the head {head.path!r} gives {_shape(given[0])}, and the model reads a part of it by a rule that is none of "
-        f"{', '.join(_READ_BY)} over the tokens of the mask: give the inputs an attention_mask, or pool= a function of "
-        "(tensor, mask) that returns the row of the token that the model reads"
+        f"the head {head.path!r} gives {_shape(gives)}, and the model reads logits from it by a rule that is not "
+        f"{rules}. Give pool= a function of (tensor, mask) that returns one row (B, N) for each point: what is at the "
+        f"place that the model reads, of the input of {head.path!r}"
     )
 
 

@@ -41,7 +41,8 @@ def logits_in(output: Any, labels: Sequence[int], place: str | None = None) -> T
         output: a tensor, an object or mapping with ``logits``, or a tuple or list of tensors: of several, the one with
             as many columns as there are classes, ``max(labels) + 1``, or else the first.
         labels: labels of the data; each must be a column.
-        place: the one of :func:`outputs_of` to take, if it is known.
+        place: the one of :func:`outputs_of` to take, if it is known; of a mapping without ``logits`` it counts if it
+            has as many columns as there are classes.
 
     Returns:
         ``(B, C)``, at least two columns; None if there are no such logits, or several tensors fit equally well.
@@ -55,10 +56,11 @@ def logits_in(output: Any, labels: Sequence[int], place: str | None = None) -> T
     True
     """
     found = outputs_of(output)
-    if isinstance(output, Mapping) and "logits" not in found:
+    by_name = not isinstance(output, Mapping) or "logits" in found
+    if place is None and not by_name:
         return None
     found = found if place is None else {name: tensor for name, tensor in found.items() if name == place}
     flat = [tensor for tensor in found.values() if tensor.ndim == 2 and tensor.shape[1] > max(1, *labels)]
     exact = [tensor for tensor in flat if tensor.shape[1] == max(labels) + 1]
-    chosen = exact or flat[:1]
+    chosen = exact or (flat[:1] if by_name else [])
     return chosen[0] if len(chosen) == 1 and min(labels) >= 0 else None

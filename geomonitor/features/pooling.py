@@ -21,6 +21,8 @@ _LENGTH_LAST = (
     *(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm),
     *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
 )
+# They work on the last dimension, whatever comes before it; also what a library has in the place of ``nn.Linear``.
+_WIDTHS = ("in_features", "out_features", "normalized_shape")
 # Usual names of the features in a module that takes or returns several named tensors.
 _USUAL_NAMES = ("sentence_embedding", "last_hidden_state", "hidden_states", "input", "x")
 # They state with their attention layers whether points or time steps come first.
@@ -159,6 +161,8 @@ class Pooling:
         # mode, because a tensor made there could never be changed afterwards.
         with torch.inference_mode(False), torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()):
             mask = None if self.mask is None else self.mask.to(tensor.device).bool()
+            if pool in ("auto", "mean"):
+                tensor = channels_second(tensor, module)
             return _pooled(tensor, pool, mask, layer, isinstance(module, _LENGTH_LAST)).clone(), dtype
 
     def _batch_first(self, tensor: Tensor, layer: Layer, module: nn.Module) -> Tensor:
@@ -170,6 +174,28 @@ class Pooling:
                 "(tensor, mask) that returns (B, N), or a batch_size that is not the number of time steps"
             )
         return tensor.transpose(0, 1) if batch_first is False else tensor
+
+
+def channels_second(tensor: Tensor, module: nn.Module) -> Tensor:
+    """Places ``(B, H, W, N)`` as ``(B, N, H, W)``, if the module that takes or gives them works on the last dimension.
+
+    >>> channels_second(torch.zeros(2, 7, 7, 5), nn.Linear(5, 3)).shape
+    torch.Size([2, 5, 7, 7])
+    """
+    widths = [getattr(module, name, None) for name in _WIDTHS]
+    last = tensor.shape[-1:]
+    of_last = any(last == (tuple(width) if isinstance(width, (tuple, list)) else (width,)) for width in widths)
+    return tensor.movedim(-1, 1) if tensor.ndim in (4, 5) and of_last else tensor
+
+
+def is_length_last(module: nn.Module) -> bool:
+    """Whether the length is the last dimension of what a module takes and gives."""
+    return isinstance(module, _LENGTH_LAST)
+
+
+def mean_of_places(tensor: Tensor, module: nn.Module) -> Tensor:
+    """Places ``(B, N, ...)`` of a module as rows ``(B, N)``."""
+    return _mean(channels_second(tensor, module).flatten(2), dim=2)
 
 
 def _is_batch_first(module: nn.Module) -> bool | None:
@@ -233,7 +259,7 @@ def pooled_as(tokens: Tensor, rule: PoolName, mask: Tensor | None) -> Tensor:
 
 
 def _pooled_tokens(tokens: Tensor, pool: PoolName, mask: Tensor | None, layer: Layer) -> Tensor:
-    if mask is None:
+    if mask is None or _is_one(tokens, mask):
         return tokens[:, 0] if pool == "first" else tokens[:, -1] if pool == "last" else _mean(tokens, dim=1)
     _check_mask(tokens, mask, layer)
     if pool in ("first", "last"):
@@ -243,6 +269,11 @@ def _pooled_tokens(tokens: Tensor, pool: PoolName, mask: Tensor | None, layer: L
     # Padding may hold anything, NaN included, so it is replaced and not multiplied by zero.
     kept = torch.where(mask[:, :, None], tokens, 0)
     return kept.sum(dim=1, dtype=_accumulator(kept)) / mask.sum(dim=1, keepdim=True)
+
+
+def _is_one(tokens: Tensor, mask: Tensor | None) -> bool:
+    """Whether a point has one token alone, which the mask of its other tokens does not concern."""
+    return tokens.shape[1] == 1 and mask is not None and mask.shape[1] != 1 and len(mask) == len(tokens)
 
 
 def _check_mask(tokens: Tensor, mask: Tensor | None, layer: Layer) -> None:

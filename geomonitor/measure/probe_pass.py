@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from geomonitor.errors import MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
+from geomonitor.features.outputs import logits_in
 from geomonitor.features.pooling import TokensAt
+from geomonitor.features.reading import require_reading
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
@@ -48,6 +50,8 @@ def probe_pass(
     shifts: Mapping[str, Shift | None],
     compare_batches: bool = False,
     length: TokenLength | None = None,
+    read: Mapping[str, Layer] | None = None,
+    place: str | None = None,
 ) -> None:
     """Run this process's part of the probe set through the model into the measurement.
 
@@ -63,6 +67,8 @@ def probe_pass(
         compare_batches: also run two points of the first batch alone, to see whether the features of a point depend
             on the others: ``measurement.batch_matters``.
         length: what the series knows of the length of its sequences, if the entropy of their tokens is to be measured.
+        read: heads of which the model reads tokens by a rule, which has to hold in every batch.
+        place: which output holds what it reads.
     """
     device, dtype = device_of(model), dtype_of(model)
     first: tuple[Tensor, Mapping[str, Tensor]] | None = None
@@ -79,6 +85,8 @@ def probe_pass(
         numbers = batch.ids if tokens is None else tokens.sequences
         with ExitStack() as stack:
             features = stack.enter_context(captured(model, layers, pool=which or pool, mask=own))
+            checked = read if read and which is None and how is None else {}
+            rows = stack.enter_context(captured(model, checked, mask=own)) if checked else {}
             if how is not None and how.kind == "dropout":
                 stack.enter_context(dropping(model, probe, batch.ids))
             if measurement.plan.routed:
@@ -91,6 +99,8 @@ def probe_pass(
                 taken = SequenceEntropies(torch.isin(numbers, chosen), common)
                 entropies = stack.enter_context(captured(model, layers, pool=taken, mask=mask))
             output = forward(model, to_dtype(inputs, dtype))
+        if checked and len(batch.labels):
+            require_reading(rows, logits_in(output, measurement.plan.classes, place), checked)
         picked = output if which is None else outputs_at(output, which, own)
         return _Passed(features, picked, numbers, entropies, routing)
 

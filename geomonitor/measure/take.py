@@ -105,7 +105,7 @@ def take_measurement(
     failure: Exception | None = None
     try:
         if isinstance(source, ProbeSet):
-            found = where.find(model, source, forward=how.forward, batch_size=how.batch_size, warn=warn)
+            found = where.find(model, source, forward=how.forward, batch_size=how.batch_size, warn=warn, pool=how.pool)
         else:
             found = where.in_place(model)
         columns = source.logit_columns if isinstance(source, ProbeSet) else plan.classes
@@ -113,7 +113,9 @@ def take_measurement(
         def read_heads(widths: Mapping[str, int]) -> dict[str, Head]:
             with undisturbed(model, warn):  # also reading a parametrised weight runs code of the model
                 return {
-                    alias: head_of(model, layer, columns, width=widths[alias], gives_logits=alias in where.heads)
+                    alias: Head(reason=where.no_heads[alias])
+                    if alias in where.no_heads
+                    else head_of(model, layer, columns, width=widths[alias], gives_logits=alias in where.heads)
                     for alias, layer in found.items()
                 }
 
@@ -133,6 +135,7 @@ def take_measurement(
             source.add_to(measurement, known=known.fingerprint)
         else:
             options = how._asdict() | {"compare_batches": not agreement.complete, "length": length}
+            options |= {"read": where.read if how.pool == "auto" else {}, "place": where.logits}
             probe_pass(model, found, source, measurement, **options)
         if known.identity is not None:
             known.identity.require_dtypes(measurement.dtypes)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import InputError
-from geomonitor.features.capture import Layers
+from geomonitor.features.capture import Layers, Pool
 from geomonitor.features.heads import LayerError, Located, describe, locate, place_of
 from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain_modules, resolve_in
+from geomonitor.features.outputs import outputs_of
+from geomonitor.features.reading import Traced, numbers_in_place_of, reading_of
 from geomonitor.features.trace import Trace
 from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, mask_of, to_device, to_dtype
 from geomonitor.probe.batches import ProbeBatch
@@ -26,15 +29,6 @@ LOG = logging.getLogger("geomonitor")
 """What was found goes here, at level INFO."""
 POINTS = 8
 """Points of the traced pass: few, since all of its tensors are held."""
-
-
-class Traced(NamedTuple):
-    """A forward pass of a few points."""
-
-    trace: Trace
-    output: Any
-    """of the model"""
-    mask: Tensor | None
 
 
 class Where:
@@ -58,6 +52,10 @@ class Where:
         """which output holds the logits; None: by the rule of ``logits_in``"""
         self.heads: frozenset[str] = frozenset()
         """aliases of layers whose module is known to give the logits"""
+        self.no_heads: dict[str, str] = {}
+        """aliases of layers that feed no linear head, whatever takes them, and why; no reason: they feed no logits"""
+        self.read: dict[str, Layer] = {}
+        """heads of which the model reads tokens by a rule and nothing else, by alias of the layer that feeds them"""
         self.has_logits = True
         """whether an output is known or may be the logits of the classes"""
 
@@ -71,7 +69,14 @@ class Where:
         return found
 
     def find(
-        self, model: nn.Module, probe: ProbeSet, *, forward: Forward, batch_size: int, warn: Callable[[str, str], None]
+        self,
+        model: nn.Module,
+        probe: ProbeSet,
+        *,
+        forward: Forward,
+        batch_size: int,
+        warn: Callable[[str, str], None],
+        pool: Pool = "auto",
     ) -> dict[str, Layer]:
         """The layers in a model; a forward pass only if it is not the model of before.
 
@@ -81,6 +86,7 @@ class Where:
             forward: runs the model on a batch.
             batch_size: the most points in one forward pass.
             warn: takes a warning and a key of its cause.
+            pool: how tokens become rows; ``"auto"``: as the model does it.
 
         Raises:
             InputError: a layer that does not exist.
@@ -99,8 +105,7 @@ class Where:
             traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
             if by_rule:
                 tokens = isinstance(probe, TokenProbe)
-                columns = probe.logit_columns
-                located = locate(traced.trace, modules, traced.output, columns, traced.mask, per_token=tokens)
+                located = locate(traced, modules, probe.logit_columns, per_token=tokens, pooled=pool != "auto")
         except LayerError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - if the model cannot run, the measurement reports it
@@ -142,12 +147,39 @@ class Where:
         rank = 3 if per_token else 2
         passed = traced.trace, modules
         straight = {n: place_of(*passed, layer, traced.output, rank, straight=True) for n, layer in found.items()}
-        self.heads = frozenset(alias for alias, place in straight.items() if place is not None)
+        self._read_heads(found, straight, modules, traced)
+        fed = {n for n, layer in found.items() if place_of(*passed, layer, traced.output, rank) is not None}
+        unclear = _by_rule(found) if located is None else frozenset()
+        self.no_heads |= {alias: "" for alias in found if alias not in fed | unclear | self.no_heads.keys()}
         if located is not None:
             self.logits, self.has_logits = located.logits, located.logits is not None
             return
         places = {place_of(*passed, layer, traced.output, rank) for layer in found.values()} - {None}
         self.logits, self.has_logits = (places.pop() if len(places) == 1 else None), len(places) < 2
+
+    def _read_heads(
+        self,
+        found: Mapping[str, Layer],
+        straight: Mapping[str, str | None],
+        modules: Mapping[str, nn.Module],
+        traced: Traced,
+    ) -> None:
+        """Which heads give the logits as they are, by alias of the layer that feeds them; not reordered or negated."""
+        self.no_heads, self.read, heads = {}, {}, set()
+        for alias, place in straight.items():
+            if place is None:
+                continue
+            layer, logits = found[alias], outputs_of(traced.output)[place]
+            reading = reading_of(traced, modules, layer.path, place)
+            call = traced.trace.call_of(layer.path)
+            rows = call is not None and isinstance(call.gives, Tensor) and call.gives.ndim == logits.ndim
+            if reading is None and rows:
+                self.no_heads[alias] = "the logits are not what it gives, in this order and with this sign"
+                continue
+            heads.add(alias)
+            if layer.pool and reading is not None and reading.exact and reading.rule == layer.pool:
+                self.read[alias] = Layer(layer.path, "output", pool=layer.pool)
+        self.heads = frozenset(heads)
 
     def _report(self, located: Located, found: Mapping[str, Layer], warn: Callable[[str, str], None]) -> None:
         aliases = [alias for alias, layer in found.items() if layer == located.layer]
@@ -182,11 +214,18 @@ def _traced(
     forward: Forward,
     warn: Callable[[str, str], None],
 ) -> Traced:
-    with undisturbed(model, warn):
-        inputs = to_device(batch.inputs, device_of(model))
-        with hooks_run(), Trace().of(modules) as trace:
-            output = forward(model, to_dtype(inputs, dtype_of(model)))
-    return Traced(trace, output, mask_of(model, inputs))
+    inputs = to_device(batch.inputs, device_of(model))
+    given = to_dtype(inputs, dtype_of(model))
+    with undisturbed(model, warn), hooks_run(), Trace().of(modules) as trace:
+        output = forward(model, given)
+
+    @cache
+    def stand(path: str) -> tuple[Tensor, Any] | None:
+        with undisturbed(model, warn), hooks_run(), numbers_in_place_of(modules[path]) as numbers:
+            read = forward(model, given)
+        return (numbers[0], read) if len(numbers) == 1 else None
+
+    return Traced(trace, output, mask_of(model, inputs), stand)
 
 
 def _signature(modules: Mapping[str, nn.Module]) -> tuple[tuple[str, type], ...]:
