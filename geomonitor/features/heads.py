@@ -245,11 +245,15 @@ def _before_projector(trace: Trace, modules: Mapping[str, nn.Module], head: _Hea
 
 
 def _refuse_reading(head: _Head, gives: Tensor, *, tokens: bool) -> None:
-    rules = f"{', '.join(RULES)} over the tokens of the mask" if tokens else "the mean over places"
+    rules = f"none of {', '.join(RULES)} over the tokens of the mask" if tokens else "not the mean over places"
+    agree = (
+        " Or let the attention_mask of the inputs cover what the model reads: no tokens with the id of "
+        "config.pad_token_id, and those that a prompt adds."
+    )
     raise LayerError(
-        f"the head {head.path!r} gives {_shape(gives)}, and the model reads logits from it by a rule that is not "
-        f"{rules}. Give pool= a function of (tensor, mask) that returns one row (B, N) for each point: what is at the "
-        f"place that the model reads, of the input of {head.path!r}"
+        f"the head {head.path!r} gives {_shape(gives)}, and the model reads logits from it by a rule that is {rules}. "
+        f"Give pool= a function of (tensor, mask) that returns one row (B, N) for each point: the one that the model "
+        f"reads, of the input of {head.path!r}.{agree if tokens else ''}"
     )
 
 

@@ -19,6 +19,7 @@ from geomonitor.features.reading import require_reading
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch
+from geomonitor.measure.masks import mask_of
 from geomonitor.measure.measurement import Measurement
 from geomonitor.measure.tokens import (
     TOKEN_ENTROPY,
@@ -74,10 +75,14 @@ def probe_pass(
     first: tuple[Tensor, Mapping[str, Tensor]] | None = None
     wanted = TOKEN_ENTROPY in measurement.plan.markers and length is not None
     chosen = sequences_of(probe) if wanted else torch.zeros(0, dtype=torch.int64)
-    common = length.find(probe, lambda inputs: mask_of(model, inputs)) if wanted and length is not None else None
+    common = (
+        length.find(probe, lambda inputs: mask_of(model, inputs, layers.values()))
+        if wanted and length is not None
+        else None
+    )
 
     def run(batch: ProbeBatch, inputs: Any) -> _Passed:
-        mask, tokens, how = mask_of(model, inputs), batch.tokens, probe.how_viewed
+        mask, tokens, how = mask_of(model, inputs, layers.values()), batch.tokens, probe.how_viewed
         which = None if tokens is None else TokensAt(tokens.rows, tokens.places)
         own = mask if which is None else mask_of_tokens(inputs)
         entropies: Features | None = None
@@ -174,19 +179,6 @@ def _takes(function: Callable[..., Any], arguments: Sequence[Any], named: Mappin
     except TypeError:
         return False
     return True
-
-
-def mask_of(model: nn.Module, inputs: Any) -> Any:
-    """The attention mask of a batch, or where its tokens are not the padding that the model's configuration names."""
-    if not isinstance(inputs, dict):
-        return None
-    if inputs.get("attention_mask") is not None:
-        return inputs["attention_mask"]
-    tokens, padding = inputs.get("input_ids"), getattr(getattr(model, "config", None), "pad_token_id", None)
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not isinstance(padding, int):
-        return None
-    mask = tokens != padding
-    return mask if mask.any(dim=1).all() else None
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -20,7 +20,8 @@ from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain
 from geomonitor.features.outputs import outputs_of
 from geomonitor.features.reading import Traced, numbers_in_place_of, reading_of
 from geomonitor.features.trace import Trace
-from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, mask_of, to_device, to_dtype
+from geomonitor.measure.masks import mask_of
+from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, to_device, to_dtype
 from geomonitor.probe.batches import ProbeBatch
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.token_probe import TokenProbe
