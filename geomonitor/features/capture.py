@@ -54,9 +54,9 @@ def captured(
     ``"auto"`` or ``"mean"`` the mean over the unmasked tokens, with ``"first"`` or ``"last"`` the first or
     last unmasked one. A module with an attribute ``batch_first=False``, and torch's transformers of such layers, are
     read as (L, B, N). ``"auto"`` takes the length to be the last dimension for torch's own 1-d convolution,
-    normalisation and pooling layers. ``"flatten"`` makes (B, everything else) of anything. For any other
-    layout (channels last, a block of 1-d convolutions) give a function of (tensor, mask), which gets the tensor as
-    it is.
+    normalisation and pooling layers, and channels to be last, (B, H, W, N), if the module is a linear layer or a
+    layer normalisation. ``"flatten"`` makes (B, everything else) of anything. For any other layout (a block with
+    channels last, a block of 1-d convolutions) give a function of (tensor, mask), which gets the tensor as it is.
 
     A module that runs several times in one forward pass must give the same features each time. Of a module that
     returns several tensors the first is taken, or ``last_hidden_state`` if it exists. Code from

@@ -65,6 +65,52 @@ def test_a_classifier(name: str) -> None:
     torch.testing.assert_close(plain.get_submodule(path)(features["z"]), logits, rtol=1e-4, atol=1e-5)
 
 
+def test_logits_of_an_output_object_without_logits_have_an_accuracy() -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = hf.BertForPreTraining(hf.BertConfig(**zoo.TEXT)).eval()
+    model.cls.seq_relationship = nn.Linear(32, zoo.CLASSES)
+    found, monitor = measured(model, "text")
+    assert found == "cls.seq_relationship:input"
+    inputs = zoo.inputs("text", ITEMS)
+    with torch.no_grad():
+        predicted = model(**inputs).seq_relationship_logits.argmax(1)[monitor.probe.indices]
+    assert value(monitor, "accuracy") == pytest.approx(float((predicted == monitor.probe.labels).double().mean()))
+
+
+def test_one_row_of_a_decoder_of_queries() -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = hf.PerceiverConfig(
+        **{"vocab_size": zoo.WORDS, "num_latents": 6, "d_latents": 32, "d_model": 32, "num_blocks": 1},
+        **{"num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
+        **{"max_position_embeddings": 40, **zoo.LABELS},
+    )
+    model = hf.PerceiverForSequenceClassification(config).eval()
+    forward = lambda model, given: model(inputs=given["input_ids"], attention_mask=given["attention_mask"])  # noqa: E731
+    found, monitor = measured(model, "text", forward=forward)
+    assert found.startswith("perceiver.decoder.decoder.final_layer:input")
+    assert math.isfinite(value(monitor, "accuracy"))
+
+
+def test_a_decoder_with_tokens_of_its_own_is_not_masked_as_its_encoder() -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = {"vocab_size": zoo.WORDS, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    model = hf.T5ForConditionalGeneration(hf.T5Config(**config, decoder_start_token_id=0)).eval()
+    items = Items("text")
+    items.inputs["decoder_input_ids"] = items.inputs["input_ids"].flip(0)
+    probe = gm.ProbeSet.from_dataset(items, per_class=PER_CLASS)
+    monitor = gm.GeometryMonitor(probe, markers=["mean_norm"], panel=None, on_error="raise")
+    monitor.measure(model, step=0)
+    with torch.no_grad(), gm.captured(model, "lm_head:input") as features:
+        model(**{name: given[probe.indices] for name, given in items.inputs.items()})
+    assert value(monitor, "mean_norm") == pytest.approx(float(features["lm_head_input"].norm(dim=1).mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", zoo.OTHERS)
 def test_a_model_without_logits_of_the_classes(name: str) -> None:
     make, kind, expected = zoo.OTHERS[name]
