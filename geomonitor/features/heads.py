@@ -98,7 +98,8 @@ def locate(
             _refuse_reading(head, gives, tokens=tokens)
         pool = reading.rule if reading is not None else ""
     layer = Layer(head.path, "input", pool=pool)
-    if tensor.ndim == rank and 1 < width <= tensor.shape[-1]:
+    unnamed = isinstance(traced.output, Mapping) and "logits" not in outputs
+    if tensor.ndim == rank and 1 < width <= tensor.shape[-1] and (exact or not unnamed):
         return Located(layer, name, f"what feeds the logits, {_shape(tensor)}")
     why = f"what feeds the output, {_shape(tensor)}, which is no logits (points, classes) of the probe set"
     return Located(layer, None, why, (":output", *others))

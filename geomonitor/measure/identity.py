@@ -12,6 +12,9 @@ from geomonitor._distributed import Processes
 from geomonitor.errors import MeasurementError
 from geomonitor.probe.probe_set import ProbeSet
 
+_MOVED = 10.0
+"""Roundings by which the row in the place of a point has to differ, if another row counts as the one of the point."""
+
 
 class Identity(NamedTuple):
     """Part of the protocol, from the first measurement on."""
@@ -72,6 +75,38 @@ def depends_on_batch(features: Mapping[str, Tensor], fewer: Mapping[str, Tensor]
         if torch.linalg.vector_norm(one[finite] - two[finite]) > precision * scale:
             return True
     return False
+
+
+def require_order(features: Mapping[str, Tensor], fewer: Mapping[str, Tensor]) -> None:
+    """Refuse features that come in another order than the points, as of a model that sorts texts by their length.
+
+    Args:
+        features: ``(B, N)`` by layer, of a batch.
+        fewer: ``(B', N)`` by layer, ``B' <= B``, the same points first, of another batch.
+
+    Raises:
+        MeasurementError: the features that a point has in one batch are in the row of another point in the other one.
+
+    >>> x = torch.eye(3)
+    >>> require_order({"rnn": x[[2, 0, 1]]}, {"rnn": x[[1, 0]]})
+    Traceback (most recent call last):
+    ...
+    geomonitor.errors.MeasurementError: layer 'rnn' gives its rows in another order than that of the points: ...
+    """
+    for layer, rows in features.items():
+        known = min(len(rows), len(fewer[layer]))
+        one, other = rows.double(), fewer[layer][:known].double().to(rows.device)
+        apart = torch.cdist(other, one)
+        precision = torch.finfo(rows.dtype if rows.is_floating_point() else torch.float32).eps ** 0.5
+        rounding = precision * torch.linalg.vector_norm(other, dim=1)
+        elsewhere = (apart <= rounding[:, None]).any(dim=1) & (apart.diagonal() > _MOVED * rounding)
+        if bool(elsewhere.any()):
+            raise MeasurementError(
+                f"layer {layer!r} gives its rows in another order than that of the points: the same features are in "
+                "the row of another point if fewer run together, so their classes would be wrong. Does the model sort "
+                "or shuffle its batch? Name a layer after the points are in their order again, or give forward= a "
+                "function that runs the model on points in the order in which it wants them, and undoes it"
+            )
 
 
 def points_at_once(probe: ProbeSet, batch_size: int, processes: int) -> int:

@@ -18,7 +18,7 @@ from geomonitor.features.pooling import TokensAt
 from geomonitor.features.reading import require_reading
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.measure.dropout_views import dropping
-from geomonitor.measure.identity import depends_on_batch
+from geomonitor.measure.identity import depends_on_batch, require_order
 from geomonitor.measure.masks import mask_of
 from geomonitor.measure.measurement import Measurement
 from geomonitor.measure.tokens import (
@@ -135,6 +135,8 @@ def probe_pass(
                 measurement.batch_matters = bool(len(first[0])) and depends_on_batch(first[1], fewer)
             except Exception:  # noqa: BLE001 - of a model that takes this batch size alone
                 measurement.batch_matters = True
+            else:
+                require_order(first[1] if len(first[0]) else {}, fewer)
 
 
 class _Passed(NamedTuple):

@@ -147,16 +147,22 @@ class Where:
     ) -> None:
         rank = 3 if per_token else 2
         passed = traced.trace, modules
+        places = {n: place_of(*passed, layer, traced.output, rank) for n, layer in found.items()}
         straight = {n: place_of(*passed, layer, traced.output, rank, straight=True) for n, layer in found.items()}
         self._read_heads(found, straight, modules, traced)
-        fed = {n for n, layer in found.items() if place_of(*passed, layer, traced.output, rank) is not None}
-        unclear = _by_rule(found) if located is None else frozenset()
-        self.no_heads |= {alias: "" for alias in found if alias not in fed | unclear | self.no_heads.keys()}
+        for alias in found.keys() - self.heads - self.no_heads.keys():
+            if places[alias] is not None:
+                self.no_heads[alias] = "an activation or a normalisation comes after it"
+            elif located is not None or not found[alias].automatic:
+                self.no_heads[alias] = ""
         if located is not None:
             self.logits, self.has_logits = located.logits, located.logits is not None
+            if not self.has_logits:  # of an encoder or a language model: no row of the head belongs to a class
+                self.heads -= (by_rule := frozenset(n for n, layer in found.items() if layer == located.layer))
+                self.no_heads |= dict.fromkeys(by_rule, "")
             return
-        places = {place_of(*passed, layer, traced.output, rank) for layer in found.values()} - {None}
-        self.logits, self.has_logits = (places.pop() if len(places) == 1 else None), len(places) < 2
+        known = set(places.values()) - {None}
+        self.logits, self.has_logits = (known.pop() if len(known) == 1 else None), len(known) < 2
 
     def _read_heads(
         self,
@@ -175,7 +181,7 @@ class Where:
             call = traced.trace.call_of(layer.path)
             rows = call is not None and isinstance(call.gives, Tensor) and call.gives.ndim == logits.ndim
             if reading is None and rows:
-                self.no_heads[alias] = "the logits are not what it gives, in this order and with this sign"
+                self.no_heads[alias] = "the logits are not what it gives (another order, sign, size or bias)"
                 continue
             heads.add(alias)
             if layer.pool and reading is not None and reading.exact and reading.rule == layer.pool:

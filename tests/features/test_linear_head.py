@@ -310,7 +310,8 @@ def test_a_monitor_warns_once_of_a_head_that_is_not_linear():
 
 
 def test_a_linear_head_before_an_activation_does_not_give_the_logits():
-    assert all(map(math.isnan, measured(zoo.Images(relu=True)).values()))
+    with pytest.warns(gm.GeomonitorWarning, match="an activation or a normalisation comes after it"):
+        assert all(map(math.isnan, measured(zoo.Images(relu=True)).values()))
 
 
 def test_without_markers_of_the_head_it_does_not_run():

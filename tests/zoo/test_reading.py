@@ -140,6 +140,8 @@ STRAIGHT = {
     "softmax": lambda h, z: h(z).softmax(1),
 }
 MOVED = {
+    "normalised": lambda h, z: nn.functional.layer_norm(h(z), (CLASSES,)),
+    "through a sigmoid": lambda h, z: h(z).sigmoid(),
     "negated": lambda h, z: -h(z),
     "reordered": lambda h, z: h(z)[:, [3, 1, 0, 2]],
     "with a bias that the head does not have": lambda h, z: h(z) + torch.tensor([3.0, 0, 0, 0]),
@@ -152,7 +154,7 @@ def test_weights_of_a_head_count_if_the_logits_are_what_it_gives(name: str) -> N
     assert found == "head:input"
     assert math.isfinite(values["accuracy"])
     assert math.isfinite(values["nc3"]) == math.isfinite(values["nc4"]) == (name in STRAIGHT)
-    assert [("not what it gives" in text) for text in told] == [True] * (name in MOVED)
+    assert ["not through a linear head" in text for text in told] == [True] * (name in MOVED)
 
 
 def test_a_hidden_linear_layer_is_no_head() -> None:
@@ -162,6 +164,31 @@ def test_a_hidden_linear_layer_is_no_head() -> None:
     assert math.isfinite(values["mean_norm"])
     assert math.isfinite(values["accuracy"])
     assert not told
+
+
+def test_an_embedding_in_a_mapping_has_no_head() -> None:
+    found, values, told = measured(on_rows(lambda h, z: {"vector": h(z)}, nn.Linear(WIDTH, 20)), ROWS)
+    assert found == "head:input"
+    assert all(math.isnan(values[name]) for name in ("accuracy", "nc3", "nc4"))
+    assert ["no logits" in text for text in told] == [True]
+
+
+def of_shuffled(after: bool) -> Made:
+    def run(head: nn.Module, z: Tensor) -> Tensor:
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(1))
+        back = order.argsort()
+        return head(z[order][back]) if after else head(z[order])[back]
+
+    return on_rows(run)
+
+
+def test_points_in_another_order_are_an_error() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(gm.GeomonitorError, match="'penultimate' gives its rows in another order"):
+        measured(of_shuffled(after=False), ROWS)
+    assert math.isfinite(measured(of_shuffled(after=True), ROWS)[1]["nc3"])
+    statistics_of_the_batch = nn.BatchNorm1d(8, track_running_stats=False)
+    measured(nn.Sequential(statistics_of_the_batch, nn.Linear(8, CLASSES)), ROWS)
 
 
 @pytest.mark.parametrize("name", ["out", "class_scores"])
