@@ -39,8 +39,15 @@ class Located(NamedTuple):
 class _Head(NamedTuple):
     path: str
     call: Call
-    clean: bool
-    """whether nothing but affine maps, pooling and the like lies between it and what it was found for"""
+    projects: bool
+    """whether it ends with a product with weights, and not with a recurrence or attention"""
+    bent: bool
+    """whether an activation or a normalisation lies between it and what it was found for"""
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing but affine maps, pooling and the like lies between it and what it was found for."""
+        return self.projects and not self.bent
 
 
 def locate(
@@ -82,7 +89,8 @@ def locate(
         return None
     representation = Layer("", "output")
     others = tuple(f"{path}:output" for path in _candidates(modules))
-    if head is None or (not exact and not head.clean):
+    named = name == "logits" and head is not None and head.projects  # Gemma 2 bounds its logits by a tanh
+    if head is None or not (exact or head.clean or named):
         return Located(representation, None, f"the output, of {_shape(tensor)}: no layer gives it as logits", others)
     if not exact and _is_projector(head.path, modules, tensor, width) and _follows_layers(trace, modules, head):
         path = _before_projector(trace, modules, head)
@@ -142,8 +150,8 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
             "gives them (a head in functional form, or several heads). Make the head a module, or name what to "
             f"measure: {_suggestion(trace, modules, owners)}"
         )
-    straight = all(operation.projects for operation in mixing)
-    return _Head(path, call, straight and not any(operation.bends for operation in after))
+    projects = all(operation.projects for operation in mixing)
+    return _Head(path, call, projects, any(operation.bends for operation in after))
 
 
 def _adds_inputs(trace: Trace, after: Sequence[Operation]) -> bool:

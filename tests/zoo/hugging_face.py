@@ -250,6 +250,11 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "wav2vec 2.0 without a head": (lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SPEECH)), "sound", ":output"),
     "GPT-2 language model": (lambda: hf.GPT2LMHeadModel(gpt2()), "text", "lm_head:input"),
     "Llama language model": (lambda: hf.LlamaForCausalLM(decoder("LlamaConfig")), "text", "lm_head:input"),
+    "Gemma 2 language model, whose logits are bounded": (
+        lambda: hf.Gemma2ForCausalLM(decoder("Gemma2Config", head_dim=16, sliding_window=8)),
+        "left",
+        "lm_head:input",
+    ),
     "BERT for tokens": (
         lambda: hf.BertForTokenClassification(hf.BertConfig(**TEXT, **LABELS)),
         "text",
