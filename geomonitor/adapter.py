@@ -31,6 +31,7 @@ from geomonitor.history.records import ALARM
 from geomonitor.history.run_id import name_in_wandb
 from geomonitor.markers.names import marker_names
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
+from geomonitor.measure.network_coherence import Loss
 from geomonitor.measure.passive import ValidationProbe
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
@@ -51,7 +52,7 @@ class Adapter:
         probe: a held-out, in-distribution ``ProbeSet``, or a ready-made ``GeometryMonitor`` of one, to which the
             options of a monitor are then given.
         layers: as in ``GeometryMonitor``; so are markers, panel, geometry, pool, forward, batch_size, shifts,
-            truth, coherence_probe, max_overhead, on_error and process_group.
+            truth, coherence_probe, coherence_loss, max_overhead, on_error and process_group.
         every_n_epochs: epochs between two measurements, from the first epoch on.
         every_n_steps: optimiser steps between two measurements, instead of epochs.
         name: keeps two callbacks of one run apart: keys become ``geometry/<name>/<layer>/<marker>``.
@@ -93,6 +94,7 @@ class Adapter:
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         truth: TransferProbe | None = None,
         coherence_probe: ProbeSet | None = None,
+        coherence_loss: Loss | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
@@ -101,7 +103,7 @@ class Adapter:
         monitor = monitor_of(
             probe, layers=layers, markers=markers, panel=panel, geometry=geometry, pool=pool, forward=forward,
             batch_size=batch_size, shifts=shifts, truth=truth, coherence_probe=coherence_probe,
-            max_overhead=max_overhead, on_error=on_error, process_group=process_group,
+            coherence_loss=coherence_loss, max_overhead=max_overhead, on_error=on_error, process_group=process_group,
         )  # fmt: skip
         if isinstance(monitor.probe, ValidationProbe):
             raise InputError("this callback takes a ProbeSet; a ValidationProbe works with Lightning or your own loop")

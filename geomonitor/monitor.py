@@ -39,7 +39,7 @@ from geomonitor.measure.asked_markers import markers_and_shifts
 from geomonitor.measure.budget import Budget
 from geomonitor.measure.estimate import Estimate, estimated, log_cost
 from geomonitor.measure.measurement import Plan
-from geomonitor.measure.network_coherence import checked_coherence_probe
+from geomonitor.measure.network_coherence import Loss, checked_coherence_probe
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward, call, device_of
 from geomonitor.measure.protocol import same_protocol
@@ -81,6 +81,8 @@ class GeometryMonitor:
         coherence_probe: training points, of which ``network_coherence`` is measured beside the markers, see
             :func:`geomonitor.measure.network_coherence.network_coherence`: two backward passes of 64 points; never
             judged.
+        coherence_loss: ``loss(output, label)`` of one point of the ``coherence_probe``, as ``loss`` of that function;
+            by default the cross-entropy of the logits. With it the points need no labels.
         max_overhead: seconds of measuring allowed per second of training, beyond the first minute of measuring in a
             run. If measurements cost more, :meth:`due` lets every k-th request pass, with a warning. None: no limit.
         on_error: ``"warn"``: a measurement that fails gives NaN and a warning; or ``"raise"``.
@@ -114,6 +116,7 @@ class GeometryMonitor:
         routers: RouterNames = None,
         truth: TransferProbe | None = None,
         coherence_probe: ProbeSet | None = None,
+        coherence_loss: Loss | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
@@ -131,10 +134,11 @@ class GeometryMonitor:
         views = probe.views if isinstance(probe, ProbeSet) else None
         attributes = probe.attributes if isinstance(probe, ProbeSet) else None
         sequences = probe.item_numbers if isinstance(probe, TokenProbe) else None
-        self.routers, self.coherence_probe = checked_routers(routers), checked_coherence_probe(coherence_probe)
+        self.coherence_probe = checked_coherence_probe(coherence_probe, coherence_loss)
+        self.routers, self.coherence_loss = checked_routers(routers), coherence_loss
         self._plan = Plan(
             probe.classes, probe.per_class, self.markers, shifted, self.geometry, self.truth, views, sequences,
-            self.routers, self.coherence_probe, attributes,
+            self.routers, self.coherence_probe, attributes, coherence_loss,
         )  # fmt: skip
         if not isinstance(panel, Panel) and panel is not None:
             raise InputError(f"panel takes a geomonitor.Panel, or None for no verdicts; got {panel!r}")

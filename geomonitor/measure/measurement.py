@@ -72,6 +72,8 @@ class Plan(NamedTuple):
     """training points, whose gradients with respect to all parameters are compared"""
     attributes: tuple[int, int] | None = None
     """numbers of values ``(A, B)`` of two attributes, whose combinations are the classes"""
+    coherence_loss: Callable[[Any, Tensor], Tensor] | None = None
+    """of an output and a label, of which those gradients are; None: cross-entropy"""
 
     @property
     def routed(self) -> bool:

@@ -56,8 +56,9 @@ def network_coherence(
         probe: the points; ``points`` of them are taken, the same ones at every call.
         points: how many, two at least.
         loss: ``loss(output, label)`` of one point, a scalar: ``output`` is what the model returns for a batch of it,
-            ``label`` has shape ``(1,)``. By default the cross-entropy of its logits; for a language model
-            ``lambda output, label: output.loss``, if it returns that.
+            ``label`` has shape ``(1,)``: 0 of a probe set without labels, the number of a class that was made. By
+            default the cross-entropy of its logits; for a language model ``lambda output, label: output.loss``, if it
+            returns that. A target that is no class comes with the inputs, and ``forward`` returns it beside the output.
         forward: as in ``GeometryMonitor``.
         at_once: points whose gradients are held together.
 
@@ -85,7 +86,7 @@ def network_coherence(
 
 
 def coherence_beside(
-    model: nn.Module, probe: ProbeSet, *, forward: Forward, warn: Callable[[str, str], None]
+    model: nn.Module, probe: ProbeSet, *, forward: Forward, loss: Loss | None, warn: Callable[[str, str], None]
 ) -> tuple[float, float]:
     """Coherence and its standard error beside the markers of a measurement; a failure is NaN and a warning.
 
@@ -93,33 +94,38 @@ def coherence_beside(
         model: left exactly as it was.
         probe: the points.
         forward: runs the model on a batch.
+        loss: as in :func:`network_coherence`.
         warn: takes a warning and a key of its cause.
     """
     try:
-        found = _measured(model, probe, points=min(POINTS, len(probe)), forward=forward, warn=warn)
+        found = _measured(model, probe, points=min(POINTS, len(probe)), forward=forward, loss=loss, warn=warn)
     except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
         warn(f"{NETWORK_COHERENCE} cannot be measured, it is NaN. {type(error).__name__}: {error}", cause_of(error))
         return math.nan, math.nan
     return float(found.value), float(found.standard_error)
 
 
-def checked_coherence_probe(probe: Any) -> ProbeSet | None:
+def checked_coherence_probe(probe: Any, loss: Any = None) -> ProbeSet | None:
     """The probe set of :func:`coherence_beside` of a monitor, or None.
 
     Raises:
-        InputError: something else, or points that have no label of their own.
+        InputError: something else; points that have no label of their own, without a loss; a loss without points.
     """
+    if loss is not None:
+        _options.function("coherence_loss", loss, "output, label")
     if probe is None:
+        if loss is not None:
+            raise InputError("coherence_loss is the loss of the points of a coherence_probe: give this also")
         return None
     if not isinstance(probe, ProbeSet) or isinstance(probe, TokenProbe):
         raise InputError(
             "coherence_probe takes a ProbeSet of training points, such as ProbeSet.from_dataset(train_dataset); got "
             f"{type(probe).__name__}"
         )
-    if not probe.labelled or not probe.logit_columns:
+    if loss is None and not probe.logit_columns:
         raise InputError(
             "coherence_probe needs labels that are columns of the logits, for the cross-entropy of each point; got a "
-            "probe set without"
+            "probe set without. Give such labels, or coherence_loss=, a function of (output, label)"
         )
     return probe
 

@@ -47,7 +47,7 @@ def protocol_of(
         **({} if made_from is None else {"targets": dict(made_from)}),
         "layers": named,
         "pool": pool if isinstance(pool, str) else getattr(pool, "__qualname__", "custom"),
-        "forward": "model(inputs)" if forward is None else getattr(forward, "__qualname__", type(forward).__qualname__),
+        "forward": "model(inputs)" if forward is None else _name_of(forward),
         **plan.geometry.as_dict(),
         **({"shifts": shifts} if shifts else {}),
         **({} if plan.truth is None else {"truth": plan.truth.fingerprint}),
@@ -56,8 +56,14 @@ def protocol_of(
         **({} if new is None else {"truth content": new}),
         **({} if trained is None else {"coherence": trained.fingerprint}),
         **({} if trained is None or trained.content is None else {"coherence content": trained.content}),
+        **({} if plan.coherence_loss is None else {"coherence loss": _name_of(plan.coherence_loss)}),
         **({} if plan.routers is None else {"routers": checked_routers(plan.routers)}),
     }
+
+
+def _name_of(function: object) -> str:
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    return name
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -161,7 +161,9 @@ def take_measurement(
             values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
     whole: dict[str, tuple[float, float]] = {}
     if plan.coherence_probe is not None:
-        whole[NETWORK_COHERENCE] = coherence_beside(model, plan.coherence_probe, forward=how.forward, warn=warn)
+        whole[NETWORK_COHERENCE] = coherence_beside(
+            model, plan.coherence_probe, forward=how.forward, loss=plan.coherence_loss, warn=warn
+        )
     identity = known.identity
     if not agreement.complete:
         at_once = points_at_once(source, how.batch_size, processes.size) if isinstance(source, ProbeSet) else 0

@@ -20,6 +20,7 @@ from geomonitor.explain.at_alarm import Fibers
 from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import autocast_off
 from geomonitor.glue.options import GeometryOptions
+from geomonitor.measure.network_coherence import Loss
 from geomonitor.measure.passive import ValidationPass, ValidationProbe
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
@@ -74,6 +75,7 @@ class GeometryHooks:
         shifts: Sequence[str] | Mapping[str, Shift] = (),
         truth: TransferProbe | None = None,
         coherence_probe: ProbeSet | None = None,
+        coherence_loss: Loss | None = None,
         max_overhead: float | None = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
         process_group: Group = None,
@@ -83,8 +85,8 @@ class GeometryHooks:
         given: dict[str, Any] = {
             "layers": layers, "markers": markers, "panel": panel, "geometry": geometry, "pool": pool,
             "forward": forward, "batch_size": batch_size, "shifts": shifts, "truth": truth,
-            "coherence_probe": coherence_probe, "max_overhead": max_overhead, "on_error": on_error,
-            "process_group": process_group,
+            "coherence_probe": coherence_probe, "coherence_loss": coherence_loss,
+            "max_overhead": max_overhead, "on_error": on_error, "process_group": process_group,
         }  # fmt: skip
         per_class = _options.whole("per_class", per_class)
         self._late: Late | None = None

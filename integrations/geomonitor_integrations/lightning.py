@@ -63,6 +63,7 @@ class GeometryCallback(GeometryHooks, Callback):
         shifts: input shifts under which to measure the accuracy.
         truth: a ``TransferProbe``: labelled points of new classes, on which transfer is measured beside the markers.
         coherence_probe: a ``ProbeSet`` of training points, of which ``network_coherence`` is measured.
+        coherence_loss: ``loss(output, label)`` of one of them; by default the cross-entropy of its logits.
         max_overhead: seconds of measuring allowed per second of training.
         on_error: ``"warn"`` or ``"raise"``.
         process_group: a function that returns the group of the processes that measure together, if not all.

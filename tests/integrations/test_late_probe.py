@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import geomonitor as gm
@@ -85,6 +86,23 @@ def test_a_coherence_probe_is_passed_on(tmp_path, probe):
     assert len(values) == 2
     assert trainer.callback_metrics["geometry/network_coherence"] == pytest.approx(values[-1])
     assert all(-1 / 19 <= value <= 1 for value in values)
+
+
+def of_first_logit(output: Tensor, label: Tensor) -> Tensor:
+    return output[:, 0].mean()
+
+
+@pytest.mark.parametrize("probe", ["val", None])
+def test_a_loss_of_the_coherence_probe_is_passed_on(tmp_path, probe):
+    training = gm.ProbeSet.from_dataset(Subset(dataset(), range(48)), per_class=10)
+    held = probe or gm.ProbeSet.from_dataset(Subset(dataset(), range(48, 96)), per_class=12)
+    found = []
+    for loss in (None, of_first_logit):
+        callback = GeometryCallback(held, per_class=12, **OPTIONS, coherence_probe=training, coherence_loss=loss)
+        fit(tmp_path / str(len(found)), [callback])
+        found.append(callback.monitor.history.series("", "network_coherence").values.tolist())
+    assert callback.monitor.protocol["coherence loss"] == "of_first_logit"
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
 
 
 def test_cut_and_resumed_equals_unbroken(tmp_path):
