@@ -27,6 +27,7 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.layers import layer_aliases
 from geomonitor.features.routers import find_routers
 from geomonitor.glue.options import GeometryOptions
+from geomonitor.history.files import moved_from
 from geomonitor.history.records import ALARM
 from geomonitor.history.run_id import name_in_wandb
 from geomonitor.markers.names import marker_names
@@ -244,7 +245,10 @@ class Adapter:
         if self._state_path(folder).is_file():
             self.monitored.load_state_dict(torch.load(self._state_path(folder), map_location="cpu", weights_only=True))
         elif self.monitored.last_step is None:
-            where = f"{self._state_path(folder).name} is not in {folder}"
+            name = self._state_path(folder).name
+            moved = ", ".join(str(path.parent) for path in moved_from(self._state_path(folder)))
+            put_back = f" (if it was moved when another run began there, put it back from {moved})" if moved else ""
+            where = f"{name} is not in {folder}{put_back}"
             self._warn(
                 f"the run goes on at step {step} without the state of its geometry: {where}. A new series starts.", ""
             )

@@ -44,6 +44,39 @@ def test_state_in_a_file(tmp_path):
         train(adapter(directory=tmp_path, geometry={"directions": 11}), range(1, 2))
 
 
+@pytest.mark.parametrize("name", ["", "own"])
+def test_another_run_in_a_directory_leaves_the_state_of_the_first(tmp_path, name):
+    first, second = (adapter(directory=tmp_path, name=name) for _ in range(2))
+    file = "geometry_own.pt" if name else "geometry.pt"
+    train(first, range(2))
+    saved = (tmp_path / file).read_bytes()
+    train(second, range(1))
+    own = tmp_path / first.monitor.history.run_id
+    kinds = {".csv", ".json", ".pt"}
+    assert {path.suffix for path in own.iterdir()} == kinds
+    assert (own / file).read_bytes() == saved
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == kinds
+    assert steps(second) == [5]
+    third = adapter(directory=own, name=name)  # the first run goes on where its files are
+    train(third, range(2, 3))
+    assert steps(third) == [5, 10, 15]
+    fourth = adapter(directory=tmp_path, name=name)
+    train(fourth, range(1, 2))
+    assert steps(fourth) == [5, 10]  # and the second one, where it was
+    assert fourth.monitor.history.run_id == second.monitor.history.run_id
+
+
+def test_a_run_whose_state_was_moved_is_told_where_it_is(tmp_path):
+    train(adapter(directory=tmp_path), range(2))
+    other = adapter(directory=tmp_path)
+    other.begin(network(), step=0)  # and ends before it saves a state
+    moved = next(tmp_path.glob("*/geometry.pt"))
+    again = adapter(directory=tmp_path)
+    with pytest.warns(gm.GeomonitorWarning, match=r"without the state.*put it back from .*") as caught:
+        train(again, range(2, 3))
+    assert str(moved.parent) in str(caught[0].message)
+
+
 def test_a_run_that_goes_on_without_a_state_is_warned_of(tmp_path):
     first = adapter(directory=tmp_path)
     with pytest.warns(gm.GeomonitorWarning, match=r"goes on at step 10 without the state .* geometry\.pt is not in"):

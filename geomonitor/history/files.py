@@ -48,6 +48,11 @@ def side_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def state_of(path: Path) -> Path:
+    """The state of its monitor, which adapters of some frameworks keep beside a history file."""
+    return path.with_suffix(".pt")
+
+
 def make(path: Path, data: bytes) -> Handle:
     """Make a file, all or nothing, under a name that is free, and hold it open.
 
@@ -75,7 +80,7 @@ def make(path: Path, data: bytes) -> Handle:
 
 
 def set_aside(path: Path) -> None:
-    """Move a file and its side file, if they exist, to a folder of their run beside it, named by its id."""
+    """Move a file, its side file and the state beside it, if they exist, to a folder of their run, named by its id."""
     run_id = id_in(side_of(path)) or new_run_id()
     while path.exists() or side_of(path).exists():
         free = free_place(path, run_id)
@@ -83,6 +88,7 @@ def set_aside(path: Path) -> None:
         try:
             _move(path, free)
             _move(side_of(path), side_of(free))
+            _move(state_of(path), state_of(free))
         except FileExistsError:  # another run has just taken the place
             continue
         with contextlib.suppress(OSError):
@@ -111,10 +117,10 @@ def _move(source: Path, target: Path) -> None:
 
 
 def free_place(path: Path, run_id: str) -> Path:
-    """``<id>/name.csv``, or with the first of ``<id>-2``, ... that has neither such a history nor a side file."""
+    """``<id>/name.csv``, or with the first of ``<id>-2``, ... that has no such history, side file or state."""
     folders = itertools.chain([run_id], (f"{run_id}-{number}" for number in itertools.count(2)))
     places = (path.parent / folder / path.name for folder in folders)
-    return next(file for file in places if not file.exists() and not side_of(file).exists())
+    return next(p for p in places if not any(file.exists() for file in (p, side_of(p), state_of(p))))
 
 
 def moved_from(path: Path, run_id: str = "") -> list[Path]:
