@@ -148,11 +148,11 @@ POINTS = MappingProxyType(
 FACTORS = MappingProxyType(
     {
         "linear_factor_score": Marker(
-            "how far the parts of two attributes add up; 1: wholly, 0: as without any structure",
+            "how far the parts of two attributes add up; 1: wholly, 0: as without any structure; unproven",
             *("factors", "low", "lower", _FACTORS),
         ),
         "factor_orthogonality": Marker(
-            "mean absolute cosine between the parts of two attributes; 0 if orthogonal",
+            "mean absolute cosine between the parts of two attributes; 0 if orthogonal; unproven",
             *("factors", "low", "higher", _FACTORS),
         ),
     }
