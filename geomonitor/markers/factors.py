@@ -104,7 +104,20 @@ def factor_estimates(features: Tensor, cells: Tensor, shape: tuple[int, int]) ->
     x = feature_matrix(features)
     require_labels(cells, len(x))
     cells = cells.to(x.device)
-    moments = moments_of(x, cells, shape[0] * shape[1])
+    return factor_estimates_of(moments_of(x, cells, shape[0] * shape[1]), cells, shape)
+
+
+def factor_estimates_of(moments: Moments, cells: Tensor, shape: tuple[int, int]) -> dict[str, Estimate]:
+    """The numbers of :func:`factor_estimates` from :func:`.moments.moments_of` of the points, one row each.
+
+    Args:
+        moments: of ``A * B`` groups, whose ``factor`` is ``(Q, N)``.
+        cells: ``(Q,)`` group of each point.
+        shape: ``(A, B)``.
+
+    Raises:
+        InputError: as :func:`linear_factors`.
+    """
     found = factors_of(moments, shape)
     scores, orthogonalities = _left_out(moments, cells, shape)
     counts = moments.counts[cells]

@@ -56,39 +56,33 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
         names = tuple(dict.fromkeys([*names, *(name for name in MARKERS if MARKERS[name].state == "views")]))
     if whole in ("default", "all") and crossed:  # and attributes likewise
         names = tuple(dict.fromkeys([*names, *FACTORS]))
-    without_labels = [name for name in names if name not in LABEL_FREE] if not labelled else []
-    made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
-    without_logits = [name for name in names if made and needs_logits(name)]
-    without_views = [name for name in names if name in MARKERS and MARKERS[name].state == "views" and not viewed]
-    without_attributes = [name for name in names if name in FACTORS and not crossed]
     if TOKEN_ENTROPY in names and not isinstance(probe, ProbeSet):
         raise InputError(f"{TOKEN_ENTROPY} needs every token of a sequence, which a ValidationProbe does not hold")
     if not isinstance(probe, ProbeSet) and (routed := [name for name in names if name in ROUTING_MARKERS]):
         raise InputError(f"{', '.join(routed)}: need a pass of a ProbeSet, of which a ValidationProbe makes none")
+    made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
+    missing = {
+        "need labels, and the probe set has none. Leave them out, or give ProbeSet.from_dataset(labelled dataset)": [
+            name for name in names if not labelled and name not in LABEL_FREE
+        ],
+        "need logits of the classes, and those of the probe set were made of targets (quantile_bins, label_sets) or of "
+        "two attributes, which no model predicts. Leave them out": [
+            name for name in names if made and needs_logits(name)
+        ],
+        "need views of the points. Leave them out, or give ProbeSet.from_unlabelled(dataset, views=...)": [
+            name for name in names if not viewed and name in MARKERS and MARKERS[name].state == "views"
+        ],
+        "need two attributes of each point. Leave them out, or give ProbeSet.from_dataset(dataset, "
+        'label_key=("shape", "colour")), the names of two of its fields': [
+            name for name in names if not crossed and name in FACTORS
+        ],
+    }
     if whole not in MARKER_GROUPS or whole in ("ssl", "lm"):
-        if without_labels:
-            raise InputError(
-                f"{', '.join(without_labels)}: need labels, and the probe set has none. Leave them out, or give "
-                "ProbeSet.from_dataset(labelled dataset)"
-            )
-        if without_logits:
-            raise InputError(
-                f"{', '.join(without_logits)}: need logits of the classes, and those of the probe set were made of "
-                "targets (quantile_bins, label_sets), which no model predicts. Leave them out"
-            )
-        if without_views:
-            raise InputError(
-                f"{', '.join(without_views)}: need views of the points. Leave them out, or give "
-                "ProbeSet.from_unlabelled(dataset, views=...)"
-            )
-        if without_attributes:
-            raise InputError(
-                f"{', '.join(without_attributes)}: need two attributes of each point. Leave them out, or give "
-                'ProbeSet.from_dataset(dataset, label_key=("shape", "colour")), the names of two of its fields'
-            )
-    return tuple(
-        name for name in names if name not in {*without_labels, *without_logits, *without_views, *without_attributes}
-    )
+        for why, without in missing.items():
+            if without:
+                raise InputError(f"{', '.join(without)}: {why}")
+    left_out = {name for without in missing.values() for name in without}
+    return tuple(name for name in names if name not in left_out)
 
 
 def needs_logits(name: str) -> bool:

@@ -15,7 +15,7 @@ from geomonitor.glue.estimates import Measures
 from geomonitor.glue.manifolds import manifold_geometry
 from geomonitor.glue.ranks import ProcessGroup
 from geomonitor.markers.coherence import coherence_of
-from geomonitor.markers.factors import factor_estimates
+from geomonitor.markers.factors import factor_estimates_of
 from geomonitor.markers.formulas import ESTIMATES, feature_markers
 from geomonitor.markers.layer_points import LayerPoints
 from geomonitor.markers.logits import LOGIT_FORMULAS
@@ -76,7 +76,7 @@ def compute_markers(
     estimates = {name: ESTIMATES[name](points.features, groups) for name in markers if name in ESTIMATES}
     factors = [name for name in markers if name in FACTORS]
     if factors and attributes is not None:
-        found = factor_estimates(points.features, classes, attributes)
+        found = factor_estimates_of(points.moments, points.class_of, attributes)
         estimates |= {name: found[name] for name in factors}
     values |= {name: (float(found.value), float(found.standard_error)) for name, found in estimates.items()}
     hidden = tuple(name for name in values if name in VARIATION_MARKERS)

@@ -105,7 +105,7 @@ def require_order(features: Mapping[str, Tensor], fewer: Mapping[str, Tensor]) -
                 f"layer {layer!r} gives its rows in another order than that of the points: the same features are in "
                 "the row of another point if fewer run together, so their classes would be wrong. Does the model sort "
                 "or shuffle its batch? Name a layer after the points are in their order again, or give forward= a "
-                "function that runs the model on points in the order in which it wants them, and undoes it"
+                "function that sorts the points as the model needs them, and puts its outputs back in their order"
             )
 
 
