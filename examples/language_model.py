@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> dict[str, gm.History]:
     parser.add_argument("--short", action="store_true", help="20 steps")
     parser.add_argument("--output", type=Path, default=Path("runs/language_model"), help="folder of the picture")
     options = parser.parse_args(arguments)
-    histories, loss = run(20, 10, 200_000) if options.short else run(800, 50, 1_000_000)
+    histories, loss = run(20, 10, 200_000) if options.short else run(600, 50, 1_000_000)
     print_table(histories)
     print(f"Held-out loss: {loss:.2f} nats a character (uniform: {torch.tensor(len(CHARACTERS)).log():.2f})")
     print(f"Curves: {plot(histories, options.output / 'language_model.png')}")
