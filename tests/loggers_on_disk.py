@@ -15,7 +15,7 @@ def wandb_records(folder: Path) -> list[Any]:
     end = time.monotonic() + 60
     while True:
         files = list(folder.rglob("run-*.wandb"))
-        records = _records(files[0]) if files else []
+        records = records_in(files[0]) if files else []
         if any(record.HasField("exit") for record in records):
             assert len(files) == 1
             return records
@@ -59,8 +59,8 @@ def csv_logged(folder: Path, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
-def _records(file: Path) -> list[Any]:
-    """A LevelDB log of protocol buffers behind a header of seven bytes."""
+def records_in(file: Path) -> list[Any]:
+    """A LevelDB log of protocol buffers behind a header of seven bytes, as far as it is written: W&B may be writing."""
     from wandb.proto import wandb_internal_pb2
 
     block, data, records, parts = 32768, file.read_bytes(), [], b""
@@ -70,6 +70,8 @@ def _records(file: Path) -> list[Any]:
             place += block - place % block
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)
+        if place + 7 + length > len(data):
+            break
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one

@@ -25,7 +25,7 @@ from geomonitor.history.runs import load_run
 from geomonitor_integrations._logger_kinds import layout_of
 from geomonitor_integrations._loggers import LoggerOutput
 from geomonitor_integrations.lightning import GeometryCallback
-from tests.loggers_on_disk import wandb_logged, wandb_records
+from tests.loggers_on_disk import records_in, wandb_logged, wandb_records
 from tests.options import grouped
 
 LAYER = "head:in"  # a colon is no letter of TensorBoard's tags, nor of MLflow's
@@ -328,6 +328,13 @@ def test_wandb_offline_holds_scalars_figures_alarm_and_protocol(tmp_path, monkey
     config = {update.key: update.value_json for record in records for update in record.config.update}
     assert json.loads(config["geometry_protocol"])["directions"] == 30
     assert json.loads(config["geometry_run"]) == {"id": logger.version, "history": str(found.path)}
+    (file,) = tmp_path.rglob("run-*.wandb")
+    whole, torn = file.read_bytes(), tmp_path / "torn"
+    torn.write_bytes(whole)
+    records = records_in(torn)
+    for size in range(max(len(whole) - 400, 0), len(whole)):  # W&B writes the file in a process of its own
+        torn.write_bytes(whole[:size])
+        assert records_in(torn) == records[: len(records_in(torn))]
 
 
 def test_mlflow_file_store_holds_scalars_figures_alarm_and_protocol(tmp_path, monkeypatch):
