@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from geomonitor.decide.exchange import Exchange
 from geomonitor.errors import InputError
 from geomonitor.features.capture import resolve_layers
+from geomonitor.features.watched import Written
 from geomonitor.glue.estimates import Measures, standard_errors
 from geomonitor.markers.logme import logme
 from geomonitor.measure.probe_pass import device_of
@@ -175,7 +176,7 @@ def measure_candidate(monitor: GeometryMonitor, model: nn.Module, name: str, arc
     if monitor.truth is not None:
         points = points_of(
             model, layers, monitor.truth.probe, forward=monitor.forward, batch_size=monitor.batch_size,
-            pool=monitor.pool, device=device_of(model), warn=lambda *_: None,
+            pool=monitor.pool, device=device_of(model), warn=lambda *_: None, written=Written(),
         )  # fmt: skip
         score = logme(*points[layer]) if layer in points else math.nan
     values = {marker: (record.value, record.standard_error) for marker, record in records.items()}

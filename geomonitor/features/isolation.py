@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -16,11 +17,20 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import GeomonitorWarning, MeasurementError
 from geomonitor.features.kept import Kept, PutBack
 from geomonitor.features.quiet import logging_off
-from geomonitor.features.watched import parameter_states, put_back_parameters, written_parameters
+from geomonitor.features.watched import (
+    ParameterState,
+    Written,
+    before_writes,
+    parameter_states,
+    put_back_parameters,
+    written_parameters,
+)
 
 
 @contextmanager
-def undisturbed(model: nn.Module, warn: Callable[[str, str], None] | None = None) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, warn: Callable[[str, str], None] | None = None, written: Written | None = None
+) -> Iterator[None]:
     """Put a model in evaluation mode, without gradients, and leave it exactly as it was.
 
     Restored on every way out, exceptions and ``KeyboardInterrupt`` included: the ``training`` flag of each
@@ -35,15 +45,18 @@ def undisturbed(model: nn.Module, warn: Callable[[str, str], None] | None = None
     probe; autocast is off; Lightning's ``log``, ``log_dict``, ``print`` and loggers do nothing. In one process one
     such block runs at a time: another thread that enters one waits.
 
-    Parameters are watched, not copied (that would double the memory): a ``forward`` that writes to one, also through
-    ``parameter.data``, is reported, because it cannot be undone; assigned storage is put back. The exception is
-    ``nn.Embedding(max_norm=...)``, which writes to its weight by design and is restored. Out of reach: generators that
+    Parameters are watched, not copied (that would double the memory): assigned storage is put back, and so are values
+    that ``forward`` writes to a parameter, also through ``parameter.data``, if ``written`` is given and its first block
+    found the write, as it does of all that operations of torch write; any other write is reported, because it cannot
+    be undone. ``nn.Embedding(max_norm=...)``, which writes to its weight by design, is always put back. Of a model that
+    is sharded over processes (FSDP) or quantised, writes are neither found nor put back. Out of reach: generators that
     a dataset owns; globals and attributes of classes; objects more than three steps away from a module. Of a model
     that is sharded over processes (FSDP), hooks and children are left to what shards it.
 
     Args:
         model: any module; one that is wrapped (``torch.compile``, DDP) may be given wrapped.
         warn: takes the message and its cause; by default :func:`warnings.warn`.
+        written: what is known of the writes of this model to its parameters; learns from the block.
 
     Yields:
         Nothing: call the model inside the block.
@@ -70,7 +83,9 @@ def undisturbed(model: nn.Module, warn: Callable[[str, str], None] | None = None
             for module in list(model.modules()):
                 stack.callback(setattr, module, "training", module.training)
             kept, parameters = Kept(model), parameter_states(model)
-            stack.callback(lambda: found.written.extend(written_parameters(parameters, found.restored)))
+            stack.callback(lambda: found.add_written(parameters, kept.parameters))
+            if written is not None:
+                _keep_written(model, kept, written)
             stack.callback(lambda: found.add(kept.put_back()))
             stack.callback(lambda: found.add(put_back_parameters(parameters)))
             stack.enter_context(logging_off(model))
@@ -81,12 +96,28 @@ def undisturbed(model: nn.Module, warn: Callable[[str, str], None] | None = None
             stack.enter_context(autocast_off(model))
             for module in model.modules():
                 module.training = False
+            if written is not None and not written.looked:
+                stack.enter_context(before_writes(model, partial(_keep_before_write, kept, written)))
             yield
+        if written is not None:
+            written.looked = True
+            written.names.update(found.written)
         if found.restored or found.written:
             _report(found.changes(model), warn)
     finally:
         if found.failed:  # also after an exception: the model is not as it was
             _report(found.failures(model), warn)
+
+
+def _keep_written(model: nn.Module, kept: Kept, written: Written) -> None:
+    for name, parameter in model.named_parameters():
+        if name in written.names:
+            kept.keep_parameter(name, parameter)
+
+
+def _keep_before_write(kept: Kept, written: Written, name: str, parameter: Tensor) -> None:
+    kept.keep_parameter(name, parameter)
+    written.names.add(name)
 
 
 @contextmanager
@@ -137,6 +168,9 @@ class _Found:
         self.restored += put_back.restored
         self.failed += put_back.failed
         self.error = self.error or put_back.error
+
+    def add_written(self, states: Sequence[ParameterState], copied: Collection[str]) -> None:
+        self.written += written_parameters(states, {*self.restored, *copied})
 
     def changes(self, model: nn.Module) -> tuple[str, str]:
         """Message and cause."""

@@ -60,12 +60,19 @@ class Kept:
     def __init__(self, model: nn.Module) -> None:
         modules = dict(model.named_modules())
         self._sharded = sharded(model)
+        self.parameters: set[str] = set()
+        """names of those that are kept"""
         self._entries: list[tuple[str, Callable[[], list[str] | bool]]] = []
         self._seen: dict[int, Any] = {id(module): module for module in modules.values()}
         # Parameters are watched, not copied, also those that a layer lists in an attribute.
         self._seen |= {id(parameter): parameter for parameter in model.parameters()}
         for name, module in modules.items():
             self._keep_module(f"{name}." if name else "", module)
+
+    def keep_parameter(self, name: str, parameter: Tensor) -> None:
+        """Copy a parameter that is about to be written to."""
+        self.parameters.add(name)
+        self._entries.append((name, _kept_tensor(parameter)))
 
     def put_back(self) -> PutBack:
         """Undo what changed since. A failure does not stop the others."""

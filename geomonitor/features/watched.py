@@ -1,18 +1,77 @@
-"""Parameters are watched during a forward pass, not copied: a copy would double the memory of the model."""
+"""Parameters are watched during a forward pass, and only those that it writes to are copied.
+
+A copy of all would double the memory of the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geomonitor.features.kept import PutBack, sharded
 
 _WORD = 8
 """Bytes of an ``int64``, in which contiguous weights are summed: one addition for two weights of single precision."""
 _INTEGERS = ((1, torch.uint8), (2, torch.int16), (4, torch.int32), (8, torch.int64))
+
+
+class Written:
+    """Which parameters forward passes of a model write to, as far as they have been looked at.
+
+    The first pass is looked at, which costs some microseconds for each operation of torch; later ones begin with
+    copies of what was found.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.looked = False
+        """whether a forward pass has been looked at"""
+
+
+@contextmanager
+def before_writes(model: nn.Module, copy: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Report each parameter that an operation inside the block is about to write to, through ``.data`` or a view also.
+
+    Args:
+        model: whose parameters; those of one that is sharded are not reported.
+        copy: takes name and parameter, before the first write to it.
+    """
+    if sharded(model):
+        yield
+        return
+    with _BeforeWrites(model, copy):
+        yield
+
+
+class _BeforeWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, model: nn.Module, copy: Callable[[str, Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._copy = copy
+        self._places: dict[int, dict[str, Tensor]] = {}
+        for name, parameter in model.named_parameters():
+            if _has_plain_values(parameter) and parameter.untyped_storage().nbytes():
+                self._places.setdefault(_storage(parameter), {})[name] = parameter
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            given = {**dict(zip((each.name for each in func._schema.arguments), args, strict=False)), **(kwargs or {})}
+            for argument in func._schema.arguments:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._about_to_write(given.get(argument.name))
+        return func(*args, **(kwargs or {}))
+
+    def _about_to_write(self, value: Any) -> None:
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            if _has_plain_values(tensor):
+                for name, parameter in self._places.pop(_storage(tensor), {}).items():
+                    self._copy(name, parameter)
 
 
 class ParameterState(NamedTuple):
@@ -82,7 +141,7 @@ def written_parameters(states: Sequence[ParameterState], restored: Collection[st
 
     Args:
         states: from before.
-        restored: names of what has been put back: a write that was counted there is undone.
+        restored: names of what has been put back, or was copied: a write that was counted there is undone.
     """
     counted = {
         state.name
@@ -130,7 +189,7 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
 
 def _checksum(tensor: Tensor) -> Tensor | None:
     """The sum of the bits, exact in any order of addition; None for tensors without plain values."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
+    if not _has_plain_values(tensor):
         return None
     bits = tensor.detach()
     if bits.is_contiguous() and bits.nbytes % _WORD == 0 and bits.storage_offset() * bits.element_size() % _WORD == 0:
@@ -138,3 +197,11 @@ def _checksum(tensor: Tensor) -> Tensor | None:
     bits = torch.view_as_real(bits) if bits.is_complex() else bits
     integers = dict(_INTEGERS).get(bits.element_size())
     return None if integers is None else bits.view(integers).sum()
+
+
+def _has_plain_values(tensor: Any) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.layout == torch.strided
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from geomonitor.features.isolation import undisturbed
+from geomonitor.features.watched import Written
 from geomonitor.measure.probe_pass import device_of, dtype_of, to_device, to_dtype
 from geomonitor.measure.series import MeasurementSeries
 from geomonitor.measure.take import HowToRun
@@ -62,11 +63,11 @@ def estimated(
     Raises:
         Exception: what makes the measurement fail.
     """
-    alone = _forward_seconds(model, probe, how)
     started = perf_counter()
     taken, _ = series.take(model, step=0, how=how, validation=None, settings=settings, on_error="raise")
     held = sum(points.numel() * FLOAT64_BYTES for points, _ in taken.points.values())
-    return Estimate(perf_counter() - started, alone, held)
+    seconds = perf_counter() - started
+    return Estimate(seconds, _forward_seconds(model, probe, how, series.where.written), held)
 
 
 def log_cost(seconds: float, overhead: float, limit: float | None) -> None:
@@ -82,10 +83,10 @@ def log_cost(seconds: float, overhead: float, limit: float | None) -> None:
     LOG.info("the first measurement took %.2g s%s; %s this share by measuring less often", seconds, share, limited)
 
 
-def _forward_seconds(model: nn.Module, probe: ProbeSet, how: HowToRun) -> float:
+def _forward_seconds(model: nn.Module, probe: ProbeSet, how: HowToRun, written: Written) -> float:
     """Seconds of a forward pass over the probe set, loading included."""
     device, dtype = device_of(model), dtype_of(model)
-    with undisturbed(model, lambda *_: None):
+    with undisturbed(model, lambda *_: None, written):
         started = perf_counter()
         for batch in probe.loader(how.batch_size):
             how.forward(model, to_dtype(to_device(batch.inputs, device), dtype))

@@ -18,6 +18,7 @@ from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import plain_modules
 from geomonitor.features.outputs import logits_in
+from geomonitor.features.watched import Written
 from geomonitor.markers.coherence import NETWORK_COHERENCE, coherence_of_products
 from geomonitor.markers.estimate import Estimate
 from geomonitor.measure.probe_pass import Forward, call, device_of, dtype_of, to_device, to_dtype
@@ -82,11 +83,17 @@ def network_coherence(
     at_once = min(_options.whole("at_once", at_once), points)
     run = call if forward is None else _options.function("forward", forward, "model, inputs")
     own = None if loss is None else _options.function("loss", loss, "output, label")
-    return _measured(model, probe, points=points, loss=own, forward=run, at_once=at_once)
+    return _measured(model, probe, points=points, loss=own, forward=run, at_once=at_once, written=Written())
 
 
 def coherence_beside(
-    model: nn.Module, probe: ProbeSet, *, forward: Forward, loss: Loss | None, warn: Callable[[str, str], None]
+    model: nn.Module,
+    probe: ProbeSet,
+    *,
+    forward: Forward,
+    loss: Loss | None,
+    warn: Callable[[str, str], None],
+    written: Written | None = None,
 ) -> tuple[float, float]:
     """Coherence and its standard error beside the markers of a measurement; a failure is NaN and a warning.
 
@@ -96,9 +103,11 @@ def coherence_beside(
         forward: runs the model on a batch.
         loss: as in :func:`network_coherence`.
         warn: takes a warning and a key of its cause.
+        written: what is known of writes of the model to its parameters.
     """
     try:
-        found = _measured(model, probe, points=min(POINTS, len(probe)), forward=forward, loss=loss, warn=warn)
+        points = min(POINTS, len(probe))
+        found = _measured(model, probe, points=points, forward=forward, loss=loss, warn=warn, written=written)
     except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
         warn(f"{NETWORK_COHERENCE} cannot be measured, it is NaN. {type(error).__name__}: {error}", cause_of(error))
         return math.nan, math.nan
@@ -139,6 +148,7 @@ def _measured(
     loss: Loss | None = None,
     at_once: int = AT_ONCE,
     warn: Callable[[str, str], None] | None = None,
+    written: Written | None = None,
 ) -> Estimate:
     model = plain_modules(model)[""]
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -147,7 +157,7 @@ def _measured(
         raise InputError("the parameters are spread over processes (FSDP); measure a model that is whole")
     chosen = torch.argsort(priority(torch.arange(len(probe)), probe.seed), stable=True)[:points].sort().values
     parts = torch.split(chosen, at_once)
-    with undisturbed(model, warn), hooks_run(), torch.enable_grad():
+    with undisturbed(model, warn, written), hooks_run(), torch.enable_grad():
         gradients = _Gradients(model, probe, forward, loss or partial(_cross_entropy, classes=probe.classes))
         total: Parameters = {}
         for found in gradients.of(parts):

@@ -17,6 +17,7 @@ from geomonitor.features.outputs import logits_in
 from geomonitor.features.pooling import TokensAt
 from geomonitor.features.reading import require_reading
 from geomonitor.features.routing import LayerRouting, captured_routing
+from geomonitor.features.watched import Written
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch, require_order
 from geomonitor.measure.masks import mask_of
@@ -53,6 +54,7 @@ def probe_pass(
     length: TokenLength | None = None,
     read: Mapping[str, Layer] | None = None,
     place: str | None = None,
+    written: Written | None = None,
 ) -> None:
     """Run this process's part of the probe set through the model into the measurement.
 
@@ -70,6 +72,7 @@ def probe_pass(
         length: what the series knows of the length of its sequences, if the entropy of their tokens is to be measured.
         read: heads of which the model reads tokens by a rule, which has to hold in every batch.
         place: which output holds what it reads.
+        written: what is known of writes of the model to its parameters.
     """
     device, dtype = device_of(model), dtype_of(model)
     first: tuple[Tensor, Mapping[str, Tensor]] | None = None
@@ -110,7 +113,7 @@ def probe_pass(
         return _Passed(features, picked, numbers, entropies, routing)
 
     processes = measurement.processes
-    with undisturbed(model, measurement.warn):
+    with undisturbed(model, measurement.warn, written):
         # In lockstep every process runs as many forward passes as the others: sharded models need that.
         for batch in probe.loader(batch_size, rank=processes.rank, world_size=processes.size, lockstep=True):
             inputs = to_device(batch.inputs, device)

@@ -111,7 +111,7 @@ def take_measurement(
         columns = source.logit_columns if isinstance(source, ProbeSet) else plan.classes
 
         def read_heads(widths: Mapping[str, int]) -> dict[str, Head]:
-            with undisturbed(model, warn):  # also reading a parametrised weight runs code of the model
+            with undisturbed(model, warn, where.written):  # also reading a parametrised weight runs code of the model
                 return {
                     alias: Head(reason=where.no_heads[alias])
                     if alias in where.no_heads
@@ -136,6 +136,7 @@ def take_measurement(
         else:
             options = how._asdict() | {"compare_batches": not agreement.complete, "length": length}
             options |= {"read": where.read if how.pool == "auto" else {}, "place": where.logits}
+            options |= {"written": where.written}
             probe_pass(model, found, source, measurement, **options)
         if known.identity is not None:
             known.identity.require_dtypes(measurement.dtypes)
@@ -148,7 +149,7 @@ def take_measurement(
             labelled = measurement.points if getattr(source, "labelled", True) else {}
             truth = measure_truth(
                 model, found, plan.truth, labelled, forward=how.forward, batch_size=how.batch_size,
-                pool=how.pool, device=device, warn=warn, processes=processes,
+                pool=how.pool, device=device, warn=warn, written=where.written, processes=processes,
             )  # fmt: skip
             values = {layer: {**of_layer, **truth.values[layer]} for layer, of_layer in values.items()}
             influences = {**influences, **truth.influences}
@@ -156,13 +157,13 @@ def take_measurement(
         if plan.views is not None and asked:
             of_views = measure_views(
                 model, found, plan.views, asked, geometry=plan.geometry, forward=how.forward, batch_size=how.batch_size,
-                pool=how.pool, device=device, warn=warn, processes=processes,
+                pool=how.pool, device=device, warn=warn, written=where.written, processes=processes,
             )  # fmt: skip
             values = {layer: {**of_layer, **of_views[layer]} for layer, of_layer in values.items()}
     whole: dict[str, tuple[float, float]] = {}
     if plan.coherence_probe is not None:
         whole[NETWORK_COHERENCE] = coherence_beside(
-            model, plan.coherence_probe, forward=how.forward, loss=plan.coherence_loss, warn=warn
+            model, plan.coherence_probe, forward=how.forward, loss=plan.coherence_loss, warn=warn, written=where.written
         )
     identity = known.identity
     if not agreement.complete:

@@ -14,6 +14,7 @@ from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.features.capture import Layer, Pool
+from geomonitor.features.watched import Written
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.markers.table import TRUTH
 from geomonitor.markers.transfer import few_shot_is_right, neighbors_are_right, ridge_is_right, share
@@ -43,6 +44,7 @@ def measure_truth(
     pool: Pool,
     device: torch.device,
     warn: Callable[[str, str], None],
+    written: Written | None = None,
     processes: Processes = ALL_PROCESSES,
 ) -> Truth:
     """Measure transfer; every process makes the same calls. A failure is NaN and a warning, the geometry stays.
@@ -57,13 +59,14 @@ def measure_truth(
         pool: as in ``GeometryMonitor``.
         device: of the model.
         warn: takes a warning and a key of its cause.
+        written: what is known of writes of the model to its parameters.
         processes: that measure together.
     """
     probe = truth.probe
     try:
         new = points_of(
             model, layers, probe, forward=forward, batch_size=batch_size, pool=pool, device=device, warn=warn,
-            processes=processes,
+            written=written, processes=processes,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the geometry was measured, and stays
         warn(f"transfer cannot be measured, its values are NaN. {type(error).__name__}: {error}", cause_of(error))
@@ -88,6 +91,7 @@ def points_of(
     pool: Pool,
     device: torch.device,
     warn: Callable[[str, str], None],
+    written: Written | None = None,
     processes: Processes = ALL_PROCESSES,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features ``(Q, N)`` and class numbers ``(Q,)`` of a probe set by layer, class by class, equal in all processes.
@@ -101,6 +105,7 @@ def points_of(
         pool: as in ``GeometryMonitor``.
         device: of the model.
         warn: takes a warning and a key of its cause.
+        written: what is known of writes of the model to its parameters.
         processes: that measure together.
 
     Returns:
@@ -108,7 +113,7 @@ def points_of(
     """
     plan = Plan(probe.classes, probe.per_class, (), (), GeometryOptions())
     measurement = Measurement(plan, layers, {}, device, warn, processes=processes)
-    run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={})
+    run = partial(probe_pass, forward=forward, batch_size=batch_size, pool=pool, shifts={}, written=written)
     measurement.compute_after(lambda: run(model, layers, probe, measurement))
     return measurement.points
 

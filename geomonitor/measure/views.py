@@ -13,6 +13,7 @@ from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor._threads import threads_for
 from geomonitor._warnings import cause_of
 from geomonitor.features.capture import Layer, Pool
+from geomonitor.features.watched import Written
 from geomonitor.glue.instances import INSTANCE_PAIRS, InstanceGeometry, instance_geometry
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.glue.ranks import ProcessGroup
@@ -38,6 +39,7 @@ def measure_views(
     pool: Pool,
     device: torch.device,
     warn: Callable[[str, str], None],
+    written: Written | None = None,
     processes: Processes = ALL_PROCESSES,
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Marker and standard error by layer and name; every process makes the same calls.
@@ -55,13 +57,14 @@ def measure_views(
         pool: as in ``GeometryMonitor``.
         device: of the model.
         warn: takes a warning and a key of its cause.
+        written: what is known of writes of the model to its parameters.
         processes: that measure together.
     """
     undefined = dict.fromkeys(markers, (math.nan, math.nan))
     try:
         points = points_of(
             model, layers, views, forward=forward, batch_size=batch_size, pool=pool, device=device, warn=warn,
-            processes=processes,
+            written=written, processes=processes,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the other markers were measured, and stay
         warn(f"the views cannot be measured, their markers are NaN. {type(error).__name__}: {error}", cause_of(error))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache
+from contextlib import AbstractContextManager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain
 from geomonitor.features.outputs import outputs_of
 from geomonitor.features.reading import Traced, numbers_in_place_of, reading_of
 from geomonitor.features.trace import Trace
+from geomonitor.features.watched import Written
 from geomonitor.measure.masks import mask_of
 from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, to_device, to_dtype
 from geomonitor.probe.batches import ProbeBatch
@@ -57,6 +59,8 @@ class Where:
         """aliases of layers that feed no linear head, whatever takes them, and why; no reason: they feed no logits"""
         self.read: dict[str, Layer] = {}
         """heads of which the model reads tokens by a rule and nothing else, by alias of the layer that feeds them"""
+        self.written = Written()
+        """what is known of writes of the model to its parameters"""
         self.has_logits = True
         """whether an output is known or may be the logits of the classes"""
 
@@ -103,7 +107,9 @@ class Where:
         by_rule = any(name == PENULTIMATE and name not in modules for _, name in checked_layers(self._layers))
         cause = "its forward pass does not show it"
         try:
-            traced = _traced(model, modules, probe.batch_of(_some(probe, min(batch_size, POINTS))), forward, warn)
+            self.written = Written()
+            few = probe.batch_of(_some(probe, min(batch_size, POINTS)))
+            traced = _traced(model, modules, few, forward, partial(undisturbed, warn=warn, written=self.written))
             if by_rule:
                 tokens = isinstance(probe, TokenProbe)
                 located = locate(traced, modules, probe.logit_columns, per_token=tokens, pooled=pool != "auto")
@@ -219,16 +225,16 @@ def _traced(
     modules: Mapping[str, nn.Module],
     batch: ProbeBatch,
     forward: Forward,
-    warn: Callable[[str, str], None],
+    isolated: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> Traced:
     inputs = to_device(batch.inputs, device_of(model))
     given = to_dtype(inputs, dtype_of(model))
-    with undisturbed(model, warn), hooks_run(), Trace().of(modules) as trace:
+    with isolated(model), hooks_run(), Trace().of(modules) as trace:
         output = forward(model, given)
 
     @cache
     def stand(path: str) -> tuple[Tensor, Any] | None:
-        with undisturbed(model, warn), hooks_run(), numbers_in_place_of(modules[path]) as numbers:
+        with isolated(model), hooks_run(), numbers_in_place_of(modules[path]) as numbers:
             read = forward(model, given)
         return (numbers[0], read) if len(numbers) == 1 else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 
 import pytest
@@ -36,7 +35,7 @@ def test_an_estimate_leaves_monitor_and_model_as_they_were() -> None:
 
 
 def test_the_forward_pass_alone_is_timed_over_all_points_and_not_counted_twice(monkeypatch) -> None:
-    clock, runs = iter((0.0, 1.0, 5.0, 25.0)), []
+    clock, runs = iter((0.0, 20.0, 30.0, 31.0)), []
     monkeypatch.setattr(estimate, "perf_counter", lambda: next(clock))
 
     def forward(model, inputs):
@@ -45,7 +44,7 @@ def test_the_forward_pass_alone_is_timed_over_all_points_and_not_counted_twice(m
 
     cost = monitor(forward=forward, batch_size=30).estimate(network().double().train())
     assert (cost.forward_seconds, cost.seconds, cost.share) == (1, 20, 20)
-    assert sum(points for points, _, _ in itertools.islice(runs, 3)) == 80
+    assert sum(points for points, _, _ in runs[-3:]) == 80
     assert {(dtype, training) for _, dtype, training in runs} == {(torch.float64, False)}
 
 

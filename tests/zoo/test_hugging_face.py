@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import os
@@ -109,6 +110,26 @@ def test_a_decoder_with_tokens_of_its_own_is_not_masked_as_its_encoder() -> None
     with torch.no_grad(), gm.captured(model, "lm_head:input") as features:
         model(**{name: given[probe.indices] for name, given in items.inputs.items()})
     assert value(monitor, "mean_norm") == pytest.approx(float(features["lm_head_input"].norm(dim=1).mean()), rel=1e-4)
+
+
+def test_weights_that_rwkv_divides_in_evaluation_mode_are_as_they_were() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32, "context_length": 16}
+    torch.manual_seed(0)
+    model = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=40, num_hidden_layers=5, rescale_every=2, **sizes)
+    ).train()
+    before, tokens = copy.deepcopy(model.state_dict()), torch.randint(0, 40, (ITEMS, 10))
+    items = [({"input_ids": row}, number % zoo.CLASSES) for number, row in enumerate(tokens)]
+    probe = gm.ProbeSet.from_dataset(items, per_class=PER_CLASS)
+    monitor = gm.GeometryMonitor(probe, markers=["mean_norm"], batch_size=16, panel=None, on_error="raise")
+    norms = []
+    with pytest.warns(gm.GeomonitorWarning, match=r"put back rwkv\.layers_are_rescaled, rwkv\.blocks\.2\."):
+        for step in range(2):
+            norms += [r.value for r in monitor.measure(model, step=step) if r.marker == "mean_norm"]
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert norms[0] == norms[1]
 
 
 @pytest.mark.parametrize("name", zoo.OTHERS)
