@@ -354,9 +354,9 @@ class GeometryMonitor:
         """
         if not isinstance(self.probe, ValidationProbe):
             raise InputError("only a ValidationProbe takes its points from the validation; this monitor has a ProbeSet")
-        layers = self._series.where.in_place(model)
+        find = self._series.place_finder(self._how())
         return ValidationPass(
-            model, layers, self.probe, pool=self.pool, dataset_length=dataset_length, processes=self.processes
+            model, find, self.probe, pool=self.pool, dataset_length=dataset_length, processes=self.processes
         )
 
     def open_history(self, path: str | os.PathLike[str]) -> None:

@@ -20,6 +20,7 @@ from geomonitor.features.layers import (
     Layers,
     linear_paths,
     listed,
+    network_in,
     plain_modules,
     resolve_in,
     resolve_layers,
@@ -100,7 +101,8 @@ def captured(
     with ExitStack() as stack:
         for alias, layer in resolved.items():
             keep = partial(_keep, features, alias, layer)
-            stack.callback(_observe(modules[layer.path], layer, pooling, keep, failures).remove)
+            module = modules[layer.path] if layer.path else network_in(modules[""])
+            stack.callback(_observe(module, layer, pooling, keep, failures).remove)
         if any(layer.automatic for layer in resolved.values()):
             for path in linear_paths(modules):
                 stack.callback(_note_runs(modules[path], path, linears_run).remove)

@@ -11,7 +11,7 @@ from torch import nn
 from geomonitor._distributed import Processes
 from geomonitor._warnings import WarnOnce, cause_of
 from geomonitor.errors import InputError
-from geomonitor.features.capture import Layers, resolve_layers
+from geomonitor.features.capture import Layers
 from geomonitor.features.layers import layer_aliases
 from geomonitor.features.routers import find_routers
 from geomonitor.features.watched import weights_checksum
@@ -120,8 +120,7 @@ class Agreement:
     def _check(self, model: nn.Module, setup: Setup) -> None:
         """Raise what keeps this process from measuring."""
         if setup.anew or not self.aliases:
-            find = layer_aliases if isinstance(setup.probe, ProbeSet) else resolve_layers
-            self.aliases = tuple(find(model, setup.layers))
+            self.aliases = tuple(layer_aliases(model, setup.layers))
         if setup.plan.routed and (setup.anew or not self.routers):
             self.routers = tuple(find_routers(model, setup.plan.routers))
             if both := [name for name in self.aliases if name in self.routers]:

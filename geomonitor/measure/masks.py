@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from geomonitor.errors import InputError
-from geomonitor.features.layers import Layer
+from geomonitor.features.layers import Layer, network_in
 
 _SIDES = ("encoder", "decoder")
 
@@ -50,7 +50,7 @@ def mask_of(model: nn.Module, inputs: Any, layers: Iterable[Layer] = ()) -> Any:
     if mask is not None:
         of_choices = isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape == getattr(mask, "shape", None)
         return mask.flatten(0, 1) if of_choices else mask
-    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    padding = getattr(getattr(network_in(model), "config", None), "pad_token_id", None)
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not isinstance(padding, int):
         return None
     found = tokens != padding

@@ -1,4 +1,4 @@
-"""Passive measurement: the points come from the validation loop's own forward passes, so no extra one is made.
+"""Passive measurement: the points come from the validation loop's own forward passes.
 
 Of each class the ``M`` points of lowest pseudo-random priority are kept, a function of the seed and the point's id
 alone: the same points at every validation, in any batch split and on any number of processes, as long as a point keeps
@@ -8,7 +8,8 @@ its id.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from time import perf_counter
 from typing import Any
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from geomonitor import _options
 from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import InputError, MeasurementError
-from geomonitor.features.capture import Features, Pool, captured
-from geomonitor.features.layers import Layer, linear_paths, plain_modules
+from geomonitor.features.capture import Pool
 from geomonitor.measure.measurement import Measurement
+from geomonitor.measure.validation_batch import FindPlace, Place, ValidationBatch, watched_batch
 from geomonitor.probe.choice import SEED, checked_classes
 from geomonitor.probe.label_key import LabelKey, checked_label_key, split_label
 from geomonitor.probe.reservoir import EMPTY, Reservoir, add_points, empty_reservoir, merge_reservoirs, priority
@@ -31,12 +32,15 @@ LOGITS = ":logits"
 
 
 class ValidationProbe:
-    """Measure on points of the validation loop, in its own forward passes: no extra forward (passive mode).
+    """Measure on points of the validation loop, in its own forward passes (passive mode).
+
+    Once, at the first batch, eight points of it run through the model to find the layers, what gives the logits and how
+    the model pools; if the model is sharded over processes, or cannot be called on the inputs of the
+    batch, ``"penultimate"`` is the input of the ``nn.Linear`` that was registered last.
 
     Limits: validation data with random augmentation gives other features at each epoch, unlike a held-out ``ProbeSet``
-    without transforms; whether the points are trained on is not checked; input shifts cannot be measured, and logits
-    only if the layer is the input of the ``nn.Linear`` that gives them (``"penultimate"``); a model compiled by
-    ``torch.compile`` runs uncompiled in the validations that are measured.
+    without transforms; whether the points are trained on is not checked; input shifts cannot be measured; a model
+    compiled by ``torch.compile`` runs uncompiled in the validations that are measured.
 
     Args:
         classes: labels to measure, or how many, counted from 0. Points of other classes are ignored.
@@ -81,6 +85,15 @@ class ValidationProbe:
     def __repr__(self) -> str:
         return f"ValidationProbe({len(self.classes)} classes x {self.per_class} points, seed={self.seed})"
 
+    def inputs_in(self, batch: Any) -> Any:
+        """What goes to the model of a validation batch; all of it, if only a function knows the labels."""
+        try:
+            return split_label(batch, self.label_key)[0]
+        except InputError:
+            if self.labels is None:
+                raise
+            return batch
+
     def labels_in(self, batch: Any) -> Tensor:
         """The labels ``(B,)`` of a validation batch, on the CPU.
 
@@ -114,7 +127,7 @@ class ValidationPass:
 
     Args:
         model: whose forward is watched.
-        layers: from which to take features, by alias.
+        find: finds where to measure, at the first batch.
         probe: which points.
         pool: see :func:`geomonitor.features.capture.captured`.
         dataset_length: items of the validation set, if their number is known and they are read in order: what a
@@ -125,7 +138,7 @@ class ValidationPass:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, Layer],
+        find: FindPlace,
         probe: ValidationProbe,
         *,
         pool: Pool = "auto",
@@ -133,20 +146,18 @@ class ValidationPass:
         processes: Processes = ALL_PROCESSES,
     ) -> None:
         self._model = model
+        self._find = find
         self._processes = processes
         self._probe = probe
         self._pool = pool
         self._length = dataset_length
-        self._layers = dict(layers)
-        last = linear_paths(plain_modules(model))[-1:]
-        heads = [layer for layer in layers.values() if layer.side == "input" and layer.path in last]
-        self._logits = {LOGITS: Layer(heads[0].path, "output")} if heads else None
+        self._place: Place | None = None
         self._classes = torch.tensor(probe.classes)
         self._reservoir: Reservoir | None = None
         self._widths: dict[str, int] = {}
         self._seen = 0
         self._block = ExitStack()
-        self._features: Features | None = None
+        self._watched: ValidationBatch | None = None
         self.failure: Exception | None = None
         """the first error, if there was one"""
         self.seconds = 0.0
@@ -162,7 +173,7 @@ class ValidationPass:
         Args:
             batch: as the loader gives it, from which labels and ids are taken.
         """
-        self.open()
+        self.open(batch)
         try:
             yield
         except BaseException:
@@ -170,31 +181,42 @@ class ValidationPass:
             raise
         self.close(batch)
 
-    def open(self) -> None:
-        """Put the hooks on for the next batch."""
-        if self.failure is None:
-            self._features = self._block.enter_context(captured(self._model, self._layers, pool=self._pool))
-            if self._logits:
-                logits = self._block.enter_context(captured(self._model, self._logits, pool=_logits_alone))
-                self._block.callback(lambda features: features.update(logits), self._features)
+    def open(self, batch: Any) -> None:
+        """Put the hooks on for a batch; at the first one, find out which layers these are.
+
+        Args:
+            batch: as the loader gives it.
+        """
+        if self.failure is not None:
+            return
+        started = perf_counter()
+        try:
+            inputs = self._probe.inputs_in(batch)
+            if self._place is None:
+                self._place = self._find(self._model, inputs, len(self._probe.labels_in(batch)))
+            self._watched = self._block.enter_context(watched_batch(self._model, inputs, self._place, self._pool))
+        except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
+            self.failure = error
+            self.abandon()
+        self.seconds += perf_counter() - started
 
     def close(self, batch: Any) -> None:
         """Take the hooks off again and keep what belongs to the chosen points of ``batch``."""
-        started, features = perf_counter(), self._features
-        self._features = None
+        started, watched = perf_counter(), self._watched
+        self._watched = None
         try:
             self._block.close()
-            if features is not None:
-                self._dtypes |= features.dtypes
+            if watched is not None:
+                self._dtypes |= watched.features.dtypes
                 with torch.inference_mode(False), torch.no_grad():
-                    self._keep(features, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
+                    self._keep(watched, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
         except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
             self.failure = self.failure or error
         self.seconds += perf_counter() - started
 
     def abandon(self) -> None:
         """Take the hooks off without keeping anything, after an error of the validation itself."""
-        self._features = None
+        self._watched = None
         with suppress(Exception):  # that the layers did not run is the other error's fault
             self._block.close()
 
@@ -213,7 +235,7 @@ class ValidationPass:
         """
         held = self._reservoir
         parts = self._processes.gathered(
-            None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths)
+            None if held is None else (held.features.cpu(), held.priorities.cpu(), self._widths, str(self._place))
         )
         if self.failure is not None:
             raise self.failure
@@ -224,7 +246,10 @@ class ValidationPass:
                 "right, and does the validation loader have batches?"
             )
         widths = found[0][2]
-        merged = merge_reservoirs([Reservoir(features, priorities) for features, priorities, _ in found])
+        if any(place != found[0][3] for *_, place in found):
+            places = " and ".join(sorted({place for *_, place in found}))
+            raise MeasurementError(f"not all processes found the same layers: {places}. Name the layer")
+        merged = merge_reservoirs([Reservoir(features, priorities) for features, priorities, *_ in found])
         self.points = hashlib.sha256(merged.priorities.numpy().astype("<i8").tobytes()).hexdigest()[:16]
         if known is not None and self.points != known:
             raise MeasurementError(
@@ -241,7 +266,7 @@ class ValidationPass:
         measurement.dtypes |= {layer: dtype for layer, dtype in self._dtypes.items() if layer in rows}
         measurement.update(rows, {"": logits}, self._classes[classes], classes * self._probe.per_class + slots)
 
-    def _keep(self, features: dict[str, Tensor], labels: Tensor, ids: Tensor | None) -> None:
+    def _keep(self, batch: ValidationBatch, labels: Tensor, ids: Tensor | None) -> None:
         ids = self._positions(len(labels)) if ids is None else torch.as_tensor(ids).cpu().to(torch.int64)
         self._seen += len(labels)
         classes = torch.searchsorted(self._classes, labels).clamp(max=len(self._classes) - 1)
@@ -249,28 +274,37 @@ class ValidationPass:
         chosen = self._classes[classes] == labels
         if self._reservoir is not None:  # most batches have few points of lower priority than those held
             chosen &= order < self._reservoir.priorities[:, -1][classes]
-        for layer, rows in features.items():
+        for layer, rows in batch.features.items():
             if len(rows) != len(labels):
                 raise MeasurementError(
-                    f"layer {layer or 'that gives the logits'!r} gave {len(rows)} rows for {len(labels)} labels of a "
-                    "validation batch: the model must run once on the whole batch in validation_step, batch first"
+                    f"layer {layer!r} gave {len(rows)} rows for {len(labels)} labels of a validation batch: the model "
+                    "must run once on the whole batch in validation_step, batch first"
                 )
         if not chosen.any():
             return
+        columns = self._with_logits(batch, len(labels))
         # Layers side by side, so that one choice serves all; half precision as float32, which is exact.
-        parts = [rows[chosen.to(rows.device)].cpu() for rows in features.values()]
+        parts = [rows[chosen.to(rows.device)].cpu() for rows in columns.values()]
         rows = torch.cat([part.float() if part.element_size() < 4 else part for part in parts], dim=1)
         if self._reservoir is None:
-            self._widths = {layer: part.shape[1] for layer, part in zip(features, parts, strict=True)}
+            self._widths = {name: part.shape[1] for name, part in zip(columns, parts, strict=True)}
             self._reservoir = empty_reservoir(len(self._classes), self._probe.per_class, rows)
         self._reservoir = add_points(self._reservoir, rows, classes[chosen], order[chosen])
+
+    def _with_logits(self, batch: ValidationBatch, points: int) -> dict[str, Tensor]:
+        """Features and logits, if the batches have these; NaN in a batch that has none, unlike the first one."""
+        columns, logits = dict(batch.features), batch.logits
+        found = logits is not None and len(logits) == points
+        if self._widths:
+            wide = self._widths.get(LOGITS)
+            if wide is not None:
+                fits = found and logits is not None and logits.shape[1] == wide
+                columns[LOGITS] = logits if fits and logits is not None else torch.full((points, wide), math.nan)
+        elif found and logits is not None:
+            columns[LOGITS] = logits
+        return columns
 
     def _positions(self, points: int) -> Tensor:
         """Places of the next points in the validation set, which processes read dealt out one point each."""
         places = (self._seen + torch.arange(points)) * self._processes.size + self._processes.rank
         return places if self._length is None else places % self._length
-
-
-def _logits_alone(output: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits as they are; logits for each token are not one row a point, and have no accuracy."""
-    return output if output.ndim == 2 else output.new_zeros(len(output), 1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geomonitor.errors import MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
+from geomonitor.features.layers import network_in
 from geomonitor.features.outputs import logits_in
 from geomonitor.features.pooling import TokensAt
 from geomonitor.features.reading import require_reading
@@ -163,7 +164,15 @@ def _others(ids: Tensor, probe: ProbeSet) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model on a batch as it is usually called: a mapping gives keywords, a tuple positions."""
+    """The model on a batch as it is usually called: a mapping gives keywords, a tuple positions.
+
+    Of a model without a ``forward`` of its own, such as a ``LightningModule`` whose steps call ``self.network``, the
+    network that it holds is called, if this is a single one.
+
+    Raises:
+        MeasurementError: it has no ``forward``, and not one network; its ``forward`` takes other arguments.
+    """
+    model = network_in(model)
     arguments = inputs if isinstance(inputs, (tuple, list)) else () if isinstance(inputs, Mapping) else (inputs,)
     named = inputs if isinstance(inputs, Mapping) else {}
     try:

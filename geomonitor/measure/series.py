@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from geomonitor.measure.probe_pass import call as default_forward
 from geomonitor.measure.protocol import protocol_of
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
 from geomonitor.measure.tokens import TokenLength
+from geomonitor.measure.validation_batch import FindPlace, find_place
 from geomonitor.measure.where import Where
 from geomonitor.probe.probe_set import ProbeSet
 
@@ -146,6 +148,16 @@ class MeasurementSeries:
         changes = change_errors(taken.influences, self._influences)
         self._influences = {**self._influences, **taken.influences}  # a measurement that failed is passed over
         return taken, changes
+
+    def place_finder(self, how: HowToRun) -> FindPlace:
+        """What finds where to measure in the forward passes of a validation loop.
+
+        Args:
+            how: how the model is run.
+        """
+        return partial(
+            find_place, self.where, columns=self._plan.classes, forward=how.forward, warn=self._warn, pool=how.pool
+        )
 
     def set_reference(self, references: Mapping[str, Tensor] | None) -> None:
         """See :meth:`geomonitor.GeometryMonitor.set_reference`."""

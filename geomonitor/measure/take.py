@@ -109,6 +109,7 @@ def take_measurement(
         else:
             found = where.in_place(model)
         columns = source.logit_columns if isinstance(source, ProbeSet) else plan.classes
+        place = where.logits if isinstance(source, ProbeSet) else None  # a validation pass gives the logits alone
 
         def read_heads(widths: Mapping[str, int]) -> dict[str, Head]:
             with undisturbed(model, warn, where.written):  # also reading a parametrised weight runs code of the model
@@ -120,7 +121,7 @@ def take_measurement(
                 }
 
         measurement = Measurement(
-            plan, found, known.references, device, warn, logits=where.logits,
+            plan, found, known.references, device, warn, logits=place,
             has_logits=where.has_logits and bool(columns), read_heads=read_heads, processes=processes,
         )  # fmt: skip
         if plan.routed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
@@ -17,14 +17,13 @@ from geomonitor.features.capture import Layers, Pool
 from geomonitor.features.heads import LayerError, Located, describe, locate, place_of
 from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
-from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, plain_modules, resolve_in
+from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, linear_paths, plain_modules, resolve_in
 from geomonitor.features.outputs import outputs_of
 from geomonitor.features.reading import Traced, numbers_in_place_of, reading_of
 from geomonitor.features.trace import Trace
 from geomonitor.features.watched import Written
 from geomonitor.measure.masks import mask_of
 from geomonitor.measure.probe_pass import Forward, device_of, dtype_of, to_device, to_dtype
-from geomonitor.probe.batches import ProbeBatch
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.token_probe import TokenProbe
 
@@ -65,13 +64,25 @@ class Where:
         """whether an output is known or may be the logits of the classes"""
 
     def in_place(self, model: nn.Module) -> dict[str, Layer]:
-        """The layers without a forward pass of the probe set: found before, or by the order of registration."""
+        """The layers without a forward pass: found before, or by the order of registration.
+
+        Raises:
+            InputError: a layer that does not exist; ``"penultimate"`` of a model without linear layers.
+        """
         modules = plain_modules(model)
         if self._known(modules):
             return self._found
         found = resolve_in(modules, self._layers)
-        self.heads = _by_rule(found)
+        last = linear_paths(modules)[-1:]  # may give the logits; of others that were named this is not known
+        feed = {n for n, layer in found.items() if layer.automatic or (layer.side == "input" and layer.path in last)}
+        self.heads, self.no_heads = frozenset(feed), dict.fromkeys(found.keys() - feed, "")
+        self.logits, self.has_logits, self.read = None, True, {}
         return found
+
+    @property
+    def ran(self) -> bool:
+        """Whether a forward pass has shown the layers; False: it is the order of registration."""
+        return bool(self._found)
 
     def find(
         self,
@@ -97,6 +108,38 @@ class Where:
             InputError: a layer that does not exist.
             LayerError: ``"penultimate"`` is not clear.
         """
+        return self.find_in(
+            model,
+            lambda: probe.batch_of(_some(probe, min(batch_size, POINTS))).inputs,
+            probe.logit_columns,
+            forward=forward,
+            warn=warn,
+            pool=pool,
+            per_token=isinstance(probe, TokenProbe),
+        )
+
+    def find_in(
+        self,
+        model: nn.Module,
+        few: Callable[[], Any],
+        columns: Sequence[int],
+        *,
+        forward: Forward,
+        warn: Callable[[str, str], None],
+        pool: Pool = "auto",
+        per_token: bool = False,
+    ) -> dict[str, Layer]:
+        """As :meth:`find`, with the inputs of a few points.
+
+        Args:
+            model: left exactly as it was.
+            few: gives the inputs.
+            columns: of the logits, that belong to the classes.
+            forward: runs the model on a batch.
+            warn: takes a warning and a key of its cause.
+            pool: as in :meth:`find`.
+            per_token: points are tokens.
+        """
         modules = plain_modules(model)
         if self._known(modules):
             return self._found
@@ -108,11 +151,9 @@ class Where:
         cause = "its forward pass does not show it"
         try:
             self.written = Written()
-            few = probe.batch_of(_some(probe, min(batch_size, POINTS)))
-            traced = _traced(model, modules, few, forward, partial(undisturbed, warn=warn, written=self.written))
+            traced = _traced(model, modules, few(), forward, partial(undisturbed, warn=warn, written=self.written))
             if by_rule:
-                tokens = isinstance(probe, TokenProbe)
-                located = locate(traced, modules, probe.logit_columns, per_token=tokens, pooled=pool != "auto")
+                located = locate(traced, modules, columns, per_token=per_token, pooled=pool != "auto")
         except LayerError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - if the model cannot run, the measurement reports it
@@ -124,12 +165,12 @@ class Where:
             found = resolve_in(modules, self._layers, located and located.layer)
         except InputError as error:
             raise LayerError(str(error)) from error
-        if by_rule and located is None and not names_its_head and self._processes.rank == 0:
+        if by_rule and located is None and not (names_its_head or self.began) and self._processes.rank == 0:
             last = next(layer for alias, layer in found.items() if layer.automatic)
             LOG.warning("'penultimate' is %s by the order of registration, not by a run of the model: %s", last, cause)
         self.heads = _by_rule(found)
         if traced is not None:
-            self._choose_logits(located, found, modules, traced, per_token=isinstance(probe, TokenProbe))
+            self._choose_logits(located, found, modules, traced, per_token=per_token)
             self._found, self._model = found, _signature(modules)
         if located is not None:
             self._report(located, found, warn)
@@ -223,11 +264,11 @@ def _some(probe: ProbeSet, points: int) -> Tensor:
 def _traced(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    batch: ProbeBatch,
+    few: Any,
     forward: Forward,
     isolated: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> Traced:
-    inputs = to_device(batch.inputs, device_of(model))
+    inputs = to_device(few, device_of(model))
     given = to_dtype(inputs, dtype_of(model))
     with isolated(model), hooks_run(), Trace().of(modules) as trace:
         output = forward(model, given)

@@ -166,7 +166,7 @@ class GeometryHooks:
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._validation is not None and dataloader_idx == 0:
-            self._validation.open()
+            self._validation.open(batch)
 
     def on_validation_batch_end(  # noqa: PLR0917 - Lightning passes them by position
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

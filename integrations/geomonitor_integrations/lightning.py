@@ -29,8 +29,8 @@ class GeometryCallback(GeometryHooks, Callback):
     measurements, that of the detector and ``GeometryEarlyStopping`` counts measurements.
 
     Args:
-        probe: a held-out, in-distribution ``ProbeSet``, a ``ValidationProbe`` (no extra forward passes: the features
-            come from those of the validation loop, the first loader's if there are several), or a ready-made
+        probe: a held-out, in-distribution ``ProbeSet``, a ``ValidationProbe`` (the features come from the forward
+            passes of the validation loop, the first loader's if there are several), or a ready-made
             ``GeometryMonitor``, to which the options of a monitor are then given. Also ``"val"``: ``per_class`` points
             of each class of the first validation loader, also that of a datamodule, refused if they are trained on; or
             a function of the Trainer that gives a ``ProbeSet``. Both are called before the first batch.

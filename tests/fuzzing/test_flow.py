@@ -111,8 +111,10 @@ def test_a_detector_judges_any_series(values, error, drop, sigmas, warmup, patie
         assert verdict.value < verdict.reference * (1 - drop) * (1 + 1e-12)
         assert verdict.change < 0 < verdict.sigmas
         assert "fell by" in numbers(verdict)
-    scaled = judged(series * 2.0**-20, error * 2.0**-20)
-    assert (scaled.declined, scaled.checks, scaled.since_step) == (verdict.declined, verdict.checks, verdict.since_step)
+    if (np.abs(series[np.isfinite(series)]) > 1e-300).all():  # the smallest number stands in for 0, at any scale
+        scaled = judged(series * 2.0**-20, error * 2.0**-20)
+        found = (scaled.declined, scaled.checks, scaled.since_step)
+        assert found == (verdict.declined, verdict.checks, verdict.since_step)
     assert not judged(np.sort(series), abs(error)).declined  # what only rises has not declined
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -136,17 +136,21 @@ def _passive(**options: Any) -> GeometryCallback:
     return geometry(gm.ValidationProbe(classes=3, per_class=8), **options)
 
 
-def test_passive_mode_makes_no_forward_pass_of_its_own(tmp_path):
+def test_passive_mode_makes_one_forward_pass_of_eight_points_in_a_run(tmp_path):
     class Counting(Net):
-        calls = 0
+        points: ClassVar[list[int]] = []
 
         def forward(self, x: Tensor) -> Tensor:
-            Counting.calls += 1
+            Counting.points.append(len(x))
             return super().forward(x)
 
     watcher = _passive(markers=("dimension", "nc1", "accuracy"))
     trainer = fit(tmp_path, watcher, Counting(), max_epochs=3, limit_val_batches=3, num_sanity_val_steps=2)
-    assert Counting.calls == 2 + 3 * (STEPS + 3)
+    own = (
+        2 + STEPS
+    )  # the sanity check and the first epoch; then, at the first batch of a validation, the layer is found
+    assert len(Counting.points) == 2 + 3 * (STEPS + 3) + 1
+    assert Counting.points[own] == min(8, Counting.points[own + 1])
     assert measured_steps(watcher) == [6, 12, 18]
     assert math.isfinite(trainer.callback_metrics["geometry/penultimate/dimension"])
     x, labels = points(48).tensors

@@ -106,6 +106,24 @@ class PairedDecay(Net):
         return Pair(self.parameters(), lr=0.05)
 
 
+class WithoutForward(L.LightningModule):
+    """Its steps call the network that it holds, beside a loss and another part without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = Net()
+        self.network, self.criterion = nn.Sequential(net.body, net.head), nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return self.criterion(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_loss", self.criterion(self.network(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
 class NewHead(Net):
     """Replaces its head at the third epoch by one of another name."""
 
@@ -164,6 +182,32 @@ def test_every_epoch_is_measured_whatever_the_optimiser(tmp_path, module):
     trainer = fit(tmp_path, geometry, module())
     assert steps(geometry) == [10, 20, 30]
     assert trainer.current_epoch == 3
+
+
+@pytest.mark.parametrize("kind", [active, passive])
+@pytest.mark.parametrize("layers", ["penultimate", "output"])
+def test_a_module_without_forward_is_measured_as_the_network_that_it_holds(tmp_path, kind, layers):
+    options, found = {"markers": ["dimension", "nc1", "accuracy", "mean_norm"], "layers": layers}, []
+    for module in (Net, WithoutForward):
+        geometry = kind(**options)
+        fit(tmp_path / module.__name__, geometry, module())
+        found.append(
+            {name: geometry.monitor.history.series(layers, name).values.tolist() for name in options["markers"]}
+        )
+    assert found[0] == found[1]
+    assert np.isfinite(list(found[0].values())).all()
+    if layers == "penultimate":
+        assert geometry.monitor.protocol["resolved"] == {"penultimate": "network.1:input"}
+
+
+def test_a_module_without_forward_and_with_two_networks_is_a_question():
+    module = WithoutForward()
+    module.teacher = nn.Linear(8, 4)
+    monitor = gm.GeometryMonitor(
+        gm.ProbeSet.from_dataset(data(), per_class=10), markers=["nc1"], panel=None, on_error="raise"
+    )
+    with pytest.raises(gm.MeasurementError, match=r"WithoutForward cannot be called .* Give forward="):
+        monitor.measure(module, step=0)
 
 
 def test_a_head_that_comes_in_mid_run_does_not_end_it(tmp_path):

@@ -171,10 +171,134 @@ class TestFailures:
             watcher.measure(model, step=1, validation=validation)
 
 
-def test_an_early_linear_layer_gives_no_logits():
-    watcher = monitor(layers={"early": "0:input"}, markers=["nc1", "accuracy"], watch=["nc1"])
-    with pytest.warns(gm.GeomonitorWarning, match="no logits"):
-        assert math.isnan(measured(watcher, network(), DataLoader(dataset(), batch_size=16))["geometry/early/accuracy"])
+class TestWhichLayer:
+    """As with a probe set: a forward pass of a few points of the first batch shows it."""
+
+    def compared(
+        self, model: nn.Module, run=lambda model, x: model(x), layers: object = "penultimate", **options
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Markers of the points as a validation loop gives them, and as a probe set of the same items does."""
+        items = TensorDataset(*(part[:96] for part in dataset().tensors))  # 24 of each class: all are chosen
+        names = ["mean_norm", "accuracy", "energy", "nc3", "nc4", "coherence"]
+        options = {"layers": layers, "markers": names, "watch": ["mean_norm"], **options}
+        model = model.double().eval()
+        watcher = monitor(gm.ValidationProbe(classes=[2, 3, 5], per_class=24), **options)
+        validation = watcher.validation_pass(model)
+        with torch.inference_mode():
+            for batch in DataLoader(items, batch_size=16):
+                with validation.batch(batch):
+                    run(model, batch[0])
+        one = {r.marker: r.value for r in watcher.measure(model, step=0, validation=validation) if r.marker in names}
+        probe = gm.ProbeSet.from_dataset(items, classes=[2, 3, 5], per_class=24)
+        watcher = monitor(probe, **options)
+        return one, {r.marker: r.value for r in watcher.measure(model, step=0) if r.marker in names}
+
+    @pytest.mark.filterwarnings("ignore::geomonitor.errors.GeomonitorWarning")
+    @pytest.mark.parametrize("case", [
+        "last linear", "registered last, run first", "convolution", "hidden by path", "sigmoid behind", "negated",
+        "log_softmax", "no module of torch", "zero head", "dictionary",
+    ])  # fmt: skip
+    def test_the_same_as_with_a_probe_set(self, case):
+        torch.manual_seed(0)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc, self.body = nn.Linear(12, 7), nn.Sequential(nn.Linear(6, 12), nn.Tanh())
+                self.conv = nn.Conv1d(12, 7, 1)
+                self.own = nn.Parameter(torch.randn(12, 7))
+
+            def forward(self, x: Tensor) -> object:
+                h = self.body(x)
+                if case == "convolution":
+                    return self.conv(h[..., None])[..., 0]
+                out = self.fc(h)
+                out = {"negated": -out, "log_softmax": out.log_softmax(1), "sigmoid behind": out.sigmoid()}.get(
+                    case, out
+                )
+                return {"logits": out, "features": h} if case == "dictionary" else out
+
+        class Own(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(12, 7))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x @ self.weight
+
+        model: nn.Module = Net()
+        if case == "last linear":
+            model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7))
+        elif case == "no module of torch":
+            model = nn.Sequential(nn.Conv1d(6, 12, 1), nn.Flatten(), nn.ReLU(), Own())
+            model = nn.Sequential(nn.Unflatten(1, (6, 1)), *model)
+        elif case == "zero head":
+            nn.init.zeros_(model.fc.weight)
+        found, expected = self.compared(
+            model, layers={"h": "body.0:input"} if case == "hidden by path" else "penultimate"
+        )
+        assert found == pytest.approx(expected, rel=1e-9, nan_ok=True)
+        assert not math.isnan(found["mean_norm"])
+        assert math.isnan(found["nc3"]) == (case in ("hidden by path", "sigmoid behind", "negated", "zero head"))
+
+    def test_a_loop_that_calls_parts_of_the_model(self):
+        """The model as a whole runs in the traced pass alone: the logits of the loop are what the head gives."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7))
+        found, expected = self.compared(model, run=lambda model, x: model[2](model[1](model[0](x))))
+        assert found == pytest.approx(expected, rel=1e-9)
+
+    def test_a_model_that_cannot_be_called_is_read_by_the_order_of_registration(self, caplog):
+        torch.manual_seed(0)
+        model = nn.Module()  # without a forward, and of two networks
+        model.add_module("other", nn.Linear(2, 2))
+        model.add_module("net", nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7)))
+        validation = (watcher := monitor(markers=["mean_norm", "accuracy"])).validation_pass(model.double().eval())
+        for batch in DataLoader(dataset(), batch_size=16):
+            with validation.batch(batch), torch.no_grad():
+                model.net(batch[0])
+        values = {r.marker: r.value for r in watcher.measure(model, step=0, validation=validation)}
+        assert 0 <= values["accuracy"] <= 1
+        assert "by the order of registration, not by a run of the model" in caplog.text
+
+    @pytest.mark.parametrize("forward", [None, lambda model, x: model.net(x)])
+    def test_tokens_of_a_model_that_cannot_be_called_are_a_question(self, forward):
+        class Tokens(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.head = nn.Linear(2, 12), nn.Linear(12, 7)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.body(x.view(len(x), 3, 2)).tanh())[:, -1]
+
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.add_module("other", nn.Linear(2, 2))
+        model.add_module("net", Tokens())
+        watcher = monitor(markers=["mean_norm", "accuracy"], **({} if forward is None else {"forward": forward}))
+        validation = watcher.validation_pass(model.double().eval())
+        for batch in DataLoader(dataset(), batch_size=16):
+            with validation.batch(batch), torch.no_grad():
+                model.net(batch[0])
+        if forward is None:
+            with pytest.raises(gm.MeasurementError, match=r"which of them the model reads .* Give forward="):
+                watcher.measure(model, step=0, validation=validation)
+            return
+        watcher.measure(model, step=0, validation=validation)
+        assert watcher.protocol["resolved"] == {"penultimate": "net.head:input, last"}
+
+    def test_several_heads_are_a_question_that_the_validation_does_not_feel(self):
+        class Two(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.one, self.two = nn.Linear(6, 12), nn.Linear(12, 7), nn.Linear(12, 7)
+
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                h = self.body(x).tanh()
+                return self.one(h), self.two(h)
+
+        with pytest.raises(gm.GeomonitorError, match="several outputs that may be meant"):
+            self.compared(Two())
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,26 @@ def test_a_classifier(name: str) -> None:
     torch.testing.assert_close(plain.get_submodule(path)(features["z"]), logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", zoo.CLASSIFIERS)
+def test_a_classifier_in_its_own_validation_loop(name: str) -> None:
+    make, kind, expected = zoo.CLASSIFIERS[name]
+    torch.manual_seed(0)
+    model, items = make().eval(), Items(kind)
+    each = {"per_class": ITEMS // zoo.CLASSES}  # all items
+    options = {"markers": ["mean_norm", "accuracy"], "panel": None, "on_error": "raise"}
+    with_probe_set = gm.GeometryMonitor(gm.ProbeSet.from_dataset(items, **each), **options)
+    monitor = gm.GeometryMonitor(gm.ValidationProbe(classes=zoo.CLASSES, **each), **options)
+    with_probe_set.measure(model, step=0)
+    validation = monitor.validation_pass(model)
+    for batch in torch.utils.data.DataLoader(items, batch_size=9):
+        with validation.batch(batch), torch.inference_mode():
+            model(**batch)
+    monitor.measure(model, step=0, validation=validation)
+    assert monitor.protocol["resolved"] == {"penultimate": expected}
+    for marker in ("mean_norm", "accuracy"):
+        assert value(monitor, marker) == pytest.approx(value(with_probe_set, marker), rel=1e-4)
+
+
 def test_logits_of_an_output_object_without_logits_have_an_accuracy() -> None:
     import transformers as hf
 
