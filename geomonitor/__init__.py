@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from geomonitor.markers import MARKER_GROUPS, MARKERS
     from geomonitor.markers.collapse import NeuralCollapse, neural_collapse
     from geomonitor.markers.spectrum import effective_rank, numerical_rank, participation_ratio, rankme, stable_rank
-    from geomonitor.measure.passive import ValidationProbe
     from geomonitor.measure.snapshot import Snapshot, take_snapshot
     from geomonitor.metrics import (
         ClassStructure,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from geomonitor.probe.probe_set import ProbeSet
     from geomonitor.probe.token_probe import TokenProbe
     from geomonitor.probe.transfer import TransferProbe
+    from geomonitor.probe.validation_probe import ValidationProbe
     from geomonitor.probe.views import Views
     from geomonitor.run import MonitoredRun
 
@@ -150,7 +150,6 @@ _HOMES = MappingProxyType(
             "rankme",
             "stable_rank",
         ),
-        "measure.passive": ("ValidationProbe",),
         "measure.snapshot": (
             "Snapshot",
             "take_snapshot",
@@ -170,6 +169,7 @@ _HOMES = MappingProxyType(
         "probe.probe_set": ("ProbeSet",),
         "probe.token_probe": ("TokenProbe",),
         "probe.transfer": ("TransferProbe",),
+        "probe.validation_probe": ("ValidationProbe",),
         "probe.views": ("Views",),
         "run": ("MonitoredRun",),
         "alarms.status_text": ("Status",),

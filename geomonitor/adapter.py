@@ -33,12 +33,12 @@ from geomonitor.history.run_id import name_in_wandb
 from geomonitor.markers.names import marker_names
 from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.measure.network_coherence import Loss
-from geomonitor.measure.passive import ValidationProbe
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.transfer import TransferProbe
+from geomonitor.probe.validation_probe import ValidationProbe
 from geomonitor.run import MonitoredRun, OnAlarm
 
 Probe: TypeAlias = "ProbeSet | GeometryMonitor"

@@ -40,7 +40,7 @@ from geomonitor.measure.budget import Budget
 from geomonitor.measure.estimate import Estimate, estimated, log_cost
 from geomonitor.measure.measurement import Plan
 from geomonitor.measure.network_coherence import Loss, checked_coherence_probe
-from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward, call, device_of
 from geomonitor.measure.protocol import same_protocol
 from geomonitor.measure.series import MeasurementSeries
@@ -51,6 +51,7 @@ from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.token_probe import TokenProbe
 from geomonitor.probe.transfer import TransferProbe, checked_truth
+from geomonitor.probe.validation_probe import ValidationProbe
 
 
 class GeometryMonitor:

@@ -31,9 +31,10 @@ from geomonitor.history.records import ALARM, Record
 from geomonitor.history.run_id import is_run_id
 from geomonitor.history.runs import HISTORY_FILE
 from geomonitor.measure.meeting import AbsentError
-from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
+from geomonitor.probe.validation_probe import ValidationProbe
 
 OnAlarm = Callable[[Verdict, str], Any]
 """Called with a verdict that is new, and its explanation in words."""

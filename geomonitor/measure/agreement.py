@@ -18,9 +18,9 @@ from geomonitor.features.watched import weights_checksum
 from geomonitor.measure.identity import Identity, points_at_once
 from geomonitor.measure.measurement import ElsewhereError, Plan
 from geomonitor.measure.meeting import DifferenceError, Meeting
-from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.transfer import TransferProbe
+from geomonitor.probe.validation_probe import ValidationProbe
 
 
 class Setup(NamedTuple):

@@ -10,8 +10,8 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.routers import checked_routers
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.measure.measurement import Plan
-from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.validation_probe import ValidationProbe
 
 
 def protocol_of(

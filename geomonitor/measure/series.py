@@ -16,7 +16,7 @@ from geomonitor.features.heads import LayerError
 from geomonitor.measure.agreement import Agreement, Setup
 from geomonitor.measure.identity import Identity
 from geomonitor.measure.measurement import Plan, change_errors
-from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import call as default_forward
 from geomonitor.measure.protocol import protocol_of
 from geomonitor.measure.take import HowToRun, Known, Taken, nothing_taken, take_measurement
@@ -24,6 +24,7 @@ from geomonitor.measure.tokens import TokenLength
 from geomonitor.measure.validation_batch import FindPlace, find_place
 from geomonitor.measure.where import Where
 from geomonitor.probe.probe_set import ProbeSet
+from geomonitor.probe.validation_probe import ValidationProbe
 
 
 class MeasurementSeries:

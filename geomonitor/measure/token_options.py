@@ -7,9 +7,9 @@ from typing import Any
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Pool
 from geomonitor.features.layers import POOLS_OF_LAYERS, Layers, checked_layers
-from geomonitor.measure.passive import ValidationProbe
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.token_probe import TokenProbe
+from geomonitor.probe.validation_probe import ValidationProbe
 
 
 def with_tokens(

@@ -21,12 +21,13 @@ from geomonitor.features.capture import Pool
 from geomonitor.features.isolation import autocast_off
 from geomonitor.glue.options import GeometryOptions
 from geomonitor.measure.network_coherence import Loss
-from geomonitor.measure.passive import ValidationPass, ValidationProbe
+from geomonitor.measure.passive import ValidationPass
 from geomonitor.measure.probe_pass import Forward
 from geomonitor.monitor import GeometryMonitor
 from geomonitor.probe.probe_set import ProbeSet
 from geomonitor.probe.shifts import Shift
 from geomonitor.probe.transfer import TransferProbe
+from geomonitor.probe.validation_probe import ValidationProbe
 from geomonitor.run import MonitoredRun, OnAlarm
 from geomonitor_integrations._lightning_checks import (
     first_loader,
