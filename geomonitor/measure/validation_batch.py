@@ -75,7 +75,8 @@ def find_place(
     if sharded(model) or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         layers = where.in_place(model)
     else:
-        few = rows_of(inputs, points, torch.linspace(0, points - 1, min(points, POINTS)).long())
+        with torch.inference_mode(False), torch.no_grad():  # the model may write to its inputs
+            few = rows_of(inputs, points, torch.linspace(0, points - 1, min(points, POINTS)).long())
         layers = where.find_in(model, lambda: few, columns, forward=forward, warn=warn, pool=pool)
     ran = where.ran
     if not ran:
@@ -86,7 +87,7 @@ def find_place(
 
 
 def rows_of(inputs: Any, points: int, rows: Tensor) -> Any:
-    """Some points of the inputs of a batch; what does not come point by point stays.
+    """Some points of the inputs of a batch, as copies; what does not come point by point stays whole.
 
     Args:
         inputs: tensors ``(B, ...)``, lists of ``B`` items, mappings and tuples of them.
@@ -97,7 +98,7 @@ def rows_of(inputs: Any, points: int, rows: Tensor) -> Any:
     {'x': tensor([2]), 'names': ['c'], 'scale': 2.0}
     """
     if isinstance(inputs, Tensor):
-        return inputs[rows.to(inputs.device)] if inputs.ndim and len(inputs) == points else inputs
+        return inputs[rows.to(inputs.device)] if inputs.ndim and len(inputs) == points else inputs.clone()
     if isinstance(inputs, Mapping):
         return {name: rows_of(value, points, rows) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)) and not any(isinstance(value, str) for value in inputs):

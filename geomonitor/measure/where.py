@@ -268,8 +268,9 @@ def _traced(
     forward: Forward,
     isolated: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> Traced:
-    inputs = to_device(few, device_of(model))
-    given = to_dtype(inputs, dtype_of(model))
+    with torch.inference_mode(False):  # a model may write to its inputs
+        inputs = to_device(few, device_of(model))
+        given = to_dtype(inputs, dtype_of(model))
     with isolated(model), hooks_run(), Trace().of(modules) as trace:
         output = forward(model, given)
 

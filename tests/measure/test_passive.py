@@ -241,6 +241,28 @@ class TestWhichLayer:
         assert not math.isnan(found["mean_norm"])
         assert math.isnan(found["nc3"]) == (case in ("hidden by path", "sigmoid behind", "negated", "zero head"))
 
+    def test_a_model_that_writes_to_its_inputs_finds_them_as_they_were(self):
+        class InPlace(nn.Sequential):
+            def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+                return super().forward(x.sub_(1).mul_(scale.add_(1)))
+
+        torch.manual_seed(0)
+        model = InPlace(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7)).double().eval()
+        watcher = monitor(markers=["mean_norm", "accuracy"])
+        validation, seen = watcher.validation_pass(model), []
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            seen.append([value.clone() for value in (*args, *kwargs.values())])
+
+        model.register_forward_pre_hook(keep, with_kwargs=True)
+        with torch.inference_mode():
+            for x, labels in DataLoader(dataset(), batch_size=16):
+                with validation.batch({"x": x, "scale": torch.ones(()), "label": labels}):
+                    model(x, torch.ones(()))
+        watcher.measure(model, step=0, validation=validation)
+        assert watcher.protocol["resolved"] == {"penultimate": "2:input"}
+        assert torch.equal(seen[1][0], dataset().tensors[0][:16])  # after the pass of a few points
+
     def test_a_loop_that_calls_parts_of_the_model(self):
         """The model as a whole runs in the traced pass alone: the logits of the loop are what the head gives."""
         torch.manual_seed(0)
