@@ -74,7 +74,7 @@ from geomonitor.cli.app import run
 assert run(["{option}"]) == 0
 assert not set({NOT_FOR_HELP!r}) & set(sys.modules), sorted(set({NOT_FOR_HELP!r}) & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "geomonitor" in done.stdout
 
