@@ -8,7 +8,6 @@ from geomonitor._random import preserved_rng
 from geomonitor.errors import InputError
 from geomonitor.markers import MARKER_GROUPS, MARKERS
 from geomonitor.markers.names import marker_names
-from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.markers.rows import FACTORS
 from geomonitor.markers.table import LABEL_FREE
 from geomonitor.measure.tokens import TOKEN_ENTROPY
@@ -58,8 +57,6 @@ def _measurable(names: tuple[str, ...], asked: Sequence[str] | str, probe: objec
         names = tuple(dict.fromkeys([*names, *FACTORS]))
     if TOKEN_ENTROPY in names and not isinstance(probe, ProbeSet):
         raise InputError(f"{TOKEN_ENTROPY} needs every token of a sequence, which a ValidationProbe does not hold")
-    if not isinstance(probe, ProbeSet) and (routed := [name for name in names if name in ROUTING_MARKERS]):
-        raise InputError(f"{', '.join(routed)}: need a pass of a ProbeSet, of which a ValidationProbe makes none")
     made = isinstance(probe, ProbeSet) and labelled and not probe.logit_columns
     missing = {
         "need labels, and the probe set has none. Leave them out, or give ProbeSet.from_dataset(labelled dataset)": [

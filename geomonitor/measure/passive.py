@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import MeasurementError
 from geomonitor.features.capture import Pool
+from geomonitor.features.routing import LayerRouting
 from geomonitor.measure.measurement import Measurement
 from geomonitor.measure.validation_batch import FindPlace, Place, ValidationBatch, watched_batch
 from geomonitor.probe.reservoir import EMPTY, Reservoir, add_points, empty_reservoir, merge_reservoirs, priority
@@ -27,6 +28,8 @@ from geomonitor.probe.validation_probe import ValidationProbe
 
 LOGITS = ":logits"
 """Key of the logits among the features of layers."""
+ROUTING = ":routing:"
+"""With this the keys of routers among them begin."""
 
 
 class ValidationPass:
@@ -101,10 +104,11 @@ class ValidationPass:
             return
         started = perf_counter()
         try:
-            inputs = self._probe.inputs_in(batch)
+            inputs, points = self._probe.inputs_in(batch), len(self._probe.labels_in(batch))
             if self._place is None:
-                self._place = self._find(self._model, inputs, len(self._probe.labels_in(batch)))
-            self._watched = self._block.enter_context(watched_batch(self._model, inputs, self._place, self._pool))
+                self._place = self._find(self._model, inputs, points)
+            watched = watched_batch(self._model, inputs, points, self._place, self._pool)
+            self._watched = self._block.enter_context(watched)
         except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
             self.failure = error
             self.abandon()
@@ -173,8 +177,13 @@ class ValidationPass:
         columns = torch.split(merged.features[classes, slots], list(widths.values()), dim=1)
         rows = dict(zip(widths, columns, strict=True))
         logits = rows.pop(LOGITS, None)
+        routing = {key: rows.pop(key) for key in list(rows) if key.startswith(ROUTING)}
         measurement.dtypes |= {layer: dtype for layer, dtype in self._dtypes.items() if layer in rows}
-        measurement.update(rows, {"": logits}, self._classes[classes], classes * self._probe.per_class + slots)
+        ids = classes * self._probe.per_class + slots
+        measurement.update(rows, {"": logits}, self._classes[classes], ids)
+        if routing:
+            layers = {key.removeprefix(ROUTING): LayerRouting.of_rows(each) for key, each in routing.items()}
+            measurement.routing.update(layers, ids)
 
     def _keep(self, batch: ValidationBatch, labels: Tensor, ids: Tensor | None) -> None:
         ids = self._positions(len(labels)) if ids is None else torch.as_tensor(ids).cpu().to(torch.int64)
@@ -193,6 +202,7 @@ class ValidationPass:
         if not chosen.any():
             return
         columns = self._with_logits(batch, len(labels))
+        columns |= {f"{ROUTING}{path}": layer.rows() for path, layer in batch.routing.items()}
         # Layers side by side, so that one choice serves all; half precision as float32, which is exact.
         parts = [rows[chosen.to(rows.device)].cpu() for rows in columns.values()]
         rows = torch.cat([part.float() if part.element_size() < 4 else part for part in parts], dim=1)

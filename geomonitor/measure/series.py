@@ -156,9 +156,11 @@ class MeasurementSeries:
         Args:
             how: how the model is run.
         """
+        plan = self._plan
         return partial(
-            find_place, self.where, columns=self._plan.classes, forward=how.forward, warn=self._warn, pool=how.pool
-        )
+            find_place, self.where, columns=plan.classes, forward=how.forward, warn=self._warn, pool=how.pool,
+            routers=plan.routers if plan.routed else (),
+        )  # fmt: skip
 
     def set_reference(self, references: Mapping[str, Tensor] | None) -> None:
         """See :meth:`geomonitor.GeometryMonitor.set_reference`."""

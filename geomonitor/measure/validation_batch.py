@@ -15,6 +15,8 @@ from geomonitor.features.kept import sharded
 from geomonitor.features.layers import Layer, network_in, plain_modules
 from geomonitor.features.outputs import logits_in
 from geomonitor.features.reading import require_reading
+from geomonitor.features.routers import RouterNames
+from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.measure.masks import mask_of
 from geomonitor.measure.probe_pass import Forward, device_of, to_device
 from geomonitor.measure.where import POINTS, Where
@@ -37,6 +39,8 @@ class Place(NamedTuple):
     """which output of the model holds the logits; None: by the rule of ``logits_in``"""
     ran: bool = True
     """whether a forward pass has shown all this; False: by the order of registration"""
+    routers: RouterNames = ()
+    """of which the decisions are kept; none if it is empty, the ones that are found if it is None"""
 
 
 FindPlace = Callable[[nn.Module, Any, int], Place]
@@ -53,6 +57,7 @@ def find_place(
     forward: Forward,
     warn: Callable[[str, str], None],
     pool: Pool,
+    routers: RouterNames = (),
 ) -> Place:
     """Where to measure: as for a probe set by a traced pass of a few points, at the first batch of a series.
 
@@ -67,6 +72,7 @@ def find_place(
         forward: runs the model on a batch.
         warn: takes a warning and a key of its cause.
         pool: as in ``GeometryMonitor``.
+        routers: see :class:`Place`.
 
     Raises:
         InputError: a layer that does not exist.
@@ -83,7 +89,7 @@ def find_place(
         layers = where.in_place(model)
     heads = [layer for alias, layer in layers.items() if alias in where.heads]
     head = Layer(heads[0].path, "output", pool=heads[0].pool) if heads and where.has_logits else None
-    return Place(layers, where.read if pool == "auto" else {}, head, columns, where.logits, ran)
+    return Place(layers, where.read if pool == "auto" else {}, head, columns, where.logits, ran, routers)
 
 
 def rows_of(inputs: Any, points: int, rows: Tensor) -> Any:
@@ -121,10 +127,12 @@ class ValidationBatch:
         self.features = features
         self.logits: Tensor | None = None
         """``(B, C)``, after the block"""
+        self.routing: Mapping[str, LayerRouting] = {}
+        """by path of the router"""
 
 
 @contextmanager
-def watched_batch(model: nn.Module, inputs: Any, place: Place, pool: Pool) -> Iterator[ValidationBatch]:
+def watched_batch(model: nn.Module, inputs: Any, points: int, place: Place, pool: Pool) -> Iterator[ValidationBatch]:
     """Watch the one forward pass of a batch that runs in the block.
 
     The logits are those in what the model returns, if it runs once as a whole; else, as in a loop that calls parts of
@@ -133,6 +141,7 @@ def watched_batch(model: nn.Module, inputs: Any, place: Place, pool: Pool) -> It
     Args:
         model: that runs.
         inputs: of the model, for the mask of its tokens.
+        points: of the batch.
         place: where to measure.
         pool: as in ``GeometryMonitor``.
 
@@ -149,6 +158,9 @@ def watched_batch(model: nn.Module, inputs: Any, place: Place, pool: Pool) -> It
         if place.head is not None:
             how: Pool = "auto" if place.head.pool else _logits_alone
             of_head = stack.enter_context(captured(model, {_LOGITS: place.head}, pool=how, mask=mask))
+        if place.routers != ():
+            items = points if mask is None else None
+            batch.routing = stack.enter_context(captured_routing(model, place.routers, mask=mask, items=items))
         if not isinstance(whole, torch.jit.ScriptModule):
             keep = whole.register_forward_hook(lambda module, args, output: outputs.append(output))
             stack.callback(keep.remove)

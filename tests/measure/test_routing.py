@@ -119,6 +119,41 @@ def test_tokens_as_points_give_the_same_routing():
         assert other[f"geometry/z/{name}"] == pytest.approx(one[f"geometry/z/{name}"], rel=1e-5, nan_ok=True)
 
 
+def in_validation(
+    model: nn.Module, batch_size: int = 7, rank: int = 0, size: int = 1
+) -> dict[str, tuple[float, float]]:
+    """The same items as batches of a validation loop, dealt out to processes one by one."""
+    labelled = [{**item, "labels": torch.tensor(place % 2)} for place, item in enumerate(texts())]
+    monitor = monitor_of(gm.ValidationProbe(classes=2, per_class=ITEMS // 2), layers={"z": "head:input"})
+    validation = monitor.validation_pass(model, dataset_length=ITEMS)
+    for batch in torch.utils.data.DataLoader(labelled[rank::size], batch_size=batch_size):
+        with validation.batch(batch), torch.inference_mode():
+            model(batch["input_ids"], batch["attention_mask"])
+    return {r.key: (r.value, r.standard_error) for r in monitor.measure(model, step=1, validation=validation)}
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+def test_a_validation_loop_gives_what_a_probe_set_of_its_items_gives(batch_size):
+    model = Model(blocks=3)
+    found, expected = in_validation(model, batch_size), measured(model, layers={"z": "head:input"})
+    assert found.keys() == expected.keys()
+    for key in expected:
+        if not key.startswith("geometry_cost"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-5, nan_ok=True), key
+
+
+def _rank_of_validation(rank: int) -> dict[str, tuple[float, float]]:
+    return in_validation(Model(), rank=rank, size=2)
+
+
+def test_two_processes_that_validate_give_what_one_gives():
+    alone = in_validation(Model())
+    for found in in_processes(_rank_of_validation):
+        for key in alone:
+            if not key.startswith("geometry_cost"):
+                assert found[key] == pytest.approx(alone[key], rel=1e-5, nan_ok=True), key
+
+
 def _rank(rank: int) -> dict[str, tuple[float, float]]:
     # 25 items one by one: 13 and 12, so one process borrows an item for its last pass, which counts once.
     return measured(Model(), points=probe(25), batch_size=1)
@@ -209,7 +244,6 @@ def test_an_overflow_leaves_its_items_out():
     (lambda: monitor_of(routers=["gate"]).measure(Model(), step=0), "the model has no module 'gate' for routers"),
     (lambda: monitor_of(routers=3), "routers must be a name"),
     (lambda: monitor_of(layers="blocks.0.gate").measure(Model(), step=0), "is a router and the name of a layer"),
-    (lambda: monitor_of(gm.ValidationProbe(classes=3)), "need a pass of a ProbeSet"),
 ])  # fmt: skip
 def test_what_is_wrong_is_refused_from_the_start(make, message):
     with pytest.raises(gm.InputError, match=message):
