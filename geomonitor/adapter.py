@@ -225,7 +225,7 @@ class Adapter:
     def save(self, folder: str | os.PathLike[str] | None) -> None:
         """Write the state into a folder; every process may call this, one writes."""
         if folder is not None and self.monitor.processes.rank == 0:
-            path = self._state_path(folder)
+            path = self.monitor.history.beside(self._state_path(folder))
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             torch.save(self.monitored.state_dict(), part)

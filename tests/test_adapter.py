@@ -66,6 +66,25 @@ def test_another_run_in_a_directory_leaves_the_state_of_the_first(tmp_path, name
     assert fourth.monitor.history.run_id == second.monitor.history.run_id
 
 
+@pytest.mark.parametrize("measures", [True, False])
+def test_a_run_that_still_trains_saves_its_state_where_its_history_was_moved(tmp_path, measures):
+    first, second = (adapter(directory=tmp_path) for _ in range(2))
+    train(first, range(2))
+    train(second, range(1))
+    saved = (tmp_path / "geometry.pt").read_bytes()
+    if measures:
+        with pytest.warns(gm.GeomonitorWarning, match="another run has taken"):
+            first.measure(network(), step=15, epoch=2)
+    first.save(tmp_path)
+    assert (tmp_path / "geometry.pt").read_bytes() == saved
+    own = tmp_path / first.monitor.history.run_id
+    third = adapter(directory=own)
+    train(third, range(3, 4))
+    assert steps(third) == [5, 10, *([15] if measures else []), 20]
+    first.save(tmp_path / "checkpoint-10")  # the folder of a checkpoint is no such place
+    assert (tmp_path / "checkpoint-10" / "geometry.pt").is_file()
+
+
 def test_a_run_whose_state_was_moved_is_told_where_it_is(tmp_path):
     train(adapter(directory=tmp_path), range(2))
     other = adapter(directory=tmp_path)

@@ -73,6 +73,10 @@ class History:
         """The id of the run, and the path of its file ("" if none is written), for the configuration of a logger."""
         return {"id": self.run_id, "history": "" if self.path is None else str(self.path.absolute())}
 
+    def beside(self, path: Path) -> Path:
+        """The place of a file that is kept beside the history; see ``RunFile.beside``."""
+        return path if self._file is None else self._file.beside(path)
+
     def append(self, records: Iterable[Record]) -> None:
         """Keep records and write them to the file; a full or read-only disk is warned of, never an error."""
         records = _checked(records)

@@ -12,7 +12,7 @@ from geomonitor.errors import GeomonitorWarning
 from geomonitor.history import files
 from geomonitor.history.files import Handle, State, free_place, make, moved_from, remove, set_aside, side_of, write_all
 from geomonitor.history.lock import locked
-from geomonitor.history.run_id import new_run_id
+from geomonitor.history.run_id import id_in, new_run_id
 
 
 class RunFile:
@@ -83,6 +83,21 @@ class RunFile:
                     self._write_anew(everything())
         except OSError as error:
             self.fail(error)
+
+    def beside(self, path: Path) -> Path:
+        """The place of a file of this run that is kept beside its own one, now that another run may have the name.
+
+        Args:
+            path: of the file as it is asked for.
+
+        Returns:
+            ``path``, or a file of its name in the folder to which the files of this run were moved.
+        """
+        taken = id_in(side_of(self._asked)) not in ("", self._run_id)
+        if not taken or path.parent.absolute() != self._asked.parent.absolute():
+            return path
+        moved = next(iter(moved_from(self._asked, self._run_id)), None) or free_place(self._asked, self._run_id)
+        return moved.with_name(path.name)
 
     def rewrite_side(self, text: str) -> None:
         """Replace the text of the side file, now or, if the disk is full, with the next addition."""
