@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +12,9 @@ from geomonitor.errors import InputError
 from geomonitor.features.layers import Layer, around_adapters, listed
 from geomonitor.features.outputs import outputs_of
 from geomonitor.features.pooling import is_length_last
-from geomonitor.features.reading import RULES, Traced, reading_of
-from geomonitor.features.trace import Call, Operation, Trace, tensors_in
-
-_PROJECTOR = re.compile(r"proj|predictor|contrast|embed|simclr|byol|barlow|vicreg", re.IGNORECASE)
-_CLASSIFIER = re.compile(r"classif|score|logit", re.IGNORECASE)
+from geomonitor.features.projector import before_projector, follows_layers, is_projector
+from geomonitor.features.reading import RULES, Traced, places_read_by, reading_of
+from geomonitor.features.trace import Call, Operation, Trace, common_path, tensors_in
 
 
 class LayerError(InputError):
@@ -92,19 +89,21 @@ def locate(
     named = name == "logits" and head is not None and head.projects  # Gemma 2 bounds its logits by a tanh
     if head is None or not (exact or head.clean or named):
         return Located(representation, None, f"the output, of {_shape(tensor)}: no layer gives it as logits", others)
-    if not exact and _is_projector(head.path, modules, tensor, width) and _follows_layers(trace, modules, head):
-        path = _before_projector(trace, modules, head)
+    if not exact and is_projector(head.path, modules, tensor, width) and follows_layers(trace, modules, head.path):
+        path = before_projector(trace, modules, head.path)
         unlike = f"is no logits of {width} classes" if width else "has no columns for classes of the probe set"
         why = f"the representation before the projector: an output of {_shape(tensor)} {unlike}"
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
     _refuse_several_inputs(trace, modules, head)
-    gives, pool = tensors_in(head.call.gives)[0], ""
+    gives, pool, taken = tensors_in(head.call.gives)[0], "", tensors_in(head.call.takes)[0]
     if tensor.ndim == 2 and gives.ndim > 2 and not pooled:
         reading = reading_of(traced, modules, head.path, name)
         tokens = gives.ndim == 3 and not is_length_last(modules[head.path])
         if reading is None and (tokens or (exact and head.clean)):
             _refuse_reading(head, gives, tokens=tokens)
         pool = reading.rule if reading is not None else ""
+        if head.clean and not tokens:
+            pool = _pool_of_places(head.path, modules[head.path], taken, strict=bool(exact)) or pool
     layer = Layer(head.path, "input", pool=pool)
     unnamed = isinstance(traced.output, Mapping) and "logits" not in outputs
     if tensor.ndim == rank and 1 < width <= tensor.shape[-1] and (exact or not unnamed):
@@ -122,7 +121,7 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     mixing, after = trace.sources(tensor)
     if not mixing:
         return None
-    path = _common([operation.within for operation in mixing])
+    path = common_path([operation.within for operation in mixing])
     path, module = around_adapters(path, modules), modules.get(path)
     call = trace.call_of(path)
     if isinstance(module, torch.jit.ScriptModule) or call is None:
@@ -166,21 +165,11 @@ def _own_children(module: nn.Module) -> list[nn.Module]:
     return [child for name, child in module.named_children() if name != "parametrizations"]
 
 
-def _common(stacks: Sequence[tuple[str, ...]]) -> str:
-    """The innermost module that all share."""
-    common = ""
-    for level in zip(*stacks, strict=False):
-        if len(set(level)) > 1:
-            break
-        common = level[0]
-    return common
-
-
 def _refuse_several(trace: Trace, modules: Mapping[str, nn.Module], outputs: Mapping[str, Tensor]) -> None:
     heads = []
     for tensor in outputs.values():
         mixing, _ = trace.sources(tensor)
-        heads += [around_adapters(_common([operation.within for operation in mixing]), modules)] if mixing else []
+        heads += [around_adapters(common_path([operation.within for operation in mixing]), modules)] if mixing else []
     shapes = ", ".join(f"{name}: {_shape(tensor)}" for name, tensor in outputs.items())
     raise LayerError(
         f"'penultimate' is not clear: the model gives several outputs that may be meant ({shapes}). Name what to "
@@ -194,7 +183,7 @@ def _refuse_several_inputs(trace: Trace, modules: Mapping[str, nn.Module], head:
     given = [tensor for tensor in tensors_in(head.call.takes) if tensor.is_floating_point() and tensor.ndim > 1]
     if len(given) < 2 or _own_children(modules[head.path]):
         return
-    owners = [_common([operation.within for operation in mixing]) for t in given if (mixing := trace.sources(t)[0])]
+    owners = [common_path([operation.within for operation in mixing]) for t in given if (mixing := trace.sources(t)[0])]
     raise LayerError(
         f"'penultimate' is not clear: {head.path!r}, which gives the logits, takes {len(given)} inputs. Name what to "
         f"measure: {_suggestion(trace, modules, owners)}"
@@ -213,46 +202,6 @@ def _candidates(modules: Mapping[str, nn.Module]) -> list[str]:
     return [path for path in modules if path and "." not in path][:8]
 
 
-def _is_projector(path: str, modules: Mapping[str, nn.Module], tensor: Tensor, width: int) -> bool:
-    """Whether an output that is wider than there are classes is an embedding: by name, by norm one, or as an MLP."""
-    if tensor.ndim != 2 or tensor.shape[1] == 1 or _CLASSIFIER.search(path):
-        return False
-    norms = torch.linalg.vector_norm(tensor.float(), dim=1)
-    if _PROJECTOR.search(path) or bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3)):
-        return True
-    block = _projector_of(path, modules)
-    return block != path and sum(isinstance(m, nn.Linear) for m in modules[block].modules()) > 1
-
-
-def _projector_of(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The block to which the last layer of a projector belongs: by name, or as ``nn.Sequential``."""
-    best, above = path, path
-    while "." in above:
-        above = above.rpartition(".")[0]
-        if _PROJECTOR.search(above.rpartition(".")[2]) or isinstance(modules[above], nn.Sequential):
-            best = above
-    return best
-
-
-def _follows_layers(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> bool:
-    """Whether layers come before a projector; a network that is one block as a whole would give its own input."""
-    call = trace.call_of(_projector_of(head.path, modules))
-    return call is None or any(trace.sources(tensor)[0] for tensor in tensors_in(call.takes))
-
-
-def _before_projector(trace: Trace, modules: Mapping[str, nn.Module], head: _Head) -> str:
-    """The first block of a row of projectors, such as BYOL's predictor after its projector."""
-    path = _projector_of(head.path, modules)
-    while (call := trace.call_of(path)) is not None and (given := tensors_in(call.takes)):
-        mixing, _ = trace.sources(given[0])
-        owner = _common([operation.within for operation in mixing]) if mixing else ""
-        before = _projector_of(owner, modules) if owner else ""
-        if not before or before == path or not _PROJECTOR.search(before):
-            break
-        path = before
-    return path
-
-
 def _refuse_reading(head: _Head, gives: Tensor, *, tokens: bool) -> None:
     rules = f"none of {', '.join(RULES)} over the tokens of the mask" if tokens else "not the mean over places"
     agree = (
@@ -264,6 +213,18 @@ def _refuse_reading(head: _Head, gives: Tensor, *, tokens: bool) -> None:
         f"Give pool= a function of (tensor, mask) that returns one row (B, N) for each point: the one that the model "
         f"reads, of the input of {head.path!r}.{agree if tokens else ''}"
     )
+
+
+def _pool_of_places(path: str, module: nn.Module, taken: Tensor, *, strict: bool) -> str:
+    """How the places become rows that a head takes; ``""``: by their mean, as by default."""
+    found = places_read_by(module, taken)
+    if found is None and strict:
+        raise LayerError(
+            f"'penultimate' is not clear: the head {path!r} looks at several places at a time, so that the logits are "
+            f"not given by one row of its input, {_shape(taken)}. Give pool='mean' for the mean over its places all "
+            f"the same, pool='flatten' for all of them, or name what to measure: Candidates: {path}:output"
+        )
+    return "flatten" if found == "flatten" else ""
 
 
 def place_of(

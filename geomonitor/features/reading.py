@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import cosine_similarity
 
 from geomonitor.errors import MeasurementError
@@ -57,22 +58,24 @@ class Reading(NamedTuple):
 def numbers_in_place_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """What a module gives is replaced by random numbers inside the block; yields these, for each of its runs.
 
+    What the module gives is a copy of them, to which the model may write.
+
     >>> head = nn.Linear(2, 3)
     >>> with numbers_in_place_of(head) as numbers:
     ...     out = head(torch.zeros(4, 2))
-    >>> out is numbers[0], bool(out.std() > 0)
+    >>> bool((out == numbers[0]).all()), bool(out.std() > 0)
     (True, True)
     """
     numbers: list[Tensor] = []
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
-        if type(output) is not Tensor or not output.is_floating_point():
+        if type(output) is not Tensor or is_functorch_wrapped_tensor(output) or not output.is_floating_point():
             return None
         # On the device: of a language model it is a number for each token and each word of the vocabulary.
         device = output.device if output.device.type == "cuda" else torch.device("cpu")
         stream = torch.Generator(device).manual_seed(len(numbers))
         numbers.append(torch.randn(output.shape, generator=stream, device=device).to(output))
-        return numbers[-1]
+        return numbers[-1].clone()
 
     hook = module.register_forward_hook(replace)
     try:
@@ -125,13 +128,40 @@ def reading_of(traced: Traced, modules: Mapping[str, nn.Module], path: str, name
         name: of the output, by the names of ``outputs_of``.
     """
     call, logits = traced.trace.call_of(path), outputs_of(traced.output)[name]
-    given = tensors_in(call.gives) if call is not None else []
-    if given and (given[0] is logits or _same(given[0], logits)):
+    given = [tensor for tensor in tensors_in(call.gives) if not is_functorch_wrapped_tensor(tensor)] if call else []
+    unwritten = call is not None and not traced.trace.written_after(call)
+    if given and unwritten and (given[0] is logits or _same(given[0], logits)):
         return Reading("", True)
     stood = traced.stand(path)
     if stood is not None and name in (again := outputs_of(stood[1])):
         return read_by(stood[0], again[name], traced.mask, modules[path])
-    return read_by(given[0], logits, traced.mask, modules[path]) if given else None
+    return read_by(given[0], logits, traced.mask, modules[path]) if given and unwritten else None
+
+
+def places_read_by(module: nn.Module, taken: Tensor) -> Literal["mean", "flatten"] | None:
+    """Which row a head makes of the places that it takes, if the model takes the mean over what it gives.
+
+    Args:
+        module: the head.
+        taken: ``(B, N, ...)``.
+
+    Returns:
+        ``"flatten"`` if a convolution covers all places at once; None if it looks at several of them at a time.
+
+    >>> places_read_by(nn.Conv2d(3, 4, 1), torch.zeros(2, 3, 5, 5)), places_read_by(nn.Linear(3, 4), torch.zeros(2, 3))
+    ('mean', 'mean')
+    >>> [places_read_by(nn.Conv1d(3, 4, kernel), torch.zeros(2, 3, 5)) for kernel in (5, 2)]
+    ['flatten', None]
+    """
+    kernel: Any = getattr(module, "kernel_size", None)
+    places = tuple(taken.shape[2:])
+    if not isinstance(kernel, tuple) or len(kernel) != len(places) or set(places) == {1}:
+        return "mean"
+    padding: Any = getattr(module, "padding", ())
+    inside = padding == "valid" or not any(padding) or (padding == "same" and set(kernel) == {1})
+    if inside and set(kernel) == set(getattr(module, "stride", ())) == {1}:
+        return "mean"
+    return "flatten" if inside and kernel == places else None
 
 
 def require_reading(rows: Mapping[str, Tensor], logits: Tensor | None, rules: Mapping[str, Layer]) -> None:

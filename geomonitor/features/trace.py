@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -51,6 +51,8 @@ class Call(NamedTuple):
     path: str
     takes: Any
     gives: Any
+    ended: int = 0
+    """how many operations had run when it ended"""
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -62,7 +64,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         """of modules, in the order in which they ended"""
         self._made_by: dict[int, list[Operation]] = {}
-        self._alive: list[Tensor] = []  # an id names one tensor as long as it lives
+        self._sharing: dict[int, dict[int, Tensor]] = {}
+        """all tensors by id, by the memory that they share; held, since an id names one tensor as long as it lives"""
+        self._written: dict[int, int] = {}
+        """number of the latest operation that wrote to what existed, by the memory"""
         self._running: list[str] = []
 
     def __torch_dispatch__(
@@ -74,10 +79,15 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func.overloadpacket.__name__, len(self.operations), tuple(map(id, taken)), tuple(self._running)
         )
         self.operations.append(operation)
-        for made in tensors_in(result):
-            self._made_by.setdefault(id(made), []).append(operation)
-            self._alive.append(made)
-        self._alive.extend(taken)
+        made = {id(each): each for each in tensors_in(result)}
+        if func._schema.is_mutable:
+            for memory in {_memory_of(each) for each in _written_to(func, args, kwargs or {})}:
+                made |= self._sharing.get(memory, {})
+                self._written[memory] = operation.number
+        for each in made.values():
+            self._made_by.setdefault(id(each), []).append(operation)
+        for each in (*made.values(), *taken):
+            self._sharing.setdefault(_memory_of(each), {})[id(each)] = each
         return result
 
     @contextmanager
@@ -113,6 +123,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     waiting.extend(operation.takes)
         return sorted(mixing, key=lambda operation: operation.number), after
 
+    def written_after(self, call: Call) -> bool:
+        """Whether the memory of what a module gave was written to after the module had run."""
+        return any(self._written.get(_memory_of(given), -1) >= call.ended for given in tensors_in(call.gives))
+
     def call_of(self, path: str) -> Call | None:
         """The last run of a module."""
         return next((call for call in reversed(self.calls) if call.path == path), None)
@@ -126,9 +140,34 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leaving(self, path: str) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._running.pop()
-            self.calls.append(Call(path, args if tensors_in(args) else kwargs, output))
+            self.calls.append(Call(path, args if tensors_in(args) else kwargs, output, len(self.operations)))
 
         return leave
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """What names the memory of a tensor; its id if it has none of its own, as a sparse one."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+def _written_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments of an operation that it writes to."""
+    given = [args[at] if at < len(args) else kwargs.get(each.name) for at, each in enumerate(func._schema.arguments)]
+    written = [each.alias_info is not None and each.alias_info.is_write for each in func._schema.arguments]
+    return [tensor for value, writes in zip(given, written, strict=True) if writes for tensor in tensors_in(value)]
+
+
+def common_path(stacks: Sequence[tuple[str, ...]]) -> str:
+    """The innermost module that all share."""
+    common = ""
+    for level in zip(*stacks, strict=False):
+        if len(set(level)) > 1:
+            break
+        common = level[0]
+    return common
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -26,6 +26,7 @@ from geomonitor.markers.routing_layers import ROUTING_MARKERS
 from geomonitor.markers.table import TRUTH
 from geomonitor.markers.transfer import share
 from geomonitor.measure.compute import coherence_in_head, compute_logit_markers, compute_markers
+from geomonitor.measure.head_check import HeadCheck
 from geomonitor.measure.points import PointBuffer
 from geomonitor.measure.routing import RoutingBuffer
 from geomonitor.measure.tokens import TOKEN_ENTROPY, mean_entropy
@@ -141,6 +142,8 @@ class Measurement:
         self._entropies = PointBuffer(torch.device("cpu"), processes)
         self._place = logits
         self._logits_found = self._needs_logits and has_logits
+        checked = has_logits and read_heads is not None and any(name in OF_THE_HEAD for name in plan.markers)
+        self._check = HeadCheck(plan.classes, logits, self._where, processes) if checked else None
 
     def update(self, features: Mapping[str, Tensor], outputs: Mapping[str, Any], labels: Tensor, ids: Tensor) -> None:
         """Add a batch.
@@ -158,6 +161,8 @@ class Measurement:
         classes = torch.searchsorted(self._classes, labels)
         rows = {layer: _of_batch(features[layer], layer, len(classes)) for layer in self._layers}
         self._features.add(rows, classes=classes, ids=ids)
+        if self._check is not None:
+            self._check.add(outputs.get(""), classes, ids)
         statistics: dict[str, Tensor] = {}
         residuals: dict[str, Tensor] = {}
         for name, output in outputs.items():
@@ -239,6 +244,8 @@ class Measurement:
         if not asked or self._read_heads is None:
             return {}
         heads = self._read_heads({layer: rows[layer].shape[1] for layer in self._layers})
+        if self._check is not None:
+            heads = self._check.of(heads, rows, self.dtypes, self.device)
         for layer, head in heads.items():
             if head.reason:
                 self.warn(
