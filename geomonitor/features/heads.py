@@ -130,10 +130,10 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     leaf = not any(True for _ in _own_children(module)) if module is not None else True
     affine = not any(operation.bends for operation in trace.operations if path in operation.within)
     fits = any(tensor.shape[-1] in (given.shape[-1], *given.shape[1:2]) for given in tensors_in(call.gives)[:1])
-    if strict and path and _adds_inputs(trace, after):
+    if strict and path and (added := _added(trace, after)):
         raise LayerError(
-            f"'penultimate' is not clear: the logits, {_shape(tensor)}, add values of the model's input to what "
-            f"{path!r} gives, so that no single layer gives them. Name what to measure: "
+            f"'penultimate' is not clear: the logits, {_shape(tensor)}, add {added} to what {path!r} gives, so that no "
+            "single layer gives them. Name what to measure: "
             f"{_suggestion(trace, modules, [path])}"
         )
     if not fits or not (leaf or (affine and path)):
@@ -153,11 +153,13 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
     return _Head(path, call, projects, any(operation.bends for operation in after))
 
 
-def _adds_inputs(trace: Trace, after: Sequence[Operation]) -> bool:
-    """Whether numbers of the model's input, no mask or ids, reach the logits past the head, as in a skip connection."""
+def _added(trace: Trace, after: Sequence[Operation]) -> str:
+    """What reaches the logits past the head, as in a skip connection: numbers of the input, no mask or ids; words."""
     whole = trace.call_of("")
     given = {id(tensor) for tensor in tensors_in(whole.takes)[:1] if tensor.is_floating_point()} if whole else set()
-    return any(given.intersection(operation.takes) for operation in after)
+    if any("embedding" in operation.name for operation in after):
+        return "rows of an embedding"
+    return "values of the model's input" if any(given.intersection(operation.takes) for operation in after) else ""
 
 
 def _own_children(module: nn.Module) -> list[nn.Module]:

@@ -54,6 +54,15 @@ class Reading(NamedTuple):
     """whether the logits are these rows, with nothing after the pooling"""
 
 
+class Read(NamedTuple):
+    """A head of whose tokens the model reads one row."""
+
+    layer: Layer
+    """what the head gives, pooled by the rule"""
+    exact: bool
+    """as of :class:`Reading`"""
+
+
 @contextmanager
 def numbers_in_place_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """What a module gives is replaced by random numbers inside the block; yields these, for each of its runs.
@@ -164,7 +173,7 @@ def places_read_by(module: nn.Module, taken: Tensor) -> Literal["mean", "flatten
     return "flatten" if inside and kernel == places else None
 
 
-def require_reading(rows: Mapping[str, Tensor], logits: Tensor | None, rules: Mapping[str, Layer]) -> None:
+def require_reading(rows: Mapping[str, Tensor], logits: Tensor | None, rules: Mapping[str, Read]) -> None:
     """Refuse a batch in which the model reads other tokens than in the traced pass.
 
     Args:
@@ -178,11 +187,10 @@ def require_reading(rows: Mapping[str, Tensor], logits: Tensor | None, rules: Ma
     for alias, found in rows.items():
         if logits is None or found.shape != logits.shape:
             continue
-        one, other = (value.detach().double() for value in (found, logits))
-        rounding = _ROUNDING_IN_HALF if {found.dtype, logits.dtype} & set(_HALF) else _ROUNDING
-        apart = (one - other).norm(dim=1) > rounding * (one.norm(dim=1) + other.norm(dim=1))
+        layer, exact = rules[alias]
+        apart = _apart(found, logits, exact=exact)
         if bool(apart.any()):
-            rule, path = rules[alias].pool, rules[alias].path
+            rule, path = layer.pool, layer.path
             raise MeasurementError(
                 f"for {int(apart.sum())} of {len(apart)} points of a batch the model reads logits from another row of "
                 f"{path!r} than the {rule!r} one of the mask, which it reads for the first points. Does the "
@@ -209,3 +217,15 @@ def _agree(rows: Tensor, logits: Tensor, *, exact: bool) -> bool:
     free = one.numel() - (len(one) if rows.shape[-1] > 1 else 0)
     cosine = cosine_similarity(one.flatten(), other.flatten(), dim=0)
     return free >= _ENOUGH and bool(cosine > 1 - (_FAR_IN_HALF if half else _FAR))
+
+
+def _apart(found: Tensor, logits: Tensor, *, exact: bool) -> Tensor:
+    """Which rows ``(B,)`` of logits are not those of a head; if not ``exact``, have their columns in another order."""
+    rounding = _ROUNDING_IN_HALF if {found.dtype, logits.dtype} & set(_HALF) else _ROUNDING
+    one, other = (value.detach().double() for value in (found, logits))
+    if exact:
+        apart: Tensor = (one - other).norm(dim=1) > rounding * (one.norm(dim=1) + other.norm(dim=1))
+        return apart
+    steps = other.gather(1, one.argsort(dim=1)).diff(dim=1)  # log(softmax + 1e-8) and the like keep the order alone
+    falls: Tensor = steps < -rounding * other.norm(dim=1, keepdim=True)
+    return falls.any(dim=1)

@@ -372,6 +372,7 @@ def _of_batch(features: Tensor, layer: str, points: int) -> Tensor:
     if points and len(features) != points:
         raise MeasurementError(
             f"layer {layer!r} gave {len(features)} rows for {points} points: its batch does not come first. "
-            "Give GeometryMonitor a pool function of (tensor, mask) that returns one row a point."
+            "Give GeometryMonitor a pool function of (tensor, mask) that returns one row a point, or forward= a "
+            "function that runs the model on the points alone."
         )
     return features[:points]

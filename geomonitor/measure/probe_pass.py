@@ -16,7 +16,7 @@ from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import network_in
 from geomonitor.features.outputs import logits_in
 from geomonitor.features.pooling import TokensAt
-from geomonitor.features.reading import require_reading
+from geomonitor.features.reading import Read, require_reading
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.features.watched import Written
 from geomonitor.measure.dropout_views import dropping
@@ -53,7 +53,7 @@ def probe_pass(
     shifts: Mapping[str, Shift | None],
     compare_batches: bool = False,
     length: TokenLength | None = None,
-    read: Mapping[str, Layer] | None = None,
+    read: Mapping[str, Read] | None = None,
     place: str | None = None,
     written: Written | None = None,
 ) -> None:
@@ -95,7 +95,8 @@ def probe_pass(
         with ExitStack() as stack:
             features = stack.enter_context(captured(model, layers, pool=which or pool, mask=own))
             checked = read if read and which is None and how is None else {}
-            rows = stack.enter_context(captured(model, checked, mask=own)) if checked else {}
+            of_heads = {alias: head.layer for alias, head in checked.items()}
+            rows = stack.enter_context(captured(model, of_heads, mask=own)) if checked else {}
             if how is not None and how.kind == "dropout":
                 stack.enter_context(dropping(model, probe, batch.ids))
             if measurement.plan.routed:

@@ -19,7 +19,7 @@ from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import PENULTIMATE, Layer, checked_layers, linear_paths, plain_modules, resolve_in
 from geomonitor.features.outputs import outputs_of
-from geomonitor.features.reading import Traced, numbers_in_place_of, reading_of
+from geomonitor.features.reading import Read, Traced, numbers_in_place_of, reading_of
 from geomonitor.features.trace import Trace
 from geomonitor.features.watched import Written
 from geomonitor.measure.masks import mask_of
@@ -56,8 +56,8 @@ class Where:
         """aliases of layers whose module is known to give the logits"""
         self.no_heads: dict[str, str] = {}
         """aliases of layers that feed no linear head, whatever takes them, and why; no reason: they feed no logits"""
-        self.read: dict[str, Layer] = {}
-        """heads of which the model reads tokens by a rule and nothing else, by alias of the layer that feeds them"""
+        self.read: dict[str, Read] = {}
+        """heads of which the model reads tokens by a rule, by alias of the layer that feeds them"""
         self.written = Written()
         """what is known of writes of the model to its parameters"""
         self.has_logits = True
@@ -231,8 +231,8 @@ class Where:
                 self.no_heads[alias] = "the logits are not what it gives (another order, sign, size or bias)"
                 continue
             heads.add(alias)
-            if layer.pool and reading is not None and reading.exact and reading.rule == layer.pool:
-                self.read[alias] = Layer(layer.path, "output", pool=layer.pool)
+            if layer.pool and reading is not None and reading.rule == layer.pool:
+                self.read[alias] = Read(Layer(layer.path, "output", pool=layer.pool), reading.exact)
         self.heads = frozenset(heads)
 
     def _report(self, located: Located, found: Mapping[str, Layer], warn: Callable[[str, str], None]) -> None:

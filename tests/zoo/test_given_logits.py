@@ -12,7 +12,20 @@ from torch import Tensor, nn
 import geomonitor as gm
 from geomonitor.features.linear_head import Head
 from geomonitor.measure.head_check import HeadCheck
-from tests.zoo.test_reading import CLASSES, IMAGES, ITEMS, LABELS, ROWS, TOKENS, WIDTH, measured, norm_of, on_rows
+from tests.zoo.test_reading import (
+    CLASSES,
+    IMAGES,
+    ITEMS,
+    LABELS,
+    ROWS,
+    TOKENS,
+    WIDTH,
+    OfTexts,
+    Texts,
+    measured,
+    norm_of,
+    on_rows,
+)
 
 
 def written(columns: Any, value: Any) -> Any:
@@ -176,3 +189,55 @@ def test_a_head_inside_vmap_is_an_error_that_names_the_way_out() -> None:
         measured(model, ROWS)
     found, values, _ = measured(model, ROWS, forward=lambda model, x: model.head(model.body(x)))
     assert (found, math.isfinite(values["nc3"])) == ("head:input", True)
+
+
+class WideAndDeep(nn.Module):
+    def __init__(self, bag: bool) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Sequential(nn.Linear(8, WIDTH), nn.ReLU()), nn.Linear(WIDTH, CLASSES)
+        self.wide = nn.EmbeddingBag(9, CLASSES) if bag else nn.Embedding(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.wide((x[:, :3] > 0).long())
+        return self.fc(self.body(x)) + (wide if wide.ndim == 2 else wide.sum(1))
+
+
+@pytest.mark.parametrize("bag", [False, True])
+def test_logits_of_a_head_and_of_an_embedding_are_of_several_layers(bag: bool) -> None:
+    with pytest.raises(gm.InputError, match=r"add rows of an embedding to what 'fc' gives.*fc:input"):
+        measured(WideAndDeep(bag), ROWS)
+
+
+LAST_PLACE = {
+    "logits": lambda z: z,
+    "log-softmax": lambda z: z.log_softmax(1),
+    "softmax": lambda z: z.softmax(1),
+    "temperature": lambda z: z / 3 + 1,
+}
+
+
+class LastPlace(OfTexts):
+    """Reads logits at the last place, padding or not."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.last = LAST_PLACE[name]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.last(self.score(self.embed(input_ids))[:, -1])
+
+
+@pytest.mark.parametrize("name", LAST_PLACE)
+def test_a_rule_that_holds_for_the_first_points_alone_is_an_error(name: str) -> None:
+    torch.manual_seed(0)
+    data, model = Texts(), LastPlace(name)
+    data.mask[:] = 1
+
+    def monitor() -> gm.GeometryMonitor:
+        probe = gm.ProbeSet.from_dataset(data, per_class=ITEMS // CLASSES)
+        return gm.GeometryMonitor(probe, markers=["mean_norm"], panel=None, on_error="raise")
+
+    (whole := monitor()).measure(model, step=0)
+    data.mask[whole.probe.indices[3], 3:] = 0  # one of the points that are not traced
+    with pytest.raises(gm.GeomonitorError, match=r"for 1 of 40 points .* than the 'last' one of the mask"):
+        monitor().measure(model, step=0)
