@@ -14,7 +14,7 @@ from geomonitor.features.capture import Features, Pool, captured
 from geomonitor.features.kept import sharded
 from geomonitor.features.layers import Layer, network_in, plain_modules
 from geomonitor.features.outputs import logits_in
-from geomonitor.features.reading import require_reading
+from geomonitor.features.reading import Read, require_reading
 from geomonitor.features.routers import RouterNames
 from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.measure.masks import mask_of
@@ -29,8 +29,8 @@ class Place(NamedTuple):
 
     layers: Mapping[str, Layer]
     """by alias"""
-    read: Mapping[str, Layer]
-    """heads of which the model reads tokens by a rule and nothing else, by alias of the layer that feeds them"""
+    read: Mapping[str, Read]
+    """heads of which the model reads tokens by a rule, by alias of the layer that feeds them"""
     head: Layer | None
     """whose output is the logits; None: no layer feeds it"""
     columns: tuple[int, ...]
@@ -153,7 +153,8 @@ def watched_batch(model: nn.Module, inputs: Any, points: int, place: Place, pool
     whole = network_in(plain_modules(model)[""])
     with ExitStack() as stack:
         batch = ValidationBatch(stack.enter_context(captured(model, place.layers, pool=pool, mask=mask)))
-        rows = stack.enter_context(captured(model, place.read, mask=mask)) if place.read else {}
+        of_heads = {alias: head.layer for alias, head in place.read.items()}
+        rows = stack.enter_context(captured(model, of_heads, mask=mask)) if of_heads else {}
         of_head: Mapping[str, Tensor] = {}
         if place.head is not None:
             how: Pool = "auto" if place.head.pool else _logits_alone
