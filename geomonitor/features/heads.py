@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class _Head(NamedTuple):
     """whether it ends with a product with weights, and not with a recurrence or attention"""
     bent: bool
     """whether an activation or a normalisation lies between it and what it was found for"""
+    spread: bool = False
+    """whether tensors of more dimensions than what it was found for lie between, as in sums of products with weights"""
 
     @property
     def clean(self) -> bool:
@@ -96,6 +98,9 @@ def locate(
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
     _refuse_several_inputs(trace, modules, head)
     gives, pool, taken = tensors_in(head.call.gives)[0], "", tensors_in(head.call.takes)[0]
+    sums = exact and head.spread and gives.ndim == tensor.ndim
+    if sums and reading_of(traced, modules, head.path, name) is None:
+        _refuse_computed(trace, modules, tensor, f"after {head.path!r} without a product with weights", [head.path])
     if tensor.ndim == 2 and gives.ndim > 2 and not pooled:
         reading = reading_of(traced, modules, head.path, name)
         tokens = gives.ndim == 3 and not is_length_last(modules[head.path])
@@ -144,13 +149,20 @@ def _head(trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, *, str
         within = f"in the forward of {type(modules[path]).__name__}" if alone else "from several layers"
         if alone and leaf:  # a layer that gives something else, such as features that are compared with prototypes
             within = f"after {path!r} without a product with weights"
-        raise LayerError(
-            f"'penultimate' is not clear: the logits, {_shape(tensor)}, are computed {within}, and no single layer "
-            "gives them (a head in functional form, or several heads). Make the head a module, or name what to "
-            f"measure: {_suggestion(trace, modules, owners)}"
-        )
+        _refuse_computed(trace, modules, tensor, within, owners)
     projects = all(operation.projects for operation in mixing)
-    return _Head(path, call, projects, any(operation.bends for operation in after))
+    spread = any(operation.rank > tensor.ndim for operation in after)
+    return _Head(path, call, projects, any(operation.bends for operation in after), spread)
+
+
+def _refuse_computed(
+    trace: Trace, modules: Mapping[str, nn.Module], tensor: Tensor, within: str, owners: Sequence[str]
+) -> NoReturn:
+    raise LayerError(
+        f"'penultimate' is not clear: the logits, {_shape(tensor)}, are computed {within}, and no single layer gives "
+        "them (a head in functional form, or several heads). Make the head a module, or name what to measure: "
+        f"{_suggestion(trace, modules, owners)}"
+    )
 
 
 def _added(trace: Trace, after: Sequence[Operation]) -> str:
@@ -195,7 +207,7 @@ def _refuse_several_inputs(trace: Trace, modules: Mapping[str, nn.Module], head:
 def _suggestion(trace: Trace, modules: Mapping[str, nn.Module], owners: Sequence[str]) -> str:
     named = [path for path in dict.fromkeys(owners) if path]
     found = [f"{path}:input" for path in named] + [f"{path}:output" for path in named]
-    found = found or [f"{path}:output" for path in _candidates(modules)]
+    found = found or [f"{path}:output" for path in _candidates(modules) if trace.call_of(path) is not None]
     return f"Candidates: {listed(found)}" if found else "Candidates: :output"
 
 

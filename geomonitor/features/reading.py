@@ -109,6 +109,8 @@ def read_by(gives: Tensor, logits: Tensor, mask: Tensor | None, module: nn.Modul
     (Reading(rule='mean', exact=False), None)
     """
     found: dict[PoolName | Literal[""], Tensor] = {}
+    if gives.ndim < 2:  # of one point alone
+        return None
     if gives.ndim == logits.ndim:
         found[""], logits = gives[..., :_WORDS], logits[..., :_WORDS]
         if gives.ndim == 3:

@@ -28,6 +28,8 @@ class Operation(NamedTuple):
     """the tensors that go in, by :func:`id`"""
     within: tuple[str, ...]
     """paths of the modules that were running, the innermost last"""
+    rank: int = 0
+    """the most dimensions of a tensor that comes out"""
 
     @property
     def mixes(self) -> bool:
@@ -75,11 +77,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         taken = [*tensors_in(args), *tensors_in(kwargs or {})]
-        operation = Operation(
-            func.overloadpacket.__name__, len(self.operations), tuple(map(id, taken)), tuple(self._running)
-        )
-        self.operations.append(operation)
         made = {id(each): each for each in tensors_in(result)}
+        rank = max((each.ndim for each in made.values()), default=0)
+        name, number = func.overloadpacket.__name__, len(self.operations)
+        operation = Operation(name, number, tuple(map(id, taken)), tuple(self._running), rank)
+        self.operations.append(operation)
         if func._schema.is_mutable:
             for memory in {_memory_of(each) for each in _written_to(func, args, kwargs or {})}:
                 made |= self._sharing.get(memory, {})

@@ -241,3 +241,50 @@ def test_a_rule_that_holds_for_the_first_points_alone_is_an_error(name: str) -> 
     data.mask[whole.probe.indices[3], 3:] = 0  # one of the points that are not traced
     with pytest.raises(gm.GeomonitorError, match=r"for 1 of 40 points .* than the 'last' one of the mask"):
         monitor().measure(model, step=0)
+
+
+class OfNumPy(nn.Module):
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Sequential(nn.Linear(8, WIDTH), nn.ReLU()), nn.Linear(WIDTH, CLASSES)
+        self.functional = functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        logits = z.numpy() @ self.fc.weight.numpy().T if self.functional else 2 * self.fc(z).numpy()
+        return torch.from_numpy(logits)
+
+
+def test_logits_that_no_operation_of_torch_made() -> None:
+    found, values, told = measured(OfNumPy(functional=False), ROWS, layers="penultimate")
+    assert (found, math.isfinite(values["nc3"]), told) == ("", True, [])
+    with pytest.raises(gm.InputError, match=r"does not show which layer gives the logits.*'fc', does not.*fc"):
+        measured(OfNumPy(functional=True), ROWS)
+
+
+AS_MANY_UNITS = {
+    "differences": lambda h, z: -(z[:, None] - h.weight).square().sum(-1),
+    "cosines": lambda h, z: nn.functional.cosine_similarity(z[:, None], h.weight, dim=-1),
+    "products": lambda h, z: (z[:, None] * h.weight).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", AS_MANY_UNITS)
+def test_a_head_by_sums_after_a_layer_with_as_many_units_as_classes(name: str) -> None:
+    model = on_rows(AS_MANY_UNITS[name], nn.Linear(CLASSES, CLASSES))
+    model.body = nn.Sequential(nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+    with pytest.raises(gm.InputError, match=r"after 'body.2' without a product with weights.*body.2:output"):
+        measured(model, ROWS)
+    found, values, _ = measured(on_rows(lambda h, z: torch.stack([h(z), h(z)]).mean(0)), ROWS)
+    assert (found, math.isfinite(values["nc3"])) == ("head:input", True)
+
+
+def test_a_model_that_runs_its_points_one_by_one_is_an_error() -> None:
+    with pytest.raises(gm.GeomonitorError, match=r"shape \(16,\)"):
+        measured(on_rows(lambda h, z: torch.stack([h(row) for row in z])), ROWS)
+
+
+def test_candidates_are_modules_that_ran() -> None:
+    model = on_rows(lambda h, z: h.forward(z))
+    with pytest.raises(gm.InputError, match=r"functional form.*Candidates: body:output$"):
+        measured(model, ROWS)
