@@ -21,6 +21,9 @@ _FAR, _FAR_IN_HALF = 0.05, 0.2
 """by which logits may differ, of their length; 8-bit weights and activations differ by 0.01, half precision by more"""
 _SUM = 0.02
 """by which probabilities may not sum to one"""
+_LOGITS, _SUMS = "logits", "whether they are probabilities"
+_AT_ONCE = 4096
+"""rows that are held in float64 at the same time"""
 _HALF = (torch.float16, torch.bfloat16)
 _REASON = (
     "its weights do not give the logits of the model from these features (they are pooled otherwise than in the model, "
@@ -60,7 +63,8 @@ class HeadCheck:
         logits = logits_in(output, self._labels, self._place) if self._found and len(classes) else None
         if logits is not None and len(logits) == len(classes):
             self._half |= logits.dtype in _HALF
-            self._scores.add({"": scores_of(logits, self._labels)}, classes=classes, ids=ids)
+            columns, sums = logits[:, list(self._labels)].float(), _sums_to_one(logits).float()[:, None]
+            self._scores.add({_LOGITS: columns, _SUMS: sums}, classes=classes, ids=ids)
         elif len(classes):
             self._found = False
 
@@ -77,7 +81,9 @@ class HeadCheck:
         """
         if not self._processes.all(self._found, model):
             return dict(heads)
-        scores, found = self._scores.gather().rows[""], dict(heads)
+        points, found = self._scores.gather().rows, dict(heads)
+        scores = points[_LOGITS].double()  # squares of small logits would be zero in float32
+        scores = scores.log() if bool(points[_SUMS].all()) else scores
         for layer, head in heads.items():
             half = self._half or getattr(torch, dtypes.get(layer, ""), None) in _HALF
             if head.weight is not None and not _gives(head, rows[layer], scores, half=half):
@@ -85,25 +91,18 @@ class HeadCheck:
         return found
 
 
-def scores_of(logits: Tensor, labels: Sequence[int]) -> Tensor:
-    """Columns ``(B, P)`` of the labels in float64, apart from a number for each row; of probabilities the logarithms.
-
-    >>> scores_of(torch.tensor([[0.5, 0.25, 0.25]]), [0, 1]).exp().tolist()
-    [[0.5, 0.25]]
-    """
+def _sums_to_one(logits: Tensor) -> Tensor:
+    """Whether rows ``(B, C)`` may be probabilities; logits of a few points may look so by chance."""
     rows = logits.detach().double()
-    probabilities = bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < _SUM).all())
-    return (rows.log() if probabilities else rows)[:, list(labels)]
+    return (rows >= 0).all(dim=1) & ((rows.sum(dim=1) - 1).abs() < _SUM)
 
 
 def _gives(head: Head, rows: Tensor, scores: Tensor, *, half: bool) -> bool:
     """Whether a head gives scores ``(Q, P)`` for rows ``(Q, N)``, apart from a positive factor."""
-    rows = rows.double()  # squares of small logits would be zero in float32
-    weight = None if head.weight is None else head.weight.to(rows)
-    bias = 0.0 if head.bias is None else head.bias.to(rows)
-    if weight is None or weight.shape[0] != scores.shape[1]:
+    if head.weight is None or head.weight.shape[0] != scores.shape[1]:
         return True
-    own, scores = rows @ weight.T + bias, scores.to(rows)
+    weight, bias = head.weight.to(scores), 0.0 if head.bias is None else head.bias.to(scores)
+    own = torch.cat([part.to(scores) @ weight.T + bias for part in torch.split(rows, _AT_ONCE)])
     known = own.isfinite() & scores.isfinite()  # a probability may be rounded to zero
     rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps * scores[known].norm()
     own, scores = (_centred(values, known) for values in (own, scores))

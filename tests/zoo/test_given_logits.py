@@ -105,6 +105,17 @@ def test_logits_of_a_trained_network_are_checked(dtype: torch.dtype, size: float
             assert (found.weight is None) == changed
 
 
+def test_logits_that_look_like_probabilities_by_chance() -> None:
+    stream = torch.Generator().manual_seed(0)
+    rows, ids = torch.rand(40, 2, generator=stream), torch.arange(40)
+    rows[::2, 1] = 1 - rows[::2, 0]
+    check = HeadCheck(range(2), None, torch.device("cpu"))
+    for item in range(40):  # in batches of one
+        check.add(rows[item : item + 1], ids[item : item + 1] % 2, ids[item : item + 1])
+    points = {"fc": rows[check._scores.gather().ids]}
+    assert check.of({"fc": Head(torch.eye(2))}, points, {}, torch.device("cpu"))["fc"].weight is not None
+
+
 class OverOther(nn.Module):
     """Logits of two layers, one of which adds in place to columns of the other's."""
 
