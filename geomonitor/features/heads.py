@@ -98,7 +98,7 @@ def locate(
         return Located(Layer(path, "input"), None, why, (":output", f"{head.path}:input"))
     _refuse_several_inputs(trace, modules, head)
     gives, pool, taken = tensors_in(head.call.gives)[0], "", tensors_in(head.call.takes)[0]
-    sums = exact and head.spread and gives.ndim == tensor.ndim
+    sums = exact and head.spread and gives.shape == tensor.shape
     if sums and reading_of(traced, modules, head.path, name) is None:
         _refuse_computed(trace, modules, tensor, f"after {head.path!r} without a product with weights", [head.path])
     if tensor.ndim == 2 and gives.ndim > 2 and not pooled:

@@ -299,3 +299,11 @@ def test_candidates_are_modules_that_ran() -> None:
     model = on_rows(lambda h, z: h.forward(z))
     with pytest.raises(gm.InputError, match=r"functional form.*Candidates: body:output$"):
         measured(model, ROWS)
+
+
+def test_rows_of_several_parts_of_a_point_are_pooled_by_the_user() -> None:
+    model = on_rows(lambda h, z: h(z.flatten(0, 1)).view(len(z), -1, CLASSES).mean(1))
+    with pytest.raises(gm.GeomonitorError, match=r"gave 240 rows for 40 points.*or forward= a function"):
+        measured(model, TOKENS)
+    found, values, told = measured(model, TOKENS, pool=lambda tensor, mask: tensor.view(-1, 6, WIDTH).mean(1))
+    assert (found, math.isfinite(values["nc3"]), told) == ("head:input", True, [])
