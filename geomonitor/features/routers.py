@@ -17,6 +17,8 @@ RouterNames: TypeAlias = "str | Sequence[str] | Mapping[str, int | None] | None"
 _NAMES = ("gate", "router")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
+_SCORES = ("scoring_func", "expert_selection_fn")
+_BIASES = ("e_score_correction_bias", "expert_bias")
 
 
 class Router(NamedTuple):
@@ -27,6 +29,10 @@ class Router(NamedTuple):
     """``(E, H)``, a row for each expert; None if it has none"""
     per_token: int | None
     """experts per token, for a module that gives logits only; None: not known"""
+    experts: tuple[int, ...] = ()
+    """numbers of experts by attributes and configurations, from the module outwards"""
+    score: str = "softmax"
+    """score function by its configuration and biases, taken where its weights do not show it"""
 
 
 def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Router]:
@@ -34,7 +40,7 @@ def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Rou
 
     A router is a module called ``gate`` or ``router`` with a weight ``(E, H)``, its own or of a child, in which ``E``
     is the number of experts by the configuration of the model (``num_experts``, ``num_local_experts``,
-    ``n_routed_experts``) or by an attribute ``num_experts`` of the module: so they are in transformers.
+    ``n_routed_experts``), or with such an attribute of its own: so they are in transformers.
 
     Args:
         model: the model, wrapped or not; paths are of the plain model.
@@ -59,10 +65,11 @@ def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Rou
     found: dict[str, Router] = {}
     for path, module in modules.items():
         inner = any(path.startswith(f"{outer}.") for outer in found)
-        if path.rpartition(".")[2] not in _NAMES or inner or (weight := _weight(module)) is None:
+        if path.rpartition(".")[2] not in _NAMES or inner or not any(each.ndim == 2 for each in module.parameters()):
             continue
-        if len(weight) in {*_numbers(path, modules, _EXPERTS), getattr(module, "num_experts", None)}:
-            found[path] = _router(path, modules, None)
+        router = _router(path, modules, None)
+        if _own(module) or (router.weight is not None and len(router.weight) in router.experts):
+            found[path] = router
     if not found:
         raise InputError(
             f"no router of a mixture of experts was found in {type(modules['']).__name__}: give routers= the paths of "
@@ -92,24 +99,41 @@ def checked_routers(routers: Any) -> dict[str, int | None] | None:
 
 
 def _router(path: str, modules: Mapping[str, nn.Module], per_token: int | None) -> Router:
+    module = modules[path]
     known = per_token or next(_numbers(path, modules, _PER_TOKEN), None)
-    return Router(modules[path], _weight(modules[path]), known)
+    experts = tuple(_numbers(path, modules, _EXPERTS))
+    holders = (module, modules[path.rpartition(".")[0]])
+    said = [score for score in _attributes(path, modules, _SCORES) if isinstance(score, str)]
+    biased = any(hasattr(holder, bias) for holder in holders for bias in _BIASES)
+    return Router(module, _weight(module, experts), known, experts, (*said, "sigmoid" if biased else "softmax")[0])
 
 
-def _weight(module: nn.Module) -> Tensor | None:
+def _weight(module: nn.Module, experts: Sequence[int]) -> Tensor | None:
     """The rows of the experts; weights that are spread over processes (FSDP2) are not gathered here."""
-    own = (getattr(each, "weight", None) for each in (module, *module.children()))
-    return next((weight for weight in own if isinstance(weight, Tensor) and weight.ndim == 2), None)
+    every = [getattr(each, "weight", None) for each in module.modules()]
+    tables = [weight for weight in every if isinstance(weight, Tensor) and weight.ndim == 2]
+    fitting = [weight for weight in tables if len(weight) in experts]
+    return next(iter(fitting if fitting or _own(module) else tables), None)
+
+
+def _own(module: nn.Module) -> bool:
+    """Whether a module says itself how many experts there are."""
+    return any(_is_number(getattr(module, name, None)) for name in _EXPERTS)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _numbers(path: str, modules: Mapping[str, nn.Module], names: Sequence[str]) -> Iterator[int]:
-    """Numbers of some names in what configures a module: configurations and attributes of the modules around it."""
-    above = path
-    while above:
-        above = above.rpartition(".")[0]
-        module = modules[above]
-        for holder in (getattr(module, "config", None), module):
-            for name in names:
-                number = getattr(holder, name, None)
-                if isinstance(number, int) and not isinstance(number, bool):
-                    yield number
+    return (value for value in _attributes(path, modules, names) if _is_number(value))
+
+
+def _attributes(path: str, modules: Mapping[str, nn.Module], names: Sequence[str]) -> Iterator[Any]:
+    """Attributes of a module and of those around it, and of their configurations, from the module outwards."""
+    while True:
+        for holder in (modules[path], getattr(modules[path], "config", None)):
+            yield from (getattr(holder, name, None) for name in names)
+        if not path:
+            return
+        path = path.rpartition(".")[0]
