@@ -18,6 +18,11 @@ SAME = 0.01
 rounding of bfloat16."""
 
 
+EVEN = 1e-3
+"""Largest difference of single weights, relative to the largest, that were brought to a sum of 1: LFM2 adds 1e-6 to the
+sum."""
+
+
 class Decisions(NamedTuple):
     """Of a router, for ``n`` tokens."""
 
@@ -55,11 +60,14 @@ def decisions(output: Any, router: Router, path: str) -> Decisions:
 
 
 def _experts(router: Router, floating: Sequence[Tensor], indices: Tensor | None) -> int:
-    """Of the numbers that are known, the first that an output has; the module's own need not be."""
+    """Of the numbers that are known, the first that an output has; logits may have more, for no expert (Zaya)."""
     known = (*([] if router.weight is None else [len(router.weight)]), *router.experts)
     columns = [each.shape[1] for each in floating]
-    least = 0 if indices is None else indices.shape[1]
-    return next((number for number in known if number in columns), (*known, max(columns, default=least))[0])
+    if (found := next((number for number in known if number in columns), None)) is not None:
+        return found
+    return (
+        known[0] if known and indices is not None else max(columns, default=0 if indices is None else indices.shape[1])
+    )
 
 
 def _of_logits(over_experts: Sequence[Tensor], router: Router) -> Decisions | None:
@@ -126,7 +134,8 @@ def _probabilities(logits: Tensor, indices: Tensor, weights: Tensor, router: Rou
         return _shares(_wide(logits))
     chosen = weights.sum(dim=1) != 0
     single, weights = indices.shape[1] == 1, weights[chosen]
-    if not len(weights) or (single and bool((weights == weights[:1]).all())):  # a sum of 1 does not show it
+    even = not len(weights) or bool(weights.amax() - weights.amin() <= EVEN * weights.amax())
+    if not len(weights) or (single and even):  # a sum of 1 does not show it
         return _shares(SCORES[router.score](logits)) if router.score in SCORES else None
     compared = _of_mean if single else _shares
     scores = [score(logits) for score in SCORES.values()]

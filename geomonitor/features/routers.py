@@ -104,7 +104,7 @@ def _router(path: str, modules: Mapping[str, nn.Module], per_token: int | None) 
     experts = tuple(_numbers(path, modules, _EXPERTS))
     holders = (module, modules[path.rpartition(".")[0]])
     said = [score for score in _attributes(path, modules, _SCORES) if isinstance(score, str)]
-    biased = any(hasattr(holder, bias) for holder in holders for bias in _BIASES)
+    biased = any(getattr(holder, bias, None) is not None for holder in holders for bias in _BIASES)
     return Router(module, _weight(module, experts), known, experts, (*said, "sigmoid" if biased else "softmax")[0])
 
 

@@ -31,9 +31,6 @@ SPEECH = {
 }
 
 
-_GATES = ("model.layers.0.mlp.gate", "model.layers.1.mlp.gate")
-
-
 def decoder(kind: str, **more: Any) -> Any:
     return getattr(hf, kind)(**{**TEXT, "num_key_value_heads": 1, **more})
 
@@ -172,73 +169,6 @@ CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: torch.compile(hf.BertForSequenceClassification(hf.BertConfig(**TEXT, **LABELS)), backend="eager"),
         "text",
         "classifier:input",
-    ),
-}
-# Name: a language model with experts, its routers, experts and experts per token.
-MIXTURES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], int, int]] = {
-    "Mixtral": (lambda: hf.MixtralForCausalLM(mixtral()), _GATES, 3, 2),
-    "OLMoE": (
-        lambda: hf.OlmoeForCausalLM(decoder("OlmoeConfig", num_experts=8, num_experts_per_tok=3, eos_token_id=1)),
-        _GATES,
-        8,
-        3,
-    ),
-    "Qwen2-MoE": (
-        lambda: hf.Qwen2MoeForCausalLM(
-            decoder(
-                "Qwen2MoeConfig",
-                **{"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-                shared_expert_intermediate_size=16,
-            )
-        ),
-        _GATES,
-        8,
-        2,
-    ),
-    "Qwen3-MoE, as many experts as units": (
-        lambda: hf.Qwen3MoeForCausalLM(
-            decoder(
-                "Qwen3MoeConfig",
-                **{"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "head_dim": 16},
-            )
-        ),
-        _GATES,
-        32,
-        4,
-    ),
-    "DeepSeek-V3": (
-        lambda: hf.DeepseekV3ForCausalLM(
-            decoder(
-                "DeepseekV3Config",
-                **{"num_hidden_layers": 3, "num_key_value_heads": 2, "first_k_dense_replace": 1},
-                **{
-                    "n_routed_experts": 8,
-                    "num_experts_per_tok": 2,
-                    "n_group": 2,
-                    "topk_group": 1,
-                    "n_shared_experts": 1,
-                },
-                **{"moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 16, "v_head_dim": 16},
-                **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
-            )
-        ),
-        ("model.layers.1.mlp.gate", "model.layers.2.mlp.gate"),
-        8,
-        2,
-    ),
-    "gpt-oss": (
-        lambda: hf.GptOssForCausalLM(
-            decoder("GptOssConfig", num_local_experts=4, num_experts_per_tok=2, head_dim=16, eos_token_id=1)
-        ),
-        ("model.layers.0.mlp.router", "model.layers.1.mlp.router"),
-        4,
-        2,
-    ),
-    "LoRA on Mixtral": (
-        lambda: lora(hf.MixtralForCausalLM(mixtral()), "lm_head", ["q_proj"]),
-        tuple(f"base_model.model.{path}" for path in _GATES),
-        3,
-        2,
     ),
 }
 
