@@ -1,4 +1,4 @@
-"""What the output of a router says: which experts each token gets, with which weights and probabilities."""
+"""What the output of a router means: which experts each token gets, with which weights and probabilities."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def decisions(output: Any, router: Router, path: str) -> Decisions:
     experts = _experts(router, floating, indices)
     if indices is None:
         found = _of_logits([each for each in floating if each.shape[1] == experts], router)
-        problem = "from which the chosen experts are not clear"
+        why = " (a bias takes part in the choice)" if router.biased else ""
+        problem = f"from which the chosen experts are not clear{why}"
     else:
         indices, floating = _of_mask(indices, floating, router, experts)
         found = _of_indices(indices, floating, router, experts) if _are_indices(indices, experts) else None
@@ -76,10 +77,12 @@ def _of_logits(over_experts: Sequence[Tensor], router: Router) -> Decisions | No
     if not over_experts or len(over_experts) > 2 or k is None or k > (experts := over_experts[0].shape[1]):
         return None
     if len(over_experts) == 1:
-        probabilities = _softmax(over_experts[0])
-        weights, indices = probabilities.topk(k, dim=1)
         fewer = bool(router.experts) and experts < min(router.experts)  # keys of which experts are products (Doge)
-        return None if fewer else Decisions(probabilities, indices, _shares(weights), experts)
+        if fewer or router.biased or router.score not in SCORES:
+            return None
+        probabilities = _shares(SCORES[router.score](over_experts[0]))
+        weights, indices = probabilities.topk(k, dim=1)
+        return Decisions(probabilities, indices, _shares(weights), experts)
     for spread, logits in (over_experts, over_experts[::-1]):
         indices = logits.topk(k, dim=1).indices
         if _is_spread(spread, indices) and bool((spread >= 0).all()):

@@ -33,6 +33,8 @@ class Router(NamedTuple):
     """numbers of experts by attributes and configurations, from the module outwards"""
     score: str = "softmax"
     """score function by its configuration and biases, taken where its weights do not show it"""
+    biased: bool = False
+    """whether it or the module around it has a bias for the choice, which logits do not show"""
 
 
 def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Router]:
@@ -65,7 +67,7 @@ def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Rou
     found: dict[str, Router] = {}
     for path, module in modules.items():
         inner = any(path.startswith(f"{outer}.") for outer in found)
-        if path.rpartition(".")[2] not in _NAMES or inner or not any(each.ndim == 2 for each in module.parameters()):
+        if path.rpartition(".")[2] not in _NAMES or inner or not _tables(module):
             continue
         router = _router(path, modules, None)
         if _own(module) or (router.weight is not None and len(router.weight) in router.experts):
@@ -105,19 +107,24 @@ def _router(path: str, modules: Mapping[str, nn.Module], per_token: int | None) 
     holders = (module, modules[path.rpartition(".")[0]])
     said = [score for score in _attributes(path, modules, _SCORES) if isinstance(score, str)]
     biased = any(getattr(holder, bias, None) is not None for holder in holders for bias in _BIASES)
-    return Router(module, _weight(module, experts), known, experts, (*said, "sigmoid" if biased else "softmax")[0])
+    score = (*said, "sigmoid" if biased else "softmax")[0]
+    return Router(module, _weight(module, experts), known, experts, score, biased)
 
 
 def _weight(module: nn.Module, experts: Sequence[int]) -> Tensor | None:
     """The rows of the experts; weights that are spread over processes (FSDP2) are not gathered here."""
-    every = [getattr(each, "weight", None) for each in module.modules()]
-    tables = [weight for weight in every if isinstance(weight, Tensor) and weight.ndim == 2]
+    tables = _tables(module)
     fitting = [weight for weight in tables if len(weight) in experts]
     return next(iter(fitting if fitting or _own(module) else tables), None)
 
 
+def _tables(module: nn.Module) -> list[Tensor]:
+    every = [getattr(each, "weight", None) for each in module.modules()]
+    return [weight for weight in every if isinstance(weight, Tensor) and weight.ndim == 2]
+
+
 def _own(module: nn.Module) -> bool:
-    """Whether a module says itself how many experts there are."""
+    """Whether a module itself holds the number of experts."""
     return any(_is_number(getattr(module, name, None)) for name in _EXPERTS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from geomonitor import _options
-from geomonitor.errors import MeasurementError
+from geomonitor.errors import InputError, MeasurementError
 from geomonitor.features.decisions import Decisions, decisions
 from geomonitor.features.hooks_run import hooks_run
-from geomonitor.features.layers import listed
+from geomonitor.features.layers import listed, plain_modules
 from geomonitor.features.pooling import check_pooling
 from geomonitor.features.routers import Router, RouterNames, find_routers
 
@@ -54,7 +54,8 @@ def captured_routing(
     logits and weights, as in transformers 5. Its own indices are taken: they need not be the largest logits. Weights
     are brought to a sum of 1 for each token; a token of which all weights are 0, or that a router of one expert per
     token drops for lack of capacity, counts as a token without expert. Of logits alone, as in transformers 4, the ``k``
-    largest of their softmax are taken. Probabilities are the softmax of the logits, or their sigmoid or
+    largest are taken, with the score function that the configuration names, or the softmax; none if a bias takes part
+    in the choice. Probabilities are the softmax of the logits, or their sigmoid or
     square root of softplus over its sum: the one of which the router's weights are; logits that are not negative and of
     sum 1 are probabilities already. If the only weight of a token is always the same, it is the one that the
     configuration names, or the sigmoid for a router with a bias for the choice, or the softmax.
@@ -70,7 +71,7 @@ def captured_routing(
         :class:`LayerRouting` by path of the router, filled in as they run.
 
     Raises:
-        InputError: no router; a mask that is not ``(B, L)`` or has an empty row.
+        InputError: no router; a mask that is not ``(B, L)`` or has an empty row; a mask for an encoder and a decoder.
         MeasurementError: on leaving the block: a router that did not run, or several times with other decisions; what
             it gave is no routing, or does not fit the mask.
 
@@ -83,6 +84,8 @@ def captured_routing(
     found = find_routers(model, routers)
     check_pooling("auto", mask)
     items = _options.whole_or_none("items", items)
+    if routers is None and mask is not None:
+        _check_sides(model, found)
     routing: dict[str, LayerRouting] = {}
     failures: list[Exception] = []
     with ExitStack() as stack:
@@ -97,6 +100,17 @@ def captured_routing(
         raise MeasurementError(
             f"no forward pass reached the routers {listed(silent)} inside the block: call the model there, and name "
             f"the routers that run, routers={list(routing) or ['path', '...']}"
+        )
+
+
+def _check_sides(model: nn.Module, found: Iterable[str]) -> None:
+    """A mask is of the tokens of the encoder: a decoder may have as many."""
+    sides = [path for path in found if "decoder" in path.split(".")]
+    others = [path for path in found if path not in sides]
+    if sides and getattr(getattr(plain_modules(model)[""], "config", None), "is_encoder_decoder", False):
+        raise InputError(
+            f"the model has an encoder and a decoder, and the attention mask is of the encoder's tokens: name its "
+            f"routers, routers={others or ['path', '...']}"
         )
 
 

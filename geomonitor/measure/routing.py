@@ -87,8 +87,8 @@ def _reason(name: str, layers: Mapping[str, LayerRouting]) -> str:
         )
     if name == "router_entropy":
         return (
-            "a router shows no logits of which its weights are the softmax or the sigmoid, so its probabilities are "
-            "not known; leave the marker out, or name modules that give logits, routers={'path': 2}"
+            "a router shows no logits of which its weights are the softmax, the sigmoid or another known score, so its "
+            "probabilities are not known; leave the marker out, or name modules that give logits, routers={'path': 2}"
         )
     if name == "pathway_consistency":
         return "it needs two layers or more whose routers have weights (experts, width) of one width, and not 0"

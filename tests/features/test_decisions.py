@@ -136,6 +136,19 @@ def test_fewer_logits_than_experts_are_no_logits_of_experts():
     assert read(logits(), per_token=2, known=(EXPERTS - 1,)).experts == EXPERTS
 
 
+def test_of_logits_alone_the_score_function_that_the_model_names_and_none_with_a_bias():
+    router = Router(nn.Identity(), None, 2, (EXPERTS,), "sigmoid")
+    found = decisions(logits(), router, "gate")
+    shares = logits().double().sigmoid() / logits().double().sigmoid().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(found.probabilities, shares)
+    model = nn.Module()
+    model.config = SimpleNamespace(num_experts=EXPERTS, num_experts_per_tok=2)
+    model.block = nn.ModuleDict({"gate": nn.Linear(3, EXPERTS)})
+    model.block.register_buffer("expert_bias", torch.ones(EXPERTS))  # LFM2 in transformers 4
+    with pytest.raises(MeasurementError, match=r"not clear \(a bias takes part"):
+        decisions(logits(), find_routers(model)["block.gate"], "block.gate")
+
+
 class Own(nn.Module):
     """A router with rows for more than its experts."""
 

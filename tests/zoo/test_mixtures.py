@@ -227,10 +227,12 @@ def test_switch_drops_tokens_above_the_capacity_of_an_expert() -> None:
     inputs, ran = zoo.inputs("text", ITEMS), Chosen(model, (encoder,))
     mask = inputs["attention_mask"]
     inputs["decoder_input_ids"] = inputs["input_ids"][:, :3]
+    with pytest.raises(gm.InputError, match=rf"is of the encoder's tokens: name its routers, routers=\['{encoder}'\]"):
+        routed(model, inputs)
     with pytest.raises(
         gm.MeasurementError, match=f"{decoder}' ran on 120 tokens.* name the routers that see the tokens"
     ):
-        routed(model, inputs)
+        routed(model, inputs, [encoder, decoder])
     layer = routed(model, inputs, [encoder])[encoder]
     torch.testing.assert_close(layer.assignments, of_items(ran.of[encoder][0], mask))
     assert 0 < layer.assignments.sum() < mask.sum()
