@@ -50,7 +50,8 @@ def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Rou
             logits only does not show.
 
     Raises:
-        InputError: no router, or a path that does not exist.
+        InputError: no router, or a path that does not exist; routers of an encoder and of a decoder, unless they are
+            named.
 
     >>> block = nn.ModuleDict({"gate": nn.Linear(8, 4), "experts": nn.ModuleList([nn.Linear(8, 8)] * 4)})
     >>> {path: router.per_token for path, router in find_routers(nn.Sequential(block), {"0.gate": 2}).items()}
@@ -77,6 +78,12 @@ def find_routers(model: nn.Module, routers: RouterNames = None) -> dict[str, Rou
             f"no router of a mixture of experts was found in {type(modules['']).__name__}: give routers= the paths of "
             "the modules that give router logits (tokens, experts), with the experts per token, such as "
             "routers={'blocks.0.gate': 2}, or leave the markers of routing out"
+        )
+    inside = [path for path in found if "decoder" not in path.split(".")]
+    if getattr(getattr(modules[""], "config", None), "is_encoder_decoder", False) and 0 < len(inside) < len(found):
+        raise InputError(
+            "the model has routers in its encoder and in its decoder, which see different tokens: name those of one, "
+            f"such as routers={inside}"
         )
     return found
 

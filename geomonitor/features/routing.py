@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from geomonitor import _options
-from geomonitor.errors import InputError, MeasurementError
+from geomonitor.errors import MeasurementError
 from geomonitor.features.decisions import Decisions, decisions
 from geomonitor.features.hooks_run import hooks_run
-from geomonitor.features.layers import listed, plain_modules
+from geomonitor.features.layers import listed
 from geomonitor.features.pooling import check_pooling
 from geomonitor.features.routers import Router, RouterNames, find_routers
 
@@ -71,7 +71,7 @@ def captured_routing(
         :class:`LayerRouting` by path of the router, filled in as they run.
 
     Raises:
-        InputError: no router; a mask that is not ``(B, L)`` or has an empty row; a mask for an encoder and a decoder.
+        InputError: no router; a mask that is not ``(B, L)`` or has an empty row.
         MeasurementError: on leaving the block: a router that did not run, or several times with other decisions; what
             it gave is no routing, or does not fit the mask.
 
@@ -84,8 +84,6 @@ def captured_routing(
     found = find_routers(model, routers)
     check_pooling("auto", mask)
     items = _options.whole_or_none("items", items)
-    if routers is None and mask is not None:
-        _check_sides(model, found)
     routing: dict[str, LayerRouting] = {}
     failures: list[Exception] = []
     with ExitStack() as stack:
@@ -100,17 +98,6 @@ def captured_routing(
         raise MeasurementError(
             f"no forward pass reached the routers {listed(silent)} inside the block: call the model there, and name "
             f"the routers that run, routers={list(routing) or ['path', '...']}"
-        )
-
-
-def _check_sides(model: nn.Module, found: Iterable[str]) -> None:
-    """A mask is of the tokens of the encoder: a decoder may have as many."""
-    sides = [path for path in found if "decoder" in path.split(".")]
-    others = [path for path in found if path not in sides]
-    if sides and getattr(getattr(plain_modules(model)[""], "config", None), "is_encoder_decoder", False):
-        raise InputError(
-            f"the model has an encoder and a decoder, and the attention mask is of the encoder's tokens: name its "
-            f"routers, routers={others or ['path', '...']}"
         )
 
 

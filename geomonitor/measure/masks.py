@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geomonitor.errors import InputError
 from geomonitor.features.layers import Layer, network_in
+from geomonitor.features.routers import RouterNames, find_routers
 
 _SIDES = ("encoder", "decoder")
 
@@ -55,6 +56,11 @@ def mask_of(model: nn.Module, inputs: Any, layers: Iterable[Layer] = ()) -> Any:
         return None
     found = tokens != padding
     return found if found.any(dim=1).all() else None
+
+
+def mask_of_routers(model: nn.Module, inputs: Any, routers: RouterNames) -> Any:
+    """As :func:`mask_of`, for the tokens that the routers of a mixture of experts see."""
+    return mask_of(model, inputs, [Layer(path, "output") for path in find_routers(model, routers)])
 
 
 def _side(layer: Layer) -> str:

@@ -21,7 +21,7 @@ from geomonitor.features.routing import LayerRouting, captured_routing
 from geomonitor.features.watched import Written
 from geomonitor.measure.dropout_views import dropping
 from geomonitor.measure.identity import depends_on_batch, require_order
-from geomonitor.measure.masks import mask_of
+from geomonitor.measure.masks import mask_of, mask_of_routers
 from geomonitor.measure.measurement import Measurement
 from geomonitor.measure.tokens import (
     TOKEN_ENTROPY,
@@ -100,10 +100,10 @@ def probe_pass(
             if how is not None and how.kind == "dropout":
                 stack.enter_context(dropping(model, probe, batch.ids))
             if measurement.plan.routed:
-                how_many = None if mask is not None else max(1, len(numbers))
-                routers = stack.enter_context(
-                    captured_routing(model, measurement.plan.routers, mask=mask, items=how_many)
-                )
+                names = measurement.plan.routers
+                seen = mask_of_routers(model, inputs, names)
+                how_many = None if seen is not None else max(1, len(numbers))
+                routers = stack.enter_context(captured_routing(model, names, mask=seen, items=how_many))
                 routing = routers
             if wanted:
                 taken = SequenceEntropies(torch.isin(numbers, chosen), common)

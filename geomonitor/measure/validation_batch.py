@@ -17,7 +17,7 @@ from geomonitor.features.outputs import logits_in
 from geomonitor.features.reading import Read, require_reading
 from geomonitor.features.routers import RouterNames
 from geomonitor.features.routing import LayerRouting, captured_routing
-from geomonitor.measure.masks import mask_of
+from geomonitor.measure.masks import mask_of, mask_of_routers
 from geomonitor.measure.probe_pass import Forward, device_of, to_device
 from geomonitor.measure.where import POINTS, Where
 
@@ -160,8 +160,9 @@ def watched_batch(model: nn.Module, inputs: Any, points: int, place: Place, pool
             how: Pool = "auto" if place.head.pool else _logits_alone
             of_head = stack.enter_context(captured(model, {_LOGITS: place.head}, pool=how, mask=mask))
         if place.routers != ():
-            items = points if mask is None else None
-            batch.routing = stack.enter_context(captured_routing(model, place.routers, mask=mask, items=items))
+            seen = to_device(mask_of_routers(model, inputs, place.routers), device_of(model))
+            items = points if seen is None else None
+            batch.routing = stack.enter_context(captured_routing(model, place.routers, mask=seen, items=items))
         if not isinstance(whole, torch.jit.ScriptModule):
             keep = whole.register_forward_hook(lambda module, args, output: outputs.append(output))
             stack.callback(keep.remove)

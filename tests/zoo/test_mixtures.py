@@ -222,13 +222,13 @@ def test_switch_drops_tokens_above_the_capacity_of_an_expert() -> None:
         **sizes, **layers, num_experts=4, expert_capacity=3, decoder_start_token_id=0
     )
     model = zoo.hf.SwitchTransformersForConditionalGeneration(config).eval()
-    encoder, decoder = find_routers(model)
+    encoder, decoder = "encoder.block.1.layer.1.mlp.router", "decoder.block.1.layer.2.mlp.router"
     spread(model, [encoder])
     inputs, ran = zoo.inputs("text", ITEMS), Chosen(model, (encoder,))
     mask = inputs["attention_mask"]
     inputs["decoder_input_ids"] = inputs["input_ids"][:, :3]
-    with pytest.raises(gm.InputError, match=rf"is of the encoder's tokens: name its routers, routers=\['{encoder}'\]"):
-        routed(model, inputs)
+    with pytest.raises(gm.InputError, match=rf"name those of one, such as routers=\['{encoder}'\]"):
+        find_routers(model)
     with pytest.raises(
         gm.MeasurementError, match=f"{decoder}' ran on 120 tokens.* name the routers that see the tokens"
     ):
@@ -238,6 +238,12 @@ def test_switch_drops_tokens_above_the_capacity_of_an_expert() -> None:
     assert 0 < layer.assignments.sum() < mask.sum()
     torch.testing.assert_close(layer.weights, layer.assignments / mask.sum(dim=1, keepdim=True))
     assert ((layer.entropies > 0) & (layer.entropies <= layer.tokens)).all()
+    items = [{key: value[i] for key, value in inputs.items()} for i in range(ITEMS)]
+    probe = gm.ProbeSet.from_unlabelled(items, samples=ITEMS)  # the layer is of the decoder, with other tokens
+    monitor = gm.GeometryMonitor(probe, markers="moe", panel=None, on_error="raise", batch_size=16, routers=[encoder])
+    monitor.measure(model, step=0)
+    entropy = monitor.history.series("penultimate", "router_entropy").values[-1]
+    assert entropy == pytest.approx(float(layer.entropies.sum() / mask.sum()), rel=1e-5)
 
 
 def test_advice_for_routers_of_images_works() -> None:
