@@ -237,7 +237,8 @@ class Where:
             layer, logits = found[alias], outputs_of(traced.output)[place]
             reading = reading_of(traced, modules, layer.path, place)
             call = traced.trace.call_of(layer.path)
-            rows = call is not None and isinstance(call.gives, Tensor) and call.gives.ndim == logits.ndim
+            gives = call.gives if call is not None and isinstance(call.gives, Tensor) else None
+            rows = gives is not None and gives.ndim == logits.ndim and len(gives) == len(logits)
             if reading is None and rows:
                 self.no_heads[alias] = "the logits are not what it gives (another order, sign, size or bias)"
                 continue
