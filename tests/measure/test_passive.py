@@ -322,6 +322,18 @@ class TestWhichLayer:
         with pytest.raises(gm.GeomonitorError, match="several outputs that may be meant"):
             self.compared(Two())
 
+    def test_a_head_in_functional_form_is_a_question(self):
+        class Functional(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.weight = nn.Sequential(nn.Linear(6, 12), nn.ReLU()), nn.Parameter(torch.randn(12, 7))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.body(x) @ self.weight
+
+        with pytest.raises(gm.GeomonitorError, match="computed in the forward of Functional"):
+            self.compared(Functional())
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
