@@ -206,7 +206,6 @@ class TestWhichLayer:
                 super().__init__()
                 self.fc, self.body = nn.Linear(12, 7), nn.Sequential(nn.Linear(6, 12), nn.Tanh())
                 self.conv = nn.Conv1d(12, 7, 1)
-                self.own = nn.Parameter(torch.randn(12, 7))
 
             def forward(self, x: Tensor) -> object:
                 h = self.body(x)
@@ -326,7 +325,7 @@ class TestWhichLayer:
         class Functional(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.body, self.weight = nn.Sequential(nn.Linear(6, 12), nn.ReLU()), nn.Parameter(torch.randn(12, 7))
+                self.body, self.weight = nn.Sequential(nn.Linear(6, 12), nn.ReLU()), nn.Parameter(torch.randn(12, 6))
 
             def forward(self, x: Tensor) -> Tensor:
                 return self.body(x) @ self.weight
