@@ -256,11 +256,13 @@ class TestWhichLayer:
         model.register_forward_pre_hook(keep, with_kwargs=True)
         with torch.inference_mode():
             for x, labels in DataLoader(dataset(), batch_size=16):
-                with validation.batch({"x": x, "scale": torch.ones(()), "label": labels}):
-                    model(x, torch.ones(()))
+                scale = torch.ones((), dtype=torch.float64)
+                with validation.batch({"x": x, "scale": scale, "label": labels}):
+                    model(x, scale)
         watcher.measure(model, step=0, validation=validation)
         assert watcher.protocol["resolved"] == {"penultimate": "2:input"}
         assert torch.equal(seen[1][0], dataset().tensors[0][:16])  # after the pass of a few points
+        assert [float(scale) for _, scale in seen[1:]] == [1.0] * 7
 
     def test_a_loop_that_calls_parts_of_the_model(self):
         """The model as a whole runs in the traced pass alone: the logits of the loop are what the head gives."""
@@ -281,6 +283,48 @@ class TestWhichLayer:
         values = {r.marker: r.value for r in watcher.measure(model, step=0, validation=validation)}
         assert 0 <= values["accuracy"] <= 1
         assert "by the order of registration, not by a run of the model" in caplog.text
+
+    @pytest.mark.filterwarnings("ignore::geomonitor.errors.GeomonitorWarning")
+    def test_a_hidden_layer_of_a_model_that_cannot_be_called_has_no_head(self):
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.add_module("other", nn.Linear(2, 2))
+        model.add_module("net", nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7)))
+        for layer, without in (("net.0:input", True), ("net.2:input", False)):
+            watcher = monitor(markers=["nc3", "nc4", "mean_norm"], layers={"z": layer}, watch=["mean_norm"])
+            validation = watcher.validation_pass(model.double().eval())
+            for batch in DataLoader(dataset(), batch_size=16):
+                with validation.batch(batch), torch.no_grad():
+                    model.net(batch[0])
+            values = {r.marker: r.value for r in watcher.measure(model, step=0, validation=validation)}
+            assert [math.isnan(values[name]) for name in ("nc3", "nc4", "mean_norm")] == [without, without, False]
+
+    def test_a_batch_of_which_the_model_reads_other_tokens_is_an_error(self):
+        class Tokens(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.head = nn.Linear(2, 12), nn.Linear(12, 6)
+
+            def forward(self, x: Tensor) -> Tensor:
+                logits = self.head(self.body(x.view(len(x), 3, 2)).tanh())
+                return logits[torch.arange(len(x)), [0 if first > 50 else 2 for first in x[:, 0].tolist()]]
+
+        torch.manual_seed(0)
+        model, (x, labels) = Tokens().double().eval(), dataset().tensors
+        for changed in (False, True):
+            x[40, 0] += 100.0 * changed
+            validation = (watcher := monitor(markers=["mean_norm", "accuracy"])).validation_pass(model)
+            for batch in DataLoader(TensorDataset(x, labels), batch_size=16):
+                with validation.batch(batch), torch.no_grad():
+                    model(batch[0])
+            if changed:
+                with pytest.raises(
+                    gm.MeasurementError, match="for 1 of 16 points of a batch the model reads logits from"
+                ):
+                    watcher.measure(model, step=0, validation=validation)
+            else:
+                watcher.measure(model, step=0, validation=validation)
+                assert watcher.protocol["resolved"] == {"penultimate": "head:input, last"}
 
     @pytest.mark.parametrize("forward", [None, lambda model, x: model.net(x)])
     def test_tokens_of_a_model_that_cannot_be_called_are_a_question(self, forward):
