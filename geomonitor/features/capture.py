@@ -20,11 +20,11 @@ from geomonitor.features.layers import (
     Layers,
     linear_paths,
     listed,
-    network_in,
     plain_modules,
     resolve_in,
     resolve_layers,
 )
+from geomonitor.features.network import network_in
 from geomonitor.features.pooling import Pool, Pooling, RowsOfTokens, check_pooling
 
 __all__ = ["Features", "Layer", "Layers", "Pool", "captured", "check_pooling", "resolve_layers"]

@@ -270,3 +270,29 @@ def describe(located: Located, alias: str) -> str:
     pooled = f", pooled by {located.layer.pool!r}" if located.layer.pool else ""
     others = f". Others: layers={' or '.join(map(repr, located.candidates[:4]))}" if located.candidates else ""
     return f"layer {alias!r} is {located.layer}{pooled}: {located.why}{others}"
+
+
+def require_logits(
+    traced: Traced, modules: Mapping[str, nn.Module], last: Layer, columns: Sequence[int], *, rank: int
+) -> None:
+    """Refuse a layer that was found by the order of registration, if the model gives logits and they are not its.
+
+    Args:
+        traced: a forward pass.
+        modules: of the model by path.
+        last: the layer.
+        columns: of the logits, that belong to the classes.
+        rank: dimensions of logits: three if points are tokens.
+
+    Raises:
+        LayerError: the logits are of another layer, or of none.
+    """
+    width = max(columns, default=-1) + 1
+    outputs = outputs_of(traced.output).items()
+    logits = [name for name, tensor in outputs if tensor.ndim == rank and tensor.shape[-1] == width > 1]
+    if logits and not any(reading_of(traced, modules, last.path, name) for name in logits):
+        raise LayerError(
+            "'penultimate' is not clear: the forward pass does not show which layer gives the logits, and the last "
+            f"nn.Linear, {last.path!r}, does not. Name what to measure, such as layers='path:input'. The model has "
+            f"{listed(path for path in modules if path)}"
+        )

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from geomonitor.errors import InputError
-from geomonitor.features.layers import Layer, network_in
+from geomonitor.features.layers import Layer
+from geomonitor.features.network import network_in
 from geomonitor.features.routers import RouterNames, find_routers
 
 _SIDES = ("encoder", "decoder")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geomonitor.errors import MeasurementError
 from geomonitor.features.capture import Features, Layer, Pool, captured
 from geomonitor.features.isolation import undisturbed
-from geomonitor.features.layers import network_in
+from geomonitor.features.network import network_in
 from geomonitor.features.outputs import logits_in
 from geomonitor.features.pooling import TokensAt
 from geomonitor.features.reading import Read, require_reading

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from geomonitor.errors import MeasurementError
 from geomonitor.features.capture import Features, Pool, captured
 from geomonitor.features.kept import sharded
-from geomonitor.features.layers import Layer, network_in, plain_modules
+from geomonitor.features.layers import Layer, plain_modules
+from geomonitor.features.network import network_in
 from geomonitor.features.outputs import logits_in
 from geomonitor.features.reading import Read, require_reading
 from geomonitor.features.routers import RouterNames

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geomonitor._distributed import ALL_PROCESSES, Processes
 from geomonitor.errors import InputError
 from geomonitor.features.capture import Layers, Pool
-from geomonitor.features.heads import LayerError, Located, describe, locate, place_of
+from geomonitor.features.heads import LayerError, Located, describe, locate, place_of, require_logits
 from geomonitor.features.hooks_run import hooks_run
 from geomonitor.features.isolation import undisturbed
 from geomonitor.features.layers import (
@@ -22,7 +22,6 @@ from geomonitor.features.layers import (
     Layer,
     checked_layers,
     linear_paths,
-    listed,
     plain_modules,
     resolve_in,
 )
@@ -176,7 +175,7 @@ class Where:
         if by_rule and located is None and not names_its_head:
             last = next(layer for alias, layer in found.items() if layer.automatic)
             if traced is not None:
-                _require_logits(traced, modules, last, columns, rank=3 if per_token else 2)
+                require_logits(traced, modules, last, columns, rank=3 if per_token else 2)
         if by_rule and located is None and not (names_its_head or self.began) and self._processes.rank == 0:
             LOG.warning("'penultimate' is %s by the order of registration, not by a run of the model: %s", last, cause)
         self.heads = _by_rule(found)
@@ -265,21 +264,6 @@ class Where:
 
 def _by_rule(found: Mapping[str, Layer]) -> frozenset[str]:
     return frozenset(alias for alias, layer in found.items() if layer.automatic)
-
-
-def _require_logits(
-    traced: Traced, modules: Mapping[str, nn.Module], last: Layer, columns: Sequence[int], *, rank: int
-) -> None:
-    """Refuse a layer that was found by the order of registration, if the model gives logits and they are not its."""
-    width = max(columns, default=-1) + 1
-    outputs = outputs_of(traced.output).items()
-    logits = [name for name, tensor in outputs if tensor.ndim == rank and tensor.shape[-1] == width > 1]
-    if logits and not any(reading_of(traced, modules, last.path, name) for name in logits):
-        raise LayerError(
-            "'penultimate' is not clear: the forward pass does not show which layer gives the logits, and the last "
-            f"nn.Linear, {last.path!r}, does not. Name what to measure, such as layers='path:input'. The model has "
-            f"{listed(path for path in modules if path)}"
-        )
 
 
 def _some(probe: ProbeSet, points: int) -> Tensor:
