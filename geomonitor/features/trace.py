@@ -82,10 +82,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, number = func.overloadpacket.__name__, len(self.operations)
         operation = Operation(name, number, tuple(map(id, taken)), tuple(self._running), rank)
         self.operations.append(operation)
-        if func._schema.is_mutable:
-            for memory in {_memory_of(each) for each in _written_to(func, args, kwargs or {})}:
-                made |= self._sharing.get(memory, {})
-                self._written[memory] = operation.number
+        for memory in {_memory_of(each) for each in written_to(func, args, kwargs or {})}:
+            made |= self._sharing.get(memory, {})
+            self._written[memory] = operation.number
         for each in made.values():
             self._made_by.setdefault(id(each), []).append(operation)
         for each in (*made.values(), *taken):
@@ -155,8 +154,20 @@ def _memory_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _written_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments of an operation that it writes to."""
+def written_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to, among its arguments.
+
+    Args:
+        func: as a ``TorchDispatchMode`` gets it.
+        args: by position.
+        kwargs: by name.
+
+    >>> x = torch.ones(2)
+    >>> [each is x for each in written_to(torch.ops.aten.add_.Tensor, (x, torch.ones(2)), {})]
+    [True]
+    """
+    if not func._schema.is_mutable:
+        return []
     given = [args[at] if at < len(args) else kwargs.get(each.name) for at, each in enumerate(func._schema.arguments)]
     written = [each.alias_info is not None and each.alias_info.is_write for each in func._schema.arguments]
     return [tensor for value, writes in zip(given, written, strict=True) if writes for tensor in tensors_in(value)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geomonitor.features.kept import PutBack, sharded
+from geomonitor.features.trace import written_to
 
 _WORD = 8
 """Bytes of an ``int64``, in which contiguous weights are summed: one addition for two weights of single precision."""
@@ -60,18 +61,11 @@ class _BeforeWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func._schema.is_mutable:
-            given = {**dict(zip((each.name for each in func._schema.arguments), args, strict=False)), **(kwargs or {})}
-            for argument in func._schema.arguments:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._about_to_write(given.get(argument.name))
-        return func(*args, **(kwargs or {}))
-
-    def _about_to_write(self, value: Any) -> None:
-        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+        for tensor in written_to(func, args, kwargs or {}):
             if _has_plain_values(tensor):
                 for name, parameter in self._places.pop(_storage(tensor), {}).items():
                     self._copy(name, parameter)
+        return func(*args, **(kwargs or {}))
 
 
 class ParameterState(NamedTuple):

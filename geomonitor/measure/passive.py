@@ -71,6 +71,7 @@ class ValidationPass:
         self._seen = 0
         self._block = ExitStack()
         self._watched: ValidationBatch | None = None
+        self._labels = self._classes[:0]  # of the batch that is watched
         self.failure: Exception | None = None
         """the first error, if there was one"""
         self.seconds = 0.0
@@ -104,10 +105,10 @@ class ValidationPass:
             return
         started = perf_counter()
         try:
-            inputs, points = self._probe.inputs_in(batch), len(self._probe.labels_in(batch))
+            inputs, self._labels = self._probe.inputs_in(batch), self._probe.labels_in(batch)
             if self._place is None:
-                self._place = self._find(self._model, inputs, points)
-            watched = watched_batch(self._model, inputs, points, self._place, self._pool)
+                self._place = self._find(self._model, inputs, len(self._labels))
+            watched = watched_batch(self._model, inputs, len(self._labels), self._place, self._pool)
             self._watched = self._block.enter_context(watched)
         except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
             self.failure = error
@@ -123,7 +124,7 @@ class ValidationPass:
             if watched is not None:
                 self._dtypes |= watched.features.dtypes
                 with torch.inference_mode(False), torch.no_grad():
-                    self._keep(watched, self._probe.labels_in(batch), self._probe.ids and self._probe.ids(batch))
+                    self._keep(watched, self._labels, self._probe.ids and self._probe.ids(batch))
         except Exception as error:  # noqa: BLE001 - raised by the measurement; the validation continues
             self.failure = self.failure or error
         self.seconds += perf_counter() - started
@@ -213,16 +214,13 @@ class ValidationPass:
 
     def _with_logits(self, batch: ValidationBatch, points: int) -> dict[str, Tensor]:
         """Features and logits, if the batches have these; NaN in a batch that has none, unlike the first one."""
-        columns, logits = dict(batch.features), batch.logits
-        found = logits is not None and len(logits) == points
-        if self._widths:
-            wide = self._widths.get(LOGITS)
-            if wide is not None:
-                fits = found and logits is not None and logits.shape[1] == wide
-                columns[LOGITS] = logits if fits and logits is not None else torch.full((points, wide), math.nan)
-        elif found and logits is not None:
-            columns[LOGITS] = logits
-        return columns
+        logits = batch.logits if batch.logits is not None and len(batch.logits) == points else None
+        wide = self._widths.get(LOGITS) if self._widths else None if logits is None else logits.shape[1]
+        if wide is None:
+            return dict(batch.features)
+        if logits is None or logits.shape[1] != wide:
+            logits = torch.full((points, wide), math.nan)
+        return {**batch.features, LOGITS: logits}
 
     def _positions(self, points: int) -> Tensor:
         """Places of the next points in the validation set, which processes read dealt out one point each."""

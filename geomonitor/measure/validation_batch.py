@@ -79,14 +79,12 @@ def find_place(
         InputError: a layer that does not exist.
         LayerError: ``"penultimate"`` is not clear.
     """
-    if sharded(model) or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        layers = where.in_place(model)
-    else:
+    layers: Mapping[str, Layer] = {}
+    if not (sharded(model) or any(hasattr(parameter, "full_tensor") for parameter in model.parameters())):
         with torch.inference_mode(False), torch.no_grad():  # the model may write to its inputs
             few = rows_of(inputs, points, torch.linspace(0, points - 1, min(points, POINTS)).long())
         layers = where.find_in(model, lambda: few, columns, forward=forward, warn=warn, pool=pool)
-    ran = where.ran
-    if not ran:
+    if not (ran := where.ran):
         layers = where.in_place(model)
     heads = [layer for alias, layer in layers.items() if alias in where.heads]
     head = Layer(heads[0].path, "output", pool=heads[0].pool) if heads and where.has_logits else None
@@ -103,18 +101,19 @@ def rows_of(inputs: Any, points: int, rows: Tensor) -> Any:
 
     >>> rows_of({"x": torch.arange(3), "names": ["a", "b", "c"], "scale": 2.0}, 3, torch.tensor([2]))
     {'x': tensor([2]), 'names': ['c'], 'scale': 2.0}
+    >>> rows_of(([torch.ones(1), torch.ones(2)], torch.zeros(2)), 2, torch.tensor([1]))
+    ([tensor([1., 1.])], tensor([0.]))
     """
     if isinstance(inputs, Tensor):
         return inputs[rows.to(inputs.device)] if inputs.ndim and len(inputs) == points else inputs.clone()
     if isinstance(inputs, Mapping):
         return {name: rows_of(value, points, rows) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)) and not any(isinstance(value, str) for value in inputs):
-        return (
-            type(inputs)(rows_of(value, points, rows) for value in inputs) if type(inputs) in (tuple, list) else inputs
-        )
-    if isinstance(inputs, list) and len(inputs) == points:
+    if type(inputs) not in (tuple, list):
+        return inputs
+    batched = all(isinstance(value, Tensor) and value.ndim and len(value) == points for value in inputs)
+    if isinstance(inputs, list) and len(inputs) == points and not batched:
         return [inputs[row] for row in rows.tolist()]
-    return inputs
+    return type(inputs)(rows_of(value, points, rows) for value in inputs)
 
 
 class ValidationBatch:
